@@ -1,0 +1,44 @@
+# `make run` and `make test` do all on a fresh machine; `make help` lists the rest.
+.DEFAULT_GOAL := help
+.PHONY: help install run test lint types imports check benchmark lock clean
+bin := .venv/bin
+
+help: ## List the commands
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
+
+install: .venv/.installed ## Make .venv and install what runs
+
+.venv/.installed: requirements.lock pyproject.toml infra/setup/install.sh infra/setup/installer.lock
+	@sh infra/setup/install.sh
+	@touch $@
+
+.venv/.installed-dev: requirements-dev.lock .venv/.installed
+	@sh infra/setup/install.sh dev
+	@touch $@
+
+run: .venv/.installed ## Train on Fashion-MNIST and classify its test images: the main job
+	@$(bin)/fmnist run
+
+test: .venv/.installed-dev ## Run the tests
+	@$(bin)/python -m pytest
+
+lint: .venv/.installed-dev
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+
+types: .venv/.installed-dev
+	$(bin)/mypy
+
+imports: .venv/.installed-dev
+	$(bin)/lint-imports
+
+check: lint types imports ## Lint, types and import rules
+
+benchmark: .venv/.installed-dev ## Measure; figures go to tests/benchmarks/results
+	$(bin)/python -m tests.benchmarks.main_job
+
+lock: .venv/.installed ## Resolve the dependencies anew
+	sh infra/setup/lock.sh
+
+clean: ## Remove what was installed and what runs left (var/ holds the default store!)
+	rm -rf .venv build *.egg-info

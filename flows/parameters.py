@@ -1,0 +1,101 @@
+"""What a flow is asked to do: drawn as a form by the Prefect UI, taken as options by the command line."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class TrainParameters(BaseModel):
+    """How to train."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    preset: Annotated[
+        Literal["quick", "full"],
+        Field(
+            title="Preset",
+            description="Recipe to start from: quick (a minute on two CPUs) or full (the most accurate).",
+        ),
+    ] = "quick"
+    workers: Annotated[
+        str,
+        Field(
+            title="Workers",
+            pattern=r"^(auto|[1-9][0-9]*(:[1-9][0-9]*)?)$",
+            description="Number of training workers, a range MIN:MAX, or auto: one a GPU, or two on CPUs.",
+        ),
+    ] = "auto"
+    epochs: Annotated[
+        int | None,
+        Field(title="Epochs", ge=1, le=10_000, description="Passes over the training images, instead of the preset's."),
+    ] = None
+    global_batch_size: Annotated[
+        int | None,
+        Field(
+            title="Global batch size",
+            ge=1,
+            le=60_000,
+            description="Images a step over all workers, instead of the preset's.",
+        ),
+    ] = None
+    learning_rate: Annotated[
+        float | None,
+        Field(title="Learning rate", gt=0, le=10, description="Peak of the schedule, instead of the preset's."),
+    ] = None
+    seed: Annotated[
+        int,
+        Field(title="Seed", ge=0, le=2**31 - 1, description="Of initial weights, image order and augmentation."),
+    ] = 0
+    resume: Annotated[
+        str | None,
+        Field(
+            title="Resume run",
+            description="Id of a run to go on with, by its own recipe, from its newest complete checkpoint.",
+        ),
+    ] = None
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _number_as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) else value
+
+    def overrides(self) -> dict[str, Any]:
+        """The recipe's fields that were set here."""
+        chosen = self.model_dump(include={"epochs", "global_batch_size", "learning_rate", "seed"})
+        return {name: value for name, value in chosen.items() if value is not None}
+
+
+class ClassifyParameters(BaseModel):
+    """What to classify, with which model, and where the predictions go."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    inputs: Annotated[
+        list[str],
+        Field(
+            title="Images",
+            min_length=1,
+            description="Image files, folders, globs, or Parquet files with images; as paths or URIs.",
+        ),
+    ]
+    table: Annotated[
+        str,
+        Field(
+            title="Prediction table",
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$",
+            description="Name of the prediction table that the batch is added to.",
+        ),
+    ]
+    model: Annotated[
+        str,
+        Field(title="Model", description="Version number, or champion or candidate."),
+    ] = "champion"
+    max_error_share: Annotated[
+        float,
+        Field(
+            title="Largest error share",
+            ge=0,
+            le=1,
+            description="The run fails if a larger share of a batch's images can't be classified.",
+        ),
+    ] = 0.01

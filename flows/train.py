@@ -1,0 +1,24 @@
+"""The training flow."""
+
+from prefect import flow
+
+from flows.parameters import TrainParameters
+from infra.ray_cluster import ClusterTaskRunner, on_ray
+from tasks.dataset import prepare_dataset
+from tasks.evaluation import evaluate_checkpoint
+from tasks.registration import register_model
+from tasks.run import begin_run
+from tasks.summaries import TrainingSummary
+from tasks.training import train_network
+
+
+@flow(name="train", task_runner=ClusterTaskRunner())
+def train(parameters: TrainParameters | None = None) -> TrainingSummary:
+    """Train the network on Fashion-MNIST, evaluate it, register it, and make it champion if it is the best."""
+    parameters = parameters or TrainParameters()
+    dataset = prepare_dataset()
+    run = begin_run(parameters.preset, parameters.overrides(), parameters.resume)
+    trained = on_ray(train_network, run.id, dataset, run.recipe, parameters.workers)
+    result = on_ray(evaluate_checkpoint, trained, dataset)
+    registration = register_model(trained, result)
+    return TrainingSummary(dataset=dataset, run=trained, result=result, registration=registration)

@@ -1,0 +1,25 @@
+"""The main job: train, then classify the test images with what was trained."""
+
+from prefect import flow
+
+from flows.classify import classify
+from flows.parameters import ClassifyParameters, TrainParameters
+from flows.train import train
+from infra.ray_cluster import ClusterTaskRunner
+from tasks.dataset import split_uris
+from tasks.report import compare_with_labels
+from tasks.summaries import MainJobSummary
+
+TEST_TABLE = "fashion-mnist-test"
+
+
+@flow(name="train-and-classify", task_runner=ClusterTaskRunner())
+def train_and_classify(parameters: TrainParameters | None = None) -> MainJobSummary:
+    """Train, classify the test images from their shards, and hold the predictions against the labels."""
+    training = train(parameters)
+    test_images = ClassifyParameters(
+        inputs=split_uris(training.dataset, "test"), table=TEST_TABLE, model=str(training.registration.version.version)
+    )
+    classification = classify(test_images)
+    checked = compare_with_labels(classification.manifests, training.dataset, "test")
+    return MainJobSummary(training=training, classification=classification, checked=checked)

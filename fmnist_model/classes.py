@@ -1,0 +1,18 @@
+"""Fashion-MNIST's classes and image size: what every part of the model needs, and no part of PyTorch."""
+
+CLASS_NAMES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+"""In class order. Source: Xiao, Rasul, Vollgraf: Fashion-MNIST (arXiv:1708.07747), table 2."""
+
+IMAGE_SIZE = 28
+"""Height and width of the model's input, in pixels."""

@@ -1,0 +1,79 @@
+"""Predictions, and the Arrow schemas in which they are kept."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from fmnist_model.classes import CLASS_NAMES
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the network makes of `n` images."""
+
+    classes: NDArray[np.int8]
+    """`[n]`, 0 to 9."""
+    confidence: NDArray[np.float32]
+    """`[n]`, softmax of the winner."""
+    probabilities: NDArray[np.float32]
+    """`[n, 10]`, in class order."""
+
+
+def prediction_schema() -> pa.Schema:
+    """The Arrow schema of prediction rows; each field's metadata says what it holds."""
+
+    def field(name: str, kind: pa.DataType, description: str, *, nullable: bool = False) -> pa.Field:
+        return pa.field(name, kind, nullable=nullable, metadata={"description": description})
+
+    return pa.schema(
+        [
+            field("image", pa.string(), "URI of the image; #row=N inside a Parquet file counts from 0"),
+            field("predicted_class", pa.int8(), "0 to 9"),
+            field("predicted_label", pa.dictionary(pa.int8(), pa.string()), "name of the predicted class"),
+            field("confidence", pa.float32(), "softmax of the predicted class"),
+            field("probabilities", pa.list_(pa.float32(), len(CLASS_NAMES)), "softmax of each class, in class order"),
+            field("label", pa.int8(), "true class, where the input has one", nullable=True),
+            field("model_version", pa.dictionary(pa.int32(), pa.string()), "the model that predicted"),
+        ]
+    )
+
+
+def prediction_batch(
+    images: Sequence[str] | pa.Array, predictions: Predictions, labels: pa.Array, model_version: str
+) -> pa.RecordBatch:
+    """Arrange predictions as rows of `prediction_schema`.
+
+    Args:
+        images: `n` URIs.
+        predictions: of these images, in the same order.
+        labels: `n` true classes as int8, null where unknown.
+        model_version: the same for all rows.
+    """
+    n = len(predictions.classes)
+    probabilities = pa.array(predictions.probabilities.reshape(-1))
+    return pa.record_batch(
+        [
+            images if isinstance(images, pa.Array) else pa.array(images, pa.string()),
+            pa.array(predictions.classes),
+            pa.DictionaryArray.from_arrays(pa.array(predictions.classes), pa.array(CLASS_NAMES)),
+            pa.array(predictions.confidence),
+            pa.FixedSizeListArray.from_arrays(probabilities, len(CLASS_NAMES)),
+            labels,
+            pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), pa.array([model_version])),
+        ],
+        schema=prediction_schema(),
+    )
+
+
+def quarantine_schema() -> pa.Schema:
+    """The Arrow schema of images that could not be classified."""
+    return pa.schema(
+        [
+            pa.field("image", pa.string(), nullable=False, metadata={"description": "URI of the image"}),
+            pa.field("reason", pa.string(), nullable=False, metadata={"description": "why it could not be classified"}),
+            pa.field("label", pa.int8(), metadata={"description": "true class, where the input has one"}),
+        ]
+    )

@@ -1,0 +1,188 @@
+"""Checkpoints as folders of files, complete when `checkpoint.json` is there.
+
+    runs/<run id>/checkpoints/epoch-0007/{model.safetensors, trainer.pt, checkpoint.json}
+
+`checkpoint.json` is written last and records the size and SHA-256 of each file, so that a half-written checkpoint is
+none, and a damaged one is never used.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from infra.errors import JobError, RequestError
+from infra.object_store import ObjectExists, ObjectNotFound, ObjectStore
+from infra.provenance import Provenance
+
+_RECORD = "checkpoint.json"
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class CheckpointCorrupt(JobError):
+    """A checkpoint's file is missing or is not the one that was written."""
+
+
+class CheckpointNotFound(RequestError):
+    """There is no complete checkpoint where one was named."""
+
+
+class CheckpointFile(BaseModel):
+    """One file of a checkpoint."""
+
+    name: str
+    key: str
+    """Where it lies, relative to the store's root."""
+    size: int
+    """Bytes."""
+    sha256: str
+
+
+class Checkpoint(BaseModel):
+    """What `checkpoint.json` holds."""
+
+    run_id: str
+    epoch: int
+    """Epochs completed."""
+    files: list[CheckpointFile]
+    metrics: dict[str, float]
+    parameters: dict[str, Any]
+    data_version: str
+    provenance: Provenance
+
+    @property
+    def key(self) -> str:
+        """Key of the folder."""
+        return checkpoint_folder(self.run_id, self.epoch)
+
+
+def checkpoint_folder(run_id: str, epoch: int) -> str:
+    """Key of a checkpoint's folder.
+
+    Raises:
+        RequestError: `run_id` can't be the name of a run.
+    """
+    if not _RUN_ID.fullmatch(run_id):
+        raise RequestError(
+            f"{run_id!r} is no run id: letters, digits, '.', '_' and '-', beginning with a letter or digit."
+        )
+    return f"runs/{run_id}/checkpoints/epoch-{epoch:04d}"
+
+
+def write_checkpoint(
+    store: ObjectStore,
+    *,
+    run_id: str,
+    epoch: int,
+    files: Mapping[str, bytes],
+    metrics: Mapping[str, float],
+    parameters: Mapping[str, Any],
+    data_version: str,
+) -> Checkpoint:
+    """Write the files, then the record that makes them a checkpoint.
+
+    Where another attempt at the same epoch left a file with other bytes, it is left alone and the new one gets a name
+    of its own; where another attempt completed the epoch first, its checkpoint stands and is returned.
+    """
+    folder = checkpoint_folder(run_id, epoch)
+    checkpoint = Checkpoint(
+        run_id=run_id,
+        epoch=epoch,
+        files=[_write_file(store, folder, name, data) for name, data in files.items()],
+        metrics=dict(metrics),
+        parameters=dict(parameters),
+        data_version=data_version,
+        provenance=Provenance.now(),
+    )
+    try:
+        store.create(f"{folder}/{_RECORD}", checkpoint.model_dump_json(indent=2).encode())
+    except ObjectExists:
+        return read_record(store, run_id, epoch)
+    return checkpoint
+
+
+def _write_file(store: ObjectStore, folder: str, name: str, data: bytes) -> CheckpointFile:
+    sha256 = hashlib.sha256(data).hexdigest()
+    key = f"{folder}/{name}"
+    try:
+        store.create(key, data)
+    except ObjectExists:
+        if hashlib.sha256(store.read(key)).hexdigest() != sha256:
+            key = f"{folder}/{sha256[:16]}-{name}"
+            if store.stat(key) is None:
+                store.create(key, data)
+    return CheckpointFile(name=name, key=key, size=len(data), sha256=sha256)
+
+
+def list_checkpoints(store: ObjectStore, run_id: str) -> list[int]:
+    """Epochs of the run's complete checkpoints, in order."""
+    folder = checkpoint_folder(run_id, 0).rpartition("/")[0]
+    return list(_complete_epochs(store, folder))
+
+
+def _complete_epochs(store: ObjectStore, folder: str) -> Iterator[int]:
+    for name in store.list_folders(f"{folder}/"):
+        match = re.fullmatch(r"epoch-(\d{4,})", name)
+        if match and store.stat(f"{folder}/{name}/{_RECORD}") is not None:
+            yield int(match[1])
+
+
+def list_runs(store: ObjectStore) -> list[str]:
+    """Ids of all training runs, in order."""
+    return list(store.list_folders("runs/"))
+
+
+def read_record(store: ObjectStore, run_id: str, epoch: int) -> Checkpoint:
+    """Read a complete checkpoint's record.
+
+    Raises:
+        CheckpointNotFound: there is none.
+        CheckpointCorrupt: it is no such record, or names files outside its own folder.
+    """
+    folder = checkpoint_folder(run_id, epoch)
+    key = f"{folder}/{_RECORD}"
+    try:
+        checkpoint = Checkpoint.model_validate_json(store.read(key))
+    except ObjectNotFound:
+        complete = ", ".join(str(number) for number in list_checkpoints(store, run_id)) or "none"
+        raise CheckpointNotFound(
+            f"Run {run_id} has no complete checkpoint of epoch {epoch} in {store.root} (complete: {complete})."
+        ) from None
+    except ValidationError as error:
+        raise CheckpointCorrupt(f"{store.uri(key)} is no checkpoint record: {error.errors()[0]['msg']}.") from None
+    if any(file.key.rpartition("/")[0] != folder for file in checkpoint.files):
+        raise CheckpointCorrupt(f"{store.uri(key)} names files outside its own folder; it is not used.")
+    return checkpoint
+
+
+def read_files(store: ObjectStore, checkpoint: Checkpoint) -> dict[str, bytes]:
+    """Read a checkpoint's files, by name, each verified against its recorded SHA-256.
+
+    Raises:
+        CheckpointCorrupt: a file is missing or has other bytes than were written.
+    """
+    return {file.name: _read_verified(store, checkpoint, file) for file in checkpoint.files}
+
+
+def read_file(store: ObjectStore, checkpoint: Checkpoint, name: str) -> bytes:
+    """Read one of a checkpoint's files, verified as in `read_files`."""
+    for file in checkpoint.files:
+        if file.name == name:
+            return _read_verified(store, checkpoint, file)
+    raise CheckpointCorrupt(f"{store.uri(checkpoint.key)} holds no {name}.")
+
+
+def _read_verified(store: ObjectStore, checkpoint: Checkpoint, file: CheckpointFile) -> bytes:
+    advice = f"Restore the object, or go on from another epoch than {checkpoint.epoch}."
+    try:
+        data = store.read(file.key)
+    except ObjectNotFound:
+        raise CheckpointCorrupt(f"{store.uri(file.key)} is missing, but {_RECORD} records it. {advice}") from None
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sha256 != file.sha256:
+        raise CheckpointCorrupt(
+            f"{store.uri(file.key)} has SHA-256 {sha256[:12]}…, but {_RECORD} records {file.sha256[:12]}…. {advice}"
+        )
+    return data

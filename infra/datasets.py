@@ -1,0 +1,45 @@
+"""Image data sets that the project keeps: Parquet parts by split, complete when `dataset.json` is there."""
+
+from pydantic import BaseModel
+
+from infra.object_store import ObjectNotFound, ObjectStore
+from infra.provenance import Provenance
+
+
+class DatasetSplit(BaseModel):
+    """The parts of one split."""
+
+    parts: list[str]
+    """Keys of the Parquet files, in order, relative to the store's root."""
+    images: int
+
+
+class DatasetRecord(BaseModel):
+    """What `dataset.json` holds."""
+
+    name: str
+    version: str
+    """Digest of the source files."""
+    source: str
+    """Where the source files were found."""
+    splits: dict[str, DatasetSplit]
+    provenance: Provenance
+
+
+def dataset_folder(name: str) -> str:
+    """Key of a data set's folder."""
+    return f"datasets/{name}"
+
+
+def read_dataset(store: ObjectStore, name: str) -> DatasetRecord | None:
+    """A data set's record, or None where the store has no complete one."""
+    try:
+        return DatasetRecord.model_validate_json(store.read(f"{dataset_folder(name)}/dataset.json"))
+    except ObjectNotFound:
+        return None
+
+
+def write_dataset(store: ObjectStore, record: DatasetRecord) -> None:
+    """Make a data set complete; its parts must be there."""
+    with store.publish(f"{dataset_folder(record.name)}/dataset.json") as stream:
+        stream.write(record.model_dump_json(indent=2).encode())

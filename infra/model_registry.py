@@ -1,0 +1,157 @@
+"""Model versions and their aliases.
+
+models/<name>/versions/00000012.json    immutable
+models/<name>/aliases/champion.json     swapped by compare-and-set
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from infra.errors import RequestError
+from infra.object_store import ObjectExists, ObjectNotFound, ObjectStore, SwapConflict
+from infra.provenance import Provenance
+
+Alias = Literal["champion", "candidate"]
+ALIASES: tuple[Alias, ...] = ("champion", "candidate")
+
+
+class ModelNotFound(RequestError):
+    """No such version or alias."""
+
+
+class ModelVersion(BaseModel):
+    """An immutable version of a model: a checkpoint, and what is known of it."""
+
+    name: str
+    version: int
+    """1 for the first, then without gaps."""
+    run_id: str
+    epoch: int
+    weights_sha256: str
+    metrics: dict[str, float]
+    """On the test images; `test_accuracy` is what promotion goes by."""
+    parameters: dict[str, Any]
+    data_version: str
+    provenance: Provenance
+
+
+class AliasRecord(BaseModel):
+    """Which version an alias points to, and how that came."""
+
+    version: int
+    previous: int | None
+    """The version it pointed to before."""
+    provenance: Provenance
+
+
+class ModelRegistry:
+    """The versions and aliases of the models in one store."""
+
+    def __init__(self, store: ObjectStore, name: str = "fashion-mnist") -> None:
+        self._store = store
+        self.name = name
+
+    def register(
+        self,
+        *,
+        run_id: str,
+        epoch: int,
+        weights_sha256: str,
+        metrics: Mapping[str, float],
+        parameters: Mapping[str, Any],
+        data_version: str,
+    ) -> ModelVersion:
+        """Make the next version. Whoever creates a number's object first has it; the others try the next one."""
+        number = max(self.versions(), default=0)
+        while True:
+            number += 1
+            version = ModelVersion(
+                name=self.name,
+                version=number,
+                run_id=run_id,
+                epoch=epoch,
+                weights_sha256=weights_sha256,
+                metrics=dict(metrics),
+                parameters=dict(parameters),
+                data_version=data_version,
+                provenance=Provenance.now(),
+            )
+            try:
+                self._store.create(self._version_key(number), version.model_dump_json(indent=2).encode())
+            except ObjectExists:
+                continue
+            return version
+
+    def versions(self) -> list[int]:
+        """The numbers of all versions, in order."""
+        names = (stat.key.rpartition("/")[2] for stat in self._store.list(f"models/{self.name}/versions/"))
+        return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"(\d+)\.json", name)))
+
+    def version(self, number: int) -> ModelVersion:
+        """Read one version.
+
+        Raises:
+            ModelNotFound: there is no such version.
+        """
+        try:
+            return ModelVersion.model_validate_json(self._store.read(self._version_key(number)))
+        except ObjectNotFound:
+            raise ModelNotFound(
+                f"{self._store.root} has no version {number} of model {self.name}; `fmnist models list` shows what it has."
+            ) from None
+
+    def alias(self, alias: Alias) -> AliasRecord | None:
+        """Read an alias, or None where it was never set."""
+        try:
+            return AliasRecord.model_validate_json(self._store.read(self._alias_key(alias)))
+        except ObjectNotFound:
+            return None
+
+    def resolve(self, reference: str) -> ModelVersion:
+        """Find a version by its number or by an alias.
+
+        Raises:
+            ModelNotFound: it is neither, or there is no such version yet.
+        """
+        if reference.isdecimal():
+            return self.version(int(reference))
+        for alias in ALIASES:
+            if reference == alias:
+                record = self.alias(alias)
+                if record is None:
+                    raise ModelNotFound(f"{self._store.root} has no {alias} yet: train one with `fmnist train`.")
+                return self.version(record.version)
+        raise ModelNotFound(f"{reference!r} names no model: give a version's number, or one of {', '.join(ALIASES)}.")
+
+    @retry(
+        retry=retry_if_exception_type(SwapConflict),
+        wait=wait_random_exponential(multiplier=0.05, max=1),
+        stop=stop_after_attempt(10),
+        reraise=True,
+    )
+    def point(self, alias: Alias, version: int) -> AliasRecord:
+        """Let an alias point to a version.
+
+        Raises:
+            ModelNotFound: there is no such version.
+            SwapConflict: others moved the alias ten times in a row.
+        """
+        self.version(version)
+        try:
+            data, seen = self._store.read_with_etag(self._alias_key(alias))
+            previous = AliasRecord.model_validate_json(data).version
+        except ObjectNotFound:
+            seen = previous = None
+        record = AliasRecord(version=version, previous=previous, provenance=Provenance.now())
+        self._store.swap(self._alias_key(alias), record.model_dump_json(indent=2).encode(), seen=seen)
+        return record
+
+    def _version_key(self, number: int) -> str:
+        return f"models/{self.name}/versions/{number:08d}.json"
+
+    def _alias_key(self, alias: Alias) -> str:
+        return f"models/{self.name}/aliases/{alias}.json"

@@ -1,0 +1,35 @@
+"""Durable objects: the interface, and `open_store`, the only place that knows which kinds of store there are."""
+
+from infra.errors import RequestError
+from infra.object_store.interface import (
+    ObjectExists,
+    ObjectNotFound,
+    ObjectStat,
+    ObjectStore,
+    StoreUnavailable,
+    SwapConflict,
+)
+
+__all__ = [
+    "ObjectExists",
+    "ObjectNotFound",
+    "ObjectStat",
+    "ObjectStore",
+    "StoreUnavailable",
+    "SwapConflict",
+    "open_store",
+]
+
+
+def open_store(root: str) -> ObjectStore:
+    """Open the store at a root URI.
+
+    Raises:
+        RequestError: the URI's scheme is none that the project knows.
+    """
+    scheme = root.partition("://")[0]
+    if scheme == "file":
+        from infra.object_store.local import LocalObjectStore
+
+        return LocalObjectStore(root)
+    raise RequestError(f"{root} is no store that this project knows: use file:///folder (FMNIST_STORE).")

@@ -1,0 +1,120 @@
+"""Prefect's API for a run on one machine: a server of the run's own, unless one is configured.
+
+Prefect can start a temporary server by itself, but gives it 20 s, which the migrations of a new database outlast, and
+every worker process would start another one on the same file. This one is started beside Ray, is waited for as long as
+it lives, and is known to every worker by its URL. It listens on a socket that is bound before it starts (so there is no
+port to lose to another process), and ends with the process that started it, however that ends.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from infra.errors import JobError
+
+_START_SECONDS = 180
+
+
+@contextmanager
+def prefect_api(state_dir: Path) -> Iterator[str]:
+    """Provide Prefect's API and name it to this process, and to those it starts, for the length of the block.
+
+    Args:
+        state_dir: the embedded server keeps its database in the folder `prefect` below it.
+
+    Yields:
+        The API's URL: the one that Prefect's settings name, else that of a server started here.
+
+    Raises:
+        JobError: the server did not come up; the message has the end of its log.
+    """
+    from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+
+    configured = get_current_settings().api.url
+    if configured:
+        yield configured
+        return
+    with _server(state_dir / "prefect") as url, temporary_settings({PREFECT_API_URL: url}):
+        os.environ["PREFECT_API_URL"] = url
+        try:
+            yield url
+        finally:
+            del os.environ["PREFECT_API_URL"]
+
+
+@contextmanager
+def _server(home: Path) -> Iterator[str]:
+    home.mkdir(parents=True, exist_ok=True)
+    log = home / "server.log"
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": os.environ.get("PREFECT_HOME", str(home)),
+        "PREFECT_UI_ENABLED": "0",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # What Prefect sets for its own temporary server: no services that only schedules need.
+        "PREFECT__SERVER_EPHEMERAL": "1",
+        "PREFECT__SERVER_FINAL": "1",
+    }
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener, log.open("wb") as output:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "infra.prefect_server", str(listener.fileno()), str(os.getpid())],
+            pass_fds=[listener.fileno()],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for the run, which ends its server in its own time
+        )
+    try:
+        _wait_until_healthy(url, process, log)
+        yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    import httpx
+
+    deadline = time.monotonic() + _START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        # The socket listens before the server does, so a request waits in its queue until the server answers.
+        try:
+            if httpx.get(f"{url}/health", timeout=5, trust_env=False).is_success:
+                return
+        except httpx.HTTPError:
+            time.sleep(0.05)
+    ending = log.read_text(errors="replace")[-2000:]
+    raise JobError(f"Prefect's embedded server did not start within {_START_SECONDS} s. The end of {log}:\n{ending}")
+
+
+def _serve(descriptor: int, owner: int) -> None:
+    """Run the server in this process until it is told to stop or its owner is gone."""
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    def stop_with_owner() -> None:
+        while os.getppid() == owner:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+        os._exit(1)
+
+    threading.Thread(target=stop_with_owner, daemon=True).start()
+    uvicorn.run(create_app(final=True), fd=descriptor, log_level="error", lifespan="on")
+
+
+if __name__ == "__main__":
+    _serve(descriptor=int(sys.argv[1]), owner=int(sys.argv[2]))

@@ -1,0 +1,56 @@
+"""Where things are: read from the environment or a `.env` file, never from a flow's parameters."""
+
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import unquote, urlsplit
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from infra.errors import RequestError
+
+
+def _store_uri(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme == "file":
+        if parts.netloc not in ("", "localhost"):
+            raise ValueError(
+                f"{value} names the host {parts.netloc}: a file URI has three slashes, file:///{parts.netloc}{parts.path}"
+            )
+        return Path(unquote(parts.path)).absolute().as_uri()
+    if parts.scheme == "":
+        return Path(value).expanduser().absolute().as_uri()
+    return value.rstrip("/")
+
+
+class Settings(BaseSettings):
+    """The settings of this project; each is an environment variable of the same name in capitals, after `FMNIST_`."""
+
+    model_config = SettingsConfigDict(env_prefix="FMNIST_", env_file=".env", extra="ignore", frozen=True)
+
+    store: Annotated[str, AfterValidator(_store_uri)] = Field(default="var/store", validate_default=True)
+    """Root URI of the object store, `file:///…`; a plain path is taken as a local folder."""
+
+    ray_address: str | None = None
+    """Address of a Ray cluster, `host:port` or `ray://host:port`; without one, Ray is started for the run."""
+
+    dataset_dir: Path | None = None
+    """Folder with the four Fashion-MNIST IDX files, plain or gzipped."""
+
+    state_dir: Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())] = Field(
+        default=Path("var"), validate_default=True
+    )
+    """Folder for what belongs to this machine alone: the embedded Prefect server's database, Ray Train's scratch."""
+
+
+def load_settings() -> Settings:
+    """Read the settings.
+
+    Raises:
+        RequestError: a setting has a value that can't be meant.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RequestError(f"FMNIST_{str(first['loc'][0]).upper()}: {first['msg']}") from None

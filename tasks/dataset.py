@@ -1,0 +1,159 @@
+"""Fashion-MNIST into the store, as Parquet in the Hugging Face image layout."""
+
+import hashlib
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from fmnist_model.dataset import LabelledImages, from_table, to_table
+from fmnist_model.idx import FASHION_MNIST_SHA256, has_fashion_mnist, read_fashion_mnist
+from infra.datasets import DatasetRecord, DatasetSplit, dataset_folder, read_dataset, write_dataset
+from infra.errors import RequestError
+from infra.object_store import ObjectStore, open_store
+from infra.provenance import Provenance
+from infra.settings import Settings, load_settings
+
+NAME = "fashion-mnist"
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+DEBIAN_PACKAGE = "dataset-fashion-mnist"
+
+_PART_IMAGES = 10_000
+_FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+_VERSION = hashlib.sha256("".join(FASHION_MNIST_SHA256.values()).encode()).hexdigest()[:12]
+
+
+@task(name="prepare dataset", cache_policy=NO_CACHE)
+def prepare_dataset() -> DatasetRecord:
+    """Return the store's Fashion-MNIST, bringing it there first where it is not.
+
+    Raises:
+        InvalidDataset: a source file is missing, truncated, or not Fashion-MNIST's.
+        RequestError: no source was found.
+    """
+    settings = load_settings()
+    store = open_store(settings.store)
+    return read_dataset(store, NAME) or import_dataset(store, settings)
+
+
+def import_dataset(store: ObjectStore, settings: Settings) -> DatasetRecord:
+    """Find the source files, verify them, and write them to the store as Parquet."""
+    with _source(settings) as (folder, source):
+        files = read_fashion_mnist(folder)
+    splits = {
+        split: _write_split(store, split, files[images], files[labels]) for split, (images, labels) in _FILES.items()
+    }
+    record = DatasetRecord(name=NAME, version=_VERSION, source=source, splits=splits, provenance=Provenance.now())
+    write_dataset(store, record)
+    return record
+
+
+def _write_split(store: ObjectStore, split: str, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> DatasetSplit:
+    count = -(-len(labels) // _PART_IMAGES)
+
+    def write(number: int) -> str:
+        chosen = slice(number * _PART_IMAGES, (number + 1) * _PART_IMAGES)
+        key = f"{dataset_folder(NAME)}/{split}/{split}-{number:05d}-of-{count:05d}.parquet"
+        table = to_table(images[chosen], labels[chosen], number * _PART_IMAGES, split)
+        with store.publish(key) as stream:
+            pq.write_table(table, stream, row_group_size=2500)
+        return key
+
+    with ThreadPoolExecutor(4) as threads:  # compressing, which most of it is, leaves Python's lock alone
+        return DatasetSplit(parts=list(threads.map(write, range(count))), images=len(labels))
+
+
+def load_split(store: ObjectStore, dataset: DatasetRecord, split: str) -> LabelledImages:
+    """Read and decode a split."""
+
+    def read(key: str) -> Any:
+        filesystem, path = store.arrow(key)
+        return pq.read_table(path, filesystem=filesystem, columns=["image", "label"])
+
+    parts = dataset.splits[split].parts
+    return from_table((read(key) for key in parts), f"{store.uri(dataset_folder(dataset.name))}/{split}")
+
+
+def split_uris(dataset: DatasetRecord, split: str) -> list[str]:
+    """URIs of a split's Parquet files, as input for classification."""
+    store = open_store(load_settings().store)
+    return [store.uri(key) for key in dataset.splits[split].parts]
+
+
+def check_source(settings: Settings) -> None:
+    """Verify the source files of a data set that is yet to be imported, where they are on this machine.
+
+    Raises:
+        InvalidDataset: a file is missing, truncated, or not Fashion-MNIST's; the message names it.
+        RequestError: `FMNIST_DATASET_DIR` names no folder.
+    """
+    if read_dataset(open_store(settings.store), NAME) is not None:
+        return
+    if (folder := _local_folder(settings)) is not None:
+        read_fashion_mnist(folder)
+
+
+def _local_folder(settings: Settings) -> Path | None:
+    if settings.dataset_dir is not None:
+        if not settings.dataset_dir.is_dir():
+            raise RequestError(f"FMNIST_DATASET_DIR: {settings.dataset_dir} is no folder.")
+        return settings.dataset_dir
+    return DEBIAN_FOLDER if has_fashion_mnist(DEBIAN_FOLDER) else None
+
+
+@contextmanager
+def _source(settings: Settings) -> Iterator[tuple[Path, str]]:
+    folder = _local_folder(settings)
+    if folder is not None:
+        yield folder, str(folder)
+        return
+    with tempfile.TemporaryDirectory(prefix="fashion-mnist-") as scratch:
+        if unpacked := _unpack_debian_package(Path(scratch)):
+            yield unpacked, f"Debian package {DEBIAN_PACKAGE}"
+        else:
+            yield _download(Path(scratch)), "torchvision.datasets.FashionMNIST"
+
+
+def _unpack_debian_package(scratch: Path) -> Path | None:
+    """Fetch the package from the machine's own Debian mirror and unpack it, which needs no root."""
+    apt, dpkg = shutil.which("apt-get"), shutil.which("dpkg-deb")
+    if not apt or not dpkg:
+        return None
+    try:
+        subprocess.run([apt, "download", DEBIAN_PACKAGE], cwd=scratch, check=True, capture_output=True, timeout=120)
+        package = next(scratch.glob("*.deb"))
+        subprocess.run([dpkg, "-x", package, scratch], check=True, capture_output=True, timeout=60)
+    except (OSError, subprocess.SubprocessError, StopIteration):
+        return None
+    return scratch / DEBIAN_FOLDER.relative_to("/")
+
+
+def _download(scratch: Path) -> Path:
+    from torchvision.datasets import FashionMNIST
+
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(30)
+    try:
+        FashionMNIST(str(scratch), download=True)
+    except (OSError, RuntimeError) as error:
+        raise RequestError(
+            f"Fashion-MNIST is not on this machine and can't be downloaded ({error}). Put its four IDX files into a "
+            f"folder and name that with FMNIST_DATASET_DIR, or install Debian's package {DEBIAN_PACKAGE}."
+        ) from None
+    finally:
+        socket.setdefaulttimeout(before)
+    return scratch / "FashionMNIST" / "raw"

@@ -1,0 +1,49 @@
+"""Make a version of a trained model, and the best one champion."""
+
+from dataclasses import dataclass
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from infra.checkpoints import read_record
+from infra.model_registry import ModelRegistry, ModelVersion
+from infra.object_store import open_store
+from infra.settings import load_settings
+from tasks.evaluation import TestResult
+from tasks.training import WEIGHTS, TrainedRun
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What became of a trained model."""
+
+    version: ModelVersion
+    champion: int
+    """The version that is champion now."""
+
+
+@task(name="register model", cache_policy=NO_CACHE)
+def register_model(run: TrainedRun, result: TestResult) -> Registration:
+    """Register a run's last checkpoint; it becomes champion unless the champion does better on the same test images."""
+    store = open_store(load_settings().store)
+    registry = ModelRegistry(store)
+    record = read_record(store, run.run_id, run.epoch)
+    version = registry.register(
+        run_id=run.run_id,
+        epoch=run.epoch,
+        weights_sha256=next(file.sha256 for file in record.files if file.name == WEIGHTS),
+        metrics={"test_accuracy": result.accuracy, "test_correct": result.correct, "test_log_loss": result.log_loss},
+        parameters=record.parameters,
+        data_version=record.data_version,
+    )
+    registry.point("candidate", version.version)
+    champion = registry.alias("champion")
+    if champion is None or not is_worse(version, registry.version(champion.version)):
+        champion = registry.point("champion", version.version)
+    return Registration(version=version, champion=champion.version)
+
+
+def is_worse(version: ModelVersion, champion: ModelVersion) -> bool:
+    """Whether a version does worse than the champion on the same test images; on others they can't be compared."""
+    same_data = version.data_version == champion.data_version
+    return same_data and version.metrics["test_accuracy"] < champion.metrics["test_accuracy"]

@@ -1,0 +1,82 @@
+"""What a run came to, from what lies in the store."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from fmnist_model.classes import CLASS_NAMES
+from infra.datasets import DatasetRecord
+from infra.object_store import ObjectStore, open_store
+from infra.prediction_table import BatchManifest, read_rows
+from infra.settings import load_settings
+
+
+@dataclass(frozen=True)
+class CheckedPredictions:
+    """Predictions held against the labels in the data set, joined by image."""
+
+    images: int
+    correct: int
+
+    @property
+    def accuracy(self) -> float:
+        """Share predicted rightly."""
+        return self.correct / self.images if self.images else float("nan")
+
+
+@task(name="compare predictions with labels", cache_policy=NO_CACHE)
+def compare_with_labels(manifests: list[BatchManifest], dataset: DatasetRecord, split: str) -> CheckedPredictions:
+    """Join the predictions with the labels in a split's own files, by image, and count those that agree."""
+    store = open_store(load_settings().store)
+    predictions = read_rows(store, manifests, ["image", "predicted_class"])
+    labels = _labels(store, dataset, split)
+    with duckdb.connect() as connection:
+        connection.register("predictions", predictions)
+        connection.register("labels", labels)
+        row = connection.execute(
+            "SELECT count(*), count(*) FILTER (predicted_class = label) FROM predictions JOIN labels USING (image)"
+        ).fetchone()
+    images, correct = row or (0, 0)
+    return CheckedPredictions(images, correct)
+
+
+def _labels(store: ObjectStore, dataset: DatasetRecord, split: str) -> pa.Table:
+    tables = []
+    for key in dataset.splits[split].parts:
+        filesystem, path = store.arrow(key)
+        labels = pq.read_table(path, filesystem=filesystem, columns=["label"]).column("label")
+        images = pa.array([f"{store.uri(key)}#row={number}" for number in range(len(labels))])
+        tables.append(pa.table({"image": images, "label": labels}))
+    return pa.concat_tables(tables)
+
+
+def summarize_rows(rows: pa.Table) -> dict[str, Any]:
+    """Counts by class, mean confidence and, where labels exist, accuracy and confusion of prediction rows."""
+    with duckdb.connect() as connection:
+        connection.register("rows", rows)
+        by_class = connection.execute(
+            "SELECT predicted_class, count(*), avg(confidence) FROM rows GROUP BY ALL ORDER BY 1"
+        ).fetchall()
+        cells = connection.execute(
+            "SELECT label, predicted_class, count(*) FROM rows WHERE label IS NOT NULL GROUP BY ALL"
+        ).fetchall()
+    confusion = [[0] * len(CLASS_NAMES) for _ in CLASS_NAMES]
+    for label, predicted, count in cells:
+        confusion[label][predicted] = count
+    labelled = sum(count for *_, count in cells)
+    images = sum(count for _, count, _ in by_class)
+    return {
+        "images": images,
+        "mean_confidence": sum(count * mean for _, count, mean in by_class) / images if images else None,
+        "classes": {
+            CLASS_NAMES[number]: {"images": count, "mean_confidence": mean} for number, count, mean in by_class
+        },
+        "labelled": labelled,
+        "accuracy": sum(confusion[n][n] for n in range(len(CLASS_NAMES))) / labelled if labelled else None,
+        "confusion": confusion if labelled else None,
+    }

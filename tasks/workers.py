@@ -1,0 +1,48 @@
+"""How many training workers, and on what."""
+
+import re
+from dataclasses import dataclass
+
+from infra.errors import RequestError
+
+
+@dataclass(frozen=True)
+class WorkerRange:
+    """Between `fewest` and `most` training workers; the same number twice where it is fixed."""
+
+    fewest: int
+    most: int
+
+    def __str__(self) -> str:
+        return str(self.fewest) if self.fewest == self.most else f"{self.fewest}:{self.most}"
+
+
+def choose_workers(requested: str, *, cpus: int, gpus: int) -> WorkerRange:
+    """Turn what was asked for into numbers that the machine or cluster can hold.
+
+    Args:
+        requested: a number, a range `MIN:MAX`, or `auto`: one worker a GPU where there are GPUs, else two on CPUs.
+        cpus: CPUs there are; each worker has one.
+        gpus: GPUs there are; each worker has one where there are enough for all.
+
+    Raises:
+        RequestError: it is neither, or more than there are CPUs.
+    """
+    if requested == "auto":
+        count = gpus or min(2, cpus)
+        return WorkerRange(count, count)
+    match = re.fullmatch(r"(-?\d+)(?::(-?\d+))?", requested)
+    if match is None:
+        raise RequestError(f"--workers: {requested!r} is neither a number, nor MIN:MAX, nor auto.")
+    fewest = int(match[1])
+    most = int(match[2]) if match[2] else fewest
+    if fewest < 1:
+        raise RequestError(f"--workers: {fewest} workers can't train; ask for at least 1.")
+    if most < fewest:
+        raise RequestError(f"--workers: the range {requested} ends before it begins.")
+    if fewest > max(cpus, gpus):
+        raise RequestError(
+            f"--workers: {fewest} workers need {fewest} CPUs or GPUs, but there are {cpus} CPUs and {gpus} GPUs. "
+            f"Ask for {max(cpus, gpus)} or fewer, or connect to a larger cluster with FMNIST_RAY_ADDRESS."
+        )
+    return WorkerRange(fewest, most)
