@@ -1,0 +1,1 @@
+"""What is scheduled, triggered or typed: the flows and the `fmnist` command."""

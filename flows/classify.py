@@ -16,7 +16,7 @@ def classify(parameters: ClassifyParameters) -> ClassificationSummary:
     model = resolve_model(parameters.model)
     work = plan_batch(parameters.inputs, parameters.table, model)
     if not work.plans:
-        return ClassificationSummary(work=work, manifests=[])
+        return ClassificationSummary(table=parameters.table, work=work, manifests=[])
     batches = on_ray(classify_shards, work)
     manifests = commit_batches(work, batches, parameters.max_error_share)
-    return ClassificationSummary(work=work, manifests=manifests)
+    return ClassificationSummary(table=parameters.table, work=work, manifests=manifests)

@@ -1,8 +1,11 @@
 """What a flow is asked to do: drawn as a form by the Prefect UI, taken as options by the command line."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+_WORKERS = r"^(auto|[1-9][0-9]*(:[1-9][0-9]*)?)$"
 
 
 class TrainParameters(BaseModel):
@@ -21,7 +24,7 @@ class TrainParameters(BaseModel):
         str,
         Field(
             title="Workers",
-            pattern=r"^(auto|[1-9][0-9]*(:[1-9][0-9]*)?)$",
+            json_schema_extra={"pattern": _WORKERS},
             description="Number of training workers, a range MIN:MAX, or auto: one a GPU, or two on CPUs.",
         ),
     ] = "auto"
@@ -56,8 +59,11 @@ class TrainParameters(BaseModel):
 
     @field_validator("workers", mode="before")
     @classmethod
-    def _number_as_text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, int) else value
+    def _number_range_or_auto(cls, value: Any) -> Any:
+        text = str(value) if isinstance(value, int) else value
+        if isinstance(text, str) and not re.fullmatch(_WORKERS, text):
+            raise ValueError("must be a number of workers from 1 up, a range MIN:MAX, or auto")
+        return text
 
     def overrides(self) -> dict[str, Any]:
         """The recipe's fields that were set here."""

@@ -29,8 +29,9 @@ class Classifier:
         parts = []
         with torch.inference_mode():
             for first in range(0, len(pixels), _BATCH):
-                batch = torch.from_numpy(np.ascontiguousarray(pixels[first : first + _BATCH])).to(self._device)
-                parts.append(self._network(scale(batch)).softmax(1))
+                # PyTorch warns of arrays that can't be written, as raw pixels from Arrow are.
+                batch = np.require(pixels[first : first + _BATCH], requirements=("C", "W"))
+                parts.append(self._network(scale(torch.from_numpy(batch).to(self._device))).softmax(1))
             probabilities = torch.cat(parts).cpu().numpy() if parts else np.empty((0, len(CLASS_NAMES)), np.float32)
         classes = probabilities.argmax(axis=1)
         confidence = probabilities[np.arange(len(probabilities)), classes]

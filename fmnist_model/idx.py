@@ -55,7 +55,10 @@ def parse_idx(data: bytes, origin: str) -> NDArray[np.uint8]:
     if len(data) != expected:
         what = "truncated" if len(data) < expected else "longer than its header says"
         raise InvalidDataset(f"{origin} is {what}: {len(data):,} bytes instead of {expected:,} (shape {list(shape)}).")
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+    try:
+        return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+    except ValueError as error:  # more dimensions than NumPy has, or a size beyond its range beside a zero
+        raise InvalidDataset(f"{origin} can't be an array of shape {list(shape)[:8]}: {error}.") from None
 
 
 def _decompress(data: bytes, origin: str) -> bytes:

@@ -26,6 +26,9 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".
 IMAGE_COLUMN, LABEL_COLUMN = "image", "label"
 """Names of the columns in Parquet files of images; the labels may be missing."""
 
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""What is decoded. Pillow knows many more, some of them by running other programs (EPS: Ghostscript)."""
+
 _MAX_PIXELS = 64_000_000
 """Larger pictures are refused before they are decoded: 64 megapixels in RGB are 192 MB."""
 
@@ -60,10 +63,10 @@ def decode_images(encoded: pa.Array) -> DecodedImages:
             f"a column of type {encoded.type} holds no images: expected image files (binary, or struct with a field "
             f"'bytes') or raw pixels (fixed_size_binary[{IMAGE_SIZE**2}])."
         )
-    if pa.types.is_fixed_size_binary(encoded.type):
-        return _raw_pixels(encoded)
     if pa.types.is_struct(encoded.type):
         encoded = encoded.flatten()[encoded.type.get_field_index("bytes")]  # with the struct's nulls, unlike field()
+    if pa.types.is_fixed_size_binary(encoded.type):
+        return _raw_pixels(encoded)
     pixels = np.empty((len(encoded), IMAGE_SIZE, IMAGE_SIZE), np.uint8)
     rows: list[int] = []
     rejected: list[tuple[int, str]] = []
@@ -90,7 +93,7 @@ def _raw_pixels(column: pa.FixedSizeBinaryArray) -> DecodedImages:
     return DecodedImages(pixels if not rejected else pixels[rows], rows, rejected)
 
 
-class ImageRejected(Exception):  # noqa: N818 (it is a verdict about an image, and its text goes to the quarantine)
+class ImageRejected(Exception):
     """An image can't be classified; the text begins with the kind of reason."""
 
 
@@ -107,7 +110,7 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of what is refused or tolerated below
-            with Image.open(io.BytesIO(data)) as picture:
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
                 if picture.width * picture.height > _MAX_PIXELS:
                     raise ImageRejected(f"too large: {picture.width} x {picture.height} pixels")
                 if picture.mode == "L" and picture.size == (IMAGE_SIZE, IMAGE_SIZE) and not picture.info:
@@ -152,7 +155,7 @@ def holds_images(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
     raw = pa.types.is_fixed_size_binary(kind) and kind.byte_width == IMAGE_SIZE**2
-    return raw or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return bool(raw or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def is_image_name(name: str) -> bool:

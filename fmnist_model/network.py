@@ -3,12 +3,10 @@
 Source: https://pytorch.org/tutorials/beginner/basics/buildmodel_tutorial.html
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from fmnist_model.errors import InvalidWeights
+from fmnist_model.weights import check_weights
 
 
 class NeuralNetwork(nn.Module):
@@ -49,48 +47,26 @@ def save_weights(network: nn.Module) -> bytes:
     state = {
         name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in network.state_dict().items()
     }
-    return save(state, metadata={"format": "pt"})
+    data: bytes = save(state, metadata={"format": "pt"})
+    return data
 
 
 def load_weights(data: bytes, origin: str) -> NeuralNetwork:
-    """Make a network with the weights in a safetensors file; nothing in the file can be executed.
+    """Make a network with the weights in a safetensors file, ready to classify.
 
     Args:
         data: the file's bytes.
         origin: where they come from, for messages.
 
     Raises:
-        InvalidWeights: the file is no safetensors, or holds tensors of other names or shapes, or values that are not
-            finite.
+        InvalidWeights: as `check_weights` says.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load
 
-    try:
-        state = load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise InvalidWeights(f"{origin} is no safetensors file: {error}.") from None
+    check_weights(data, origin)
     network = NeuralNetwork()
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if found != expected:
-        raise InvalidWeights(f"{origin} holds weights of another network: {_difference(expected, found)}.")
-    for name, tensor in state.items():
-        if not torch.isfinite(tensor).all():
-            raise InvalidWeights(f"{origin}: {name} has values that are not finite.")
-    network.load_state_dict(state)
+    network.load_state_dict(load(data))
     return network.eval()
-
-
-def _difference(expected: dict[str, Any], found: dict[str, Any]) -> str:
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
-            return f"{name} is missing"
-        if name not in expected:
-            return f"{name} is none of its tensors"
-        if found[name] != expected[name]:
-            return f"{name} has shape {list(found[name])} instead of {list(expected[name])}"
-    return "the order of its tensors differs"
 
 
 def best_device() -> torch.device:

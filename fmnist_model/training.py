@@ -34,6 +34,8 @@ class StepProgress:
     step: int
     """Steps done, of the whole run."""
     steps: int
+    global_batch_size: int
+    """Images a step, over all ranks together."""
     loss: float
     accuracy: float
     images_per_second: float
@@ -98,11 +100,12 @@ class TrainingRun:
         self._optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
         )
+        total_steps = recipe.epochs * self.steps_per_epoch
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(
             self._optimizer,
             max_lr=recipe.learning_rate,
-            total_steps=recipe.epochs * self.steps_per_epoch,
-            pct_start=0.25,
+            total_steps=total_steps,
+            pct_start=0.25 if total_steps != 4 else 0.3,  # OneCycleLR divides by pct_start * total_steps - 1
             cycle_momentum=False,
         )
 
@@ -160,7 +163,7 @@ class TrainingRun:
         logits = self._trained(images)
         loss = functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.recipe.label_smoothing)
         # DDP averages over ranks; slices differ by one image at most where the batch does not divide evenly.
-        (loss * (self._world_size / len(batch))).backward()
+        (loss * (self._world_size / len(batch))).backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         self._schedule.step()
         with torch.no_grad():
@@ -174,6 +177,7 @@ class TrainingRun:
             epochs=self.recipe.epochs,
             step=(epoch - 1) * self.steps_per_epoch + step,
             steps=self.recipe.epochs * self.steps_per_epoch,
+            global_batch_size=self._batch_size,
             loss=loss / max(images, 1),
             accuracy=correct / max(images, 1),
             images_per_second=step * self._batch_size / seconds,
@@ -199,14 +203,20 @@ class TrainingRun:
             state: what `save_state` returned there.
 
         Raises:
-            ValueError: it was another recipe, or is no such state. Nothing in it is executed.
+            ValueError: it was another recipe or number of images, or is no such state. Nothing in it is executed.
         """
         try:
             loaded: dict[str, Any] = torch.load(io.BytesIO(state), map_location=self._device, weights_only=True)
-        except Exception as error:  # torch.load raises what its unpickler and zip reader happen to raise
+        except Exception as error:  # noqa: BLE001 (torch.load raises what its unpickler and zip reader happen to raise)
             raise ValueError(f"The training state can't be read: {error}") from None
+        if not isinstance(loaded, dict) or not {"recipe", "epochs_done", "optimizer", "schedule"} <= loaded.keys():
+            raise ValueError("The training state can't be read: it is none that a training run saved.")
         if loaded["recipe"] != asdict(self.recipe):
             raise ValueError(f"The training state is of another recipe: {loaded['recipe']}")
+        if (steps := loaded["schedule"]["total_steps"]) != self._schedule.total_steps:
+            raise ValueError(
+                f"The training state is of a run of {steps} steps; on these images it is {self._schedule.total_steps}."
+            )
         self.network.load_state_dict(weights.state_dict())
         self._optimizer.load_state_dict(loaded["optimizer"])
         self._schedule.load_state_dict(loaded["schedule"])

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from infra.errors import JobError, RequestError
 from infra.object_store import ObjectExists, ObjectNotFound, ObjectStore
+from infra.object_store.interface import is_key
 from infra.provenance import Provenance
 
 _RECORD = "checkpoint.json"
@@ -105,15 +106,14 @@ def write_checkpoint(
 
 def _write_file(store: ObjectStore, folder: str, name: str, data: bytes) -> CheckpointFile:
     sha256 = hashlib.sha256(data).hexdigest()
-    key = f"{folder}/{name}"
-    try:
-        store.create(key, data)
-    except ObjectExists:
-        if hashlib.sha256(store.read(key)).hexdigest() != sha256:
-            key = f"{folder}/{sha256[:16]}-{name}"
-            if store.stat(key) is None:
-                store.create(key, data)
-    return CheckpointFile(name=name, key=key, size=len(data), sha256=sha256)
+    for key in (f"{folder}/{name}", f"{folder}/{sha256[:16]}-{name}"):
+        try:
+            store.create(key, data)
+        except ObjectExists:
+            if hashlib.sha256(store.read(key)).hexdigest() != sha256:
+                continue
+        return CheckpointFile(name=name, key=key, size=len(data), sha256=sha256)
+    raise CheckpointCorrupt(f"{store.uri(key)} is damaged: it has not the bytes that its name says. Remove it.")
 
 
 def list_checkpoints(store: ObjectStore, run_id: str) -> list[int]:
@@ -152,7 +152,9 @@ def read_record(store: ObjectStore, run_id: str, epoch: int) -> Checkpoint:
         ) from None
     except ValidationError as error:
         raise CheckpointCorrupt(f"{store.uri(key)} is no checkpoint record: {error.errors()[0]['msg']}.") from None
-    if any(file.key.rpartition("/")[0] != folder for file in checkpoint.files):
+    if (checkpoint.run_id, checkpoint.epoch) != (run_id, epoch):
+        raise CheckpointCorrupt(f"{store.uri(key)} is the record of another checkpoint; it is not used.")
+    if any(file.key.rpartition("/")[0] != folder or not is_key(file.key) for file in checkpoint.files):
         raise CheckpointCorrupt(f"{store.uri(key)} names files outside its own folder; it is not used.")
     return checkpoint
 

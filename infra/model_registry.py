@@ -6,6 +6,7 @@ models/<name>/aliases/champion.json     swapped by compare-and-set
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -101,7 +102,8 @@ class ModelRegistry:
             return ModelVersion.model_validate_json(self._store.read(self._version_key(number)))
         except ObjectNotFound:
             raise ModelNotFound(
-                f"{self._store.root} has no version {number} of model {self.name}; `fmnist models list` shows what it has."
+                f"{self._store.root} has no version {number} of model {self.name}; `fmnist models list` shows what it "
+                "has."
             ) from None
 
     def alias(self, alias: Alias) -> AliasRecord | None:
@@ -141,11 +143,11 @@ class ModelRegistry:
             SwapConflict: others moved the alias ten times in a row.
         """
         self.version(version)
-        try:
+        seen: str | None = None
+        previous: int | None = None
+        with suppress(ObjectNotFound):
             data, seen = self._store.read_with_etag(self._alias_key(alias))
             previous = AliasRecord.model_validate_json(data).version
-        except ObjectNotFound:
-            seen = previous = None
         record = AliasRecord(version=version, previous=previous, provenance=Provenance.now())
         self._store.swap(self._alias_key(alias), record.model_dump_json(indent=2).encode(), seen=seen)
         return record

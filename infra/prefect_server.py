@@ -13,8 +13,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from infra.errors import JobError
@@ -23,34 +24,57 @@ _START_SECONDS = 180
 
 
 @contextmanager
-def prefect_api(state_dir: Path) -> Iterator[str]:
+def prefect_api(state_dir: Path) -> Iterator[Callable[[], str]]:
     """Provide Prefect's API and name it to this process, and to those it starts, for the length of the block.
+
+    The server comes up in the background; do other things meanwhile.
 
     Args:
         state_dir: the embedded server keeps its database in the folder `prefect` below it.
 
     Yields:
-        The API's URL: the one that Prefect's settings name, else that of a server started here.
-
-    Raises:
-        JobError: the server did not come up; the message has the end of its log.
+        A function that waits until the API answers, and returns its URL: the one that Prefect's settings name, else
+        that of a server started here. It raises JobError, with the end of the log, where the server does not come up.
     """
+    from prefect.logging.handlers import APILogHandler
     from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
     configured = get_current_settings().api.url
     if configured:
-        yield configured
+        yield lambda: configured
         return
-    with _server(state_dir / "prefect") as url, temporary_settings({PREFECT_API_URL: url}):
-        os.environ["PREFECT_API_URL"] = url
+    with _server(state_dir / "prefect") as server, temporary_settings({PREFECT_API_URL: server.url}):
+        os.environ["PREFECT_API_URL"] = server.url
         try:
-            yield url
+            yield server.wait_until_healthy
         finally:
+            APILogHandler().flush()  # or Prefect would try at exit, when the server is gone
             del os.environ["PREFECT_API_URL"]
 
 
+@dataclass(frozen=True)
+class _Server:
+    url: str
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+    def wait_until_healthy(self) -> str:
+        import httpx
+
+        deadline = time.monotonic() + _START_SECONDS
+        while self.process.poll() is None and time.monotonic() < deadline:
+            # The socket listens before the server does, so a request waits in its queue until the server answers.
+            try:
+                if httpx.get(f"{self.url}/health", timeout=5, trust_env=False).is_success:
+                    return self.url
+            except httpx.HTTPError:
+                time.sleep(0.05)
+        ending = self.log.read_text(errors="replace")[-2000:]
+        raise JobError(f"Prefect's embedded server did not start. The end of {self.log}:\n{ending}")
+
+
 @contextmanager
-def _server(home: Path) -> Iterator[str]:
+def _server(home: Path) -> Iterator[_Server]:
     home.mkdir(parents=True, exist_ok=True)
     log = home / "server.log"
     environment = {
@@ -74,8 +98,7 @@ def _server(home: Path) -> Iterator[str]:
             start_new_session=True,  # Ctrl-C is for the run, which ends its server in its own time
         )
     try:
-        _wait_until_healthy(url, process, log)
-        yield url
+        yield _Server(url, process, log)
     finally:
         process.terminate()
         try:
@@ -83,21 +106,6 @@ def _server(home: Path) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    import httpx
-
-    deadline = time.monotonic() + _START_SECONDS
-    while process.poll() is None and time.monotonic() < deadline:
-        # The socket listens before the server does, so a request waits in its queue until the server answers.
-        try:
-            if httpx.get(f"{url}/health", timeout=5, trust_env=False).is_success:
-                return
-        except httpx.HTTPError:
-            time.sleep(0.05)
-    ending = log.read_text(errors="replace")[-2000:]
-    raise JobError(f"Prefect's embedded server did not start within {_START_SECONDS} s. The end of {log}:\n{ending}")
 
 
 def _serve(descriptor: int, owner: int) -> None:

@@ -12,18 +12,34 @@ _NAME = "progress"
 class _Board:
     def __init__(self) -> None:
         self._latest: dict[str, Any] = {}
-        self._number = 0
 
     def post(self, entry: dict[str, Any]) -> None:
         self._latest = entry
-        self._number += 1
 
-    def read(self) -> tuple[int, dict[str, Any]]:
-        return self._number, self._latest
+    def read(self) -> dict[str, Any]:
+        return self._latest
 
 
-def progress_board() -> Any:
-    """The board of this driver: a Ray actor handle with `post(entry)` and `read()`, started by whoever asks first."""
-    import ray
+class ProgressBoard:
+    """The board of this driver, started by whoever asks for it first."""
 
-    return ray.remote(_Board).options(name=_NAME, get_if_exists=True, num_cpus=0).remote()
+    def __init__(self) -> None:
+        import ray
+
+        self._actor = ray.remote(_Board).options(name=_NAME, get_if_exists=True, num_cpus=0).remote()
+
+    def post(self, stage: str, **figures: Any) -> None:
+        """Say where the work stands; returns at once.
+
+        Args:
+            stage: what is being done, by the name that readers know it by.
+            figures: how far, in numbers and short texts.
+        """
+        self._actor.post.remote({"stage": stage} | figures)
+
+    def read(self) -> dict[str, Any]:
+        """The latest entry: its figures and its stage; empty before the first."""
+        import ray
+
+        latest: dict[str, Any] = ray.get(self._actor.read.remote(), timeout=10)
+        return latest

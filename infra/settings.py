@@ -1,5 +1,6 @@
 """Where things are: read from the environment or a `.env` file, never from a flow's parameters."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import unquote, urlsplit
@@ -10,6 +11,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from infra.errors import RequestError
 
 
+def _absolute(path: str | Path) -> Path:
+    # Unlike Path.expanduser, this leaves a name that begins with '~' and is no user's as it is.
+    return Path(os.path.expanduser(path)).absolute()  # noqa: PTH111
+
+
 def _store_uri(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme == "file":
@@ -17,16 +23,20 @@ def _store_uri(value: str) -> str:
             raise ValueError(
                 f"{value} names the host {parts.netloc}: a file URI has three slashes, file:///{parts.netloc}{parts.path}"
             )
+        if parts.query or parts.fragment:
+            raise ValueError(f"{value} has a '?' or '#': in a file URI these are written %3F and %23")
         return Path(unquote(parts.path)).absolute().as_uri()
     if parts.scheme == "":
-        return Path(value).expanduser().absolute().as_uri()
+        return _absolute(value).as_uri()
     return value.rstrip("/")
 
 
 class Settings(BaseSettings):
     """The settings of this project; each is an environment variable of the same name in capitals, after `FMNIST_`."""
 
-    model_config = SettingsConfigDict(env_prefix="FMNIST_", env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="FMNIST_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
     store: Annotated[str, AfterValidator(_store_uri)] = Field(default="var/store", validate_default=True)
     """Root URI of the object store, `file:///…`; a plain path is taken as a local folder."""
@@ -34,12 +44,10 @@ class Settings(BaseSettings):
     ray_address: str | None = None
     """Address of a Ray cluster, `host:port` or `ray://host:port`; without one, Ray is started for the run."""
 
-    dataset_dir: Path | None = None
+    dataset_dir: Annotated[Path, AfterValidator(_absolute)] | None = None
     """Folder with the four Fashion-MNIST IDX files, plain or gzipped."""
 
-    state_dir: Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())] = Field(
-        default=Path("var"), validate_default=True
-    )
+    state_dir: Annotated[Path, AfterValidator(_absolute)] = Field(default=Path("var"), validate_default=True)
     """Folder for what belongs to this machine alone: the embedded Prefect server's database, Ray Train's scratch."""
 
 

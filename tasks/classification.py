@@ -26,7 +26,7 @@ from infra.prediction_table import (
     read_plan_inputs,
     write_part,
 )
-from infra.progress import progress_board
+from infra.progress import ProgressBoard
 from infra.ray_cluster import cluster_cpus, cluster_gpus
 from infra.settings import load_settings
 from tasks.planning import PlannedWork
@@ -65,6 +65,7 @@ def _classify_batch(store: ObjectStore, plan: BatchPlan, model: ModelVersion) ->
     missing = sorted(set(range(plan.shards)) - {entry.shard for entry in books})
     began = time.perf_counter()
     if missing:
+        ProgressBoard().post("start classifiers", table=plan.table, shards=len(missing))
         gpus = cluster_gpus()
         actor = ray.remote(num_cpus=0 if gpus else 1, num_gpus=1 if gpus else 0, max_restarts=3, max_task_retries=3)(
             _ShardClassifier
@@ -80,7 +81,8 @@ def _classify_batch(store: ObjectStore, plan: BatchPlan, model: ModelVersion) ->
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
             raise JobError(
-                f"Classification into {plan.table} failed: {str(cause).strip().splitlines()[-1]}. The finished shards are kept; run it again."
+                f"Classification into {plan.table} failed: {str(cause).strip().splitlines()[-1]}. "
+                "The finished shards are kept; run it again."
             ) from error
         finally:
             for handle in actors:
@@ -89,18 +91,23 @@ def _classify_batch(store: ObjectStore, plan: BatchPlan, model: ModelVersion) ->
 
 
 def _watched(results: Iterator[ShardBooks], plan: BatchPlan, earlier: list[ShardBooks]) -> Iterator[ShardBooks]:
-    """Pass books on, telling the progress board of each."""
-    board = progress_board()
+    """Pass books on, and post how far the batch is after each."""
+    board = ProgressBoard()
     began = time.perf_counter()
-    shards, images = len(earlier), 0
-    quarantined = sum(entry.quarantined for entry in earlier)
+    done = list(earlier)
     for entry in results:
-        shards += 1
-        images += entry.planned
-        quarantined += entry.quarantined
-        progress = {"stage": "classify", "table": plan.table, "shard": shards, "shards": plan.shards}
-        rate = images / (time.perf_counter() - began)
-        board.post.remote(progress | {"images": images, "quarantined": quarantined, "images_per_second": rate})
+        done.append(entry)
+        images = sum(books.planned for books in done)
+        board.post(
+            "classify",
+            table=plan.table,
+            shards_done=len(done),
+            shards=plan.shards,
+            images=images,
+            planned=plan.planned,
+            quarantined=sum(books.quarantined for books in done),
+            images_per_second=(images - sum(books.planned for books in earlier)) / (time.perf_counter() - began),
+        )
         yield entry
 
 

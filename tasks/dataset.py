@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.dataset import LabelledImages, from_table, to_table
 from fmnist_model.idx import FASHION_MNIST_SHA256, has_fashion_mnist, read_fashion_mnist
 from infra.datasets import DatasetRecord, DatasetSplit, dataset_folder, read_dataset, write_dataset
 from infra.errors import RequestError
 from infra.object_store import ObjectStore, open_store
+from infra.progress import ProgressBoard
 from infra.provenance import Provenance
 from infra.settings import Settings, load_settings
 
@@ -47,7 +49,11 @@ def prepare_dataset() -> DatasetRecord:
     """
     settings = load_settings()
     store = open_store(settings.store)
-    return read_dataset(store, NAME) or import_dataset(store, settings)
+    record = read_dataset(store, NAME)
+    if record is None:
+        ProgressBoard().post("import dataset", name=NAME)
+        record = import_dataset(store, settings)
+    return record
 
 
 def import_dataset(store: ObjectStore, settings: Settings) -> DatasetRecord:
@@ -86,6 +92,27 @@ def load_split(store: ObjectStore, dataset: DatasetRecord, split: str) -> Labell
 
     parts = dataset.splits[split].parts
     return from_table((read(key) for key in parts), f"{store.uri(dataset_folder(dataset.name))}/{split}")
+
+
+def load_test_image(store: ObjectStore, dataset: DatasetRecord, number: int) -> tuple[NDArray[np.uint8], str]:
+    """One test image, uint8 `[28, 28]`, and the name of its class.
+
+    Raises:
+        RequestError: there is no test image of that number.
+    """
+    split = dataset.splits["test"]
+    if number >= split.images:
+        raise RequestError(f"There is no test image {number}: they are numbered from 0 to {split.images - 1}.")
+    for key in split.parts:
+        filesystem, path = store.arrow(key)
+        with pq.ParquetFile(path, filesystem=filesystem) as part:
+            if number < part.metadata.num_rows:
+                found = from_table([part.read(["image", "label"]).slice(number, 1)], store.uri(key))
+                return found.images[0], CLASS_NAMES[found.labels[0]]
+            number -= part.metadata.num_rows
+    raise RequestError(
+        f"{store.uri(dataset_folder(dataset.name))} is incomplete: its files hold fewer images than listed."
+    )
 
 
 def split_uris(dataset: DatasetRecord, split: str) -> list[str]:

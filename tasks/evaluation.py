@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from infra.checkpoints import read_file, read_record
 from infra.datasets import DatasetRecord
 from infra.object_store import open_store
+from infra.progress import ProgressBoard
 from infra.settings import load_settings
 from tasks.dataset import load_split
 from tasks.training import WEIGHTS, TrainedRun
@@ -42,6 +43,7 @@ def evaluate_checkpoint(run: TrainedRun, dataset: DatasetRecord) -> TestResult:
     from fmnist_model.evaluation import evaluate
     from fmnist_model.network import best_device, load_weights
 
+    ProgressBoard().post("evaluate", run_id=run.run_id)
     store = open_store(load_settings().store)
     record = read_record(store, run.run_id, run.epoch)
     network = load_weights(read_file(store, record, WEIGHTS), store.uri(record.key))

@@ -89,7 +89,7 @@ def check_inputs(inputs: list[str]) -> None:
         InputNotFound: one does not.
     """
     for location in inputs:
-        next(_pieces(location))
+        next(_pieces(location), None)  # a Parquet file without rows is an input, if without images
 
 
 def _done(store: ObjectStore, table: str, model_version: str, unfinished: list[BatchPlan]) -> set[tuple[str, str, int]]:
@@ -124,12 +124,12 @@ def _parquet_pieces(file: InputFile) -> Iterator[dict[str, Any]]:
     filesystem, path = filesystem_of(file.uri)
     try:
         metadata = pq.read_metadata(path, filesystem=filesystem)
-    except (pa.ArrowInvalid, OSError) as error:
+        schema = metadata.schema.to_arrow_schema()
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise RequestError(f"{file.uri} can't be read as Parquet: {error}. Remove or replace the file.") from None
-    schema = metadata.schema.to_arrow_schema()
-    if IMAGE_COLUMN not in schema.names or not holds_images(schema.field(IMAGE_COLUMN).type):
+    if schema.names.count(IMAGE_COLUMN) != 1 or not holds_images(schema.field(IMAGE_COLUMN).type):
         raise RequestError(
-            f"{file.uri} has no column '{IMAGE_COLUMN}' with image files or raw pixels; its columns are: "
+            f"{file.uri} needs one column '{IMAGE_COLUMN}' with image files or raw pixels; its columns are: "
             f"{', '.join(f'{field.name} ({field.type})' for field in schema)}."
         )
     first_row = rows = 0

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from infra.checkpoints import read_record
-from infra.model_registry import ModelRegistry, ModelVersion
-from infra.object_store import open_store
+from fmnist_model.weights import check_weights
+from infra.checkpoints import read_file, read_record
+from infra.errors import RequestError
+from infra.model_registry import AliasRecord, ModelRegistry, ModelVersion
+from infra.object_store import ObjectStore, open_store
 from infra.settings import load_settings
 from tasks.evaluation import TestResult
 from tasks.training import WEIGHTS, TrainedRun
@@ -47,3 +49,28 @@ def is_worse(version: ModelVersion, champion: ModelVersion) -> bool:
     """Whether a version does worse than the champion on the same test images; on others they can't be compared."""
     same_data = version.data_version == champion.data_version
     return same_data and version.metrics["test_accuracy"] < champion.metrics["test_accuracy"]
+
+
+def promote_version(store: ObjectStore, number: int, *, force: bool) -> AliasRecord:
+    """Make a version the champion.
+
+    Raises:
+        ModelNotFound: there is no such version.
+        CheckpointCorrupt: its checkpoint is not the one that was written.
+        InvalidWeights: its weights are another network's.
+        RequestError: it does worse than the champion on the same test images, and `force` was not said.
+    """
+    registry = ModelRegistry(store)
+    version = registry.version(number)
+    record = read_record(store, version.run_id, version.epoch)
+    check_weights(read_file(store, record, WEIGHTS), store.uri(record.key))
+    current = registry.alias("champion")
+    if current is not None and not force:
+        champion = registry.version(current.version)
+        if is_worse(version, champion):
+            raise RequestError(
+                f"Version {number} classifies {version.metrics['test_accuracy']:.2%} of the test images rightly, the "
+                f"champion (version {champion.version}) {champion.metrics['test_accuracy']:.2%}. --force promotes it all "
+                "the same."
+            )
+    return registry.point("champion", number)

@@ -9,9 +9,10 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from fmnist_model.recipe import PRESETS
-from infra.object_store import open_store
+from infra.checkpoints import list_checkpoints, read_record
+from infra.errors import RequestError
+from infra.object_store import ObjectStore, open_store
 from infra.settings import load_settings
-from tasks.training import run_recipe
 
 
 @dataclass(frozen=True)
@@ -35,3 +36,15 @@ def begin_run(preset: str, overrides: dict[str, Any], resume: str | None) -> Run
         return RunToTrain(resume, run_recipe(store, resume))
     run_id = f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{secrets.token_hex(2)}"
     return RunToTrain(run_id, asdict(replace(PRESETS[preset], **overrides)))
+
+
+def run_recipe(store: ObjectStore, run_id: str) -> dict[str, Any]:
+    """The recipe of a run that is to be resumed.
+
+    Raises:
+        RequestError: the run has no complete checkpoint.
+    """
+    complete = list_checkpoints(store, run_id)
+    if not complete:
+        raise RequestError(f"{store.root} has no run {run_id} with a complete checkpoint; there is nothing to resume.")
+    return read_record(store, run_id, complete[-1]).parameters

@@ -25,6 +25,7 @@ class TrainingSummary:
 class ClassificationSummary:
     """A run of the classification flow; without manifests where nothing was new."""
 
+    table: str
     work: PlannedWork
     manifests: list[BatchManifest]
 

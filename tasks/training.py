@@ -15,9 +15,9 @@ from prefect.cache_policies import NO_CACHE
 from fmnist_model.dataset import LabelledImages
 from infra.checkpoints import list_checkpoints, read_files, read_record, write_checkpoint
 from infra.datasets import DatasetRecord
-from infra.errors import JobError, RequestError
+from infra.errors import JobError
 from infra.object_store import ObjectStore, open_store
-from infra.progress import progress_board
+from infra.progress import ProgressBoard
 from infra.ray_cluster import cluster_cpus, cluster_gpus
 from infra.settings import load_settings
 from tasks.dataset import load_split
@@ -69,6 +69,7 @@ def train_network(run_id: str, dataset: DatasetRecord, recipe: dict[str, Any], w
 
     settings = load_settings()
     count = choose_workers(workers, cpus=cluster_cpus(), gpus=cluster_gpus())
+    ProgressBoard().post("start workers", run_id=run_id, workers=str(count))
     scratch = settings.state_dir / "ray-train"
     attempt = (
         f"{run_id}-{uuid.uuid4().hex[:6]}"  # a name that Ray Train knows already would have it restore its own state
@@ -166,12 +167,8 @@ def _resume_newest(store: ObjectStore, config: dict[str, Any], run: Any) -> Any:
 
 
 def _progress_poster(run_id: str) -> Callable[[Any], None]:
-    board = progress_board()
-
-    def post(progress: Any) -> None:
-        board.post.remote({"stage": "train", "run_id": run_id} | asdict(progress))
-
-    return post
+    board = ProgressBoard()
+    return lambda progress: board.post("train", run_id=run_id, **asdict(progress))
 
 
 class _NoWriter:
@@ -240,15 +237,3 @@ def _cause(error: Exception) -> str:
         first = first.__cause__
     logging.getLogger(__name__).debug("training failed", exc_info=error)
     return str(first).strip().splitlines()[-1] if str(first).strip() else type(first).__name__
-
-
-def run_recipe(store: ObjectStore, run_id: str) -> dict[str, Any]:
-    """The recipe of a run that is to be resumed.
-
-    Raises:
-        RequestError: the run has no complete checkpoint.
-    """
-    complete = list_checkpoints(store, run_id)
-    if not complete:
-        raise RequestError(f"{store.root} has no run {run_id} with a complete checkpoint; there is nothing to resume.")
-    return read_record(store, run_id, complete[-1]).parameters

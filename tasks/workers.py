@@ -30,6 +30,8 @@ def choose_workers(requested: str, *, cpus: int, gpus: int) -> WorkerRange:
     """
     if requested == "auto":
         count = gpus or min(2, cpus)
+        if not count:
+            raise RequestError("--workers: there is neither a CPU nor a GPU to train on.")
         return WorkerRange(count, count)
     match = re.fullmatch(r"(-?\d+)(?::(-?\d+))?", requested)
     if match is None:

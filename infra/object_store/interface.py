@@ -44,20 +44,41 @@ class ObjectStat:
     """Changes whenever the object's bytes do."""
 
 
-_UNSAFE = re.compile(r"(^|/)\.{1,2}(/|$)|^/|//|\\|[\x00-\x1f\x7f]|^$|/$")
+# A segment that begins with a dot is `..`, or one of the hidden names under which a store keeps what is unfinished.
+_UNSAFE = re.compile(r"(^|/)\.|^/|//|\\|[\x00-\x1f\x7f\ud800-\udfff]|^$|/$")
+
+
+def is_key(key: str) -> bool:
+    """Whether `key` can only name an object below a store's root, and one that listings show."""
+    return not _UNSAFE.search(key)
 
 
 def checked_key(key: str) -> str:
-    """Return `key` if it can only name an object below a store's root.
+    """Return `key` if it can only name an object below a store's root, and one that listings show.
 
     Raises:
-        RequestError: it is empty or absolute, or has a `..`, an empty segment, a backslash or a control character.
+        RequestError: it is empty or absolute, or has an empty segment, one that begins with a dot, a backslash or a
+            control character.
     """
-    if _UNSAFE.search(key):
+    if not is_key(key):
         raise RequestError(
-            f"{key!r} is no object key: keys are relative, with no '..', no empty segment, no backslash."
+            f"{key!r} is no object key: keys are relative, with no empty segment, none that begins with '.', and no "
+            "backslash."
         )
     return key
+
+
+def checked_prefix(prefix: str) -> str:
+    """Return `prefix` if it is empty, or a key with a slash at its end.
+
+    Raises:
+        RequestError: it is neither.
+    """
+    if prefix and not prefix.endswith("/"):
+        raise RequestError(f"{prefix!r} is no prefix to list: prefixes are empty, or end with '/'.")
+    if prefix:
+        checked_key(prefix.removesuffix("/"))
+    return prefix
 
 
 class ObjectStore(ABC):
@@ -76,6 +97,16 @@ class ObjectStore(ABC):
 
         Raises:
             StoreUnavailable: that failed; the message says why and what to do.
+        """
+
+    @abstractmethod
+    def check_conditional_writes(self) -> None:
+        """Find out whether `create` and `swap` hold here where several write at once.
+
+        `create` and `swap` ask for it themselves where there is doubt; asking twice in a process costs nothing.
+
+        Raises:
+            StoreUnavailable: they don't; the message says why and what to do.
         """
 
     @abstractmethod
@@ -124,7 +155,10 @@ class ObjectStore(ABC):
 
     @abstractmethod
     def list_folders(self, prefix: str) -> Iterator[str]:
-        """Names of the folders directly under `prefix` (which ends with `/`, or is empty), in order."""
+        """Names of the folders with objects directly under `prefix` (which ends with `/`, or is empty).
+
+        In the order of the keys below them, that is as if each name had its slash.
+        """
 
     @abstractmethod
     def delete(self, key: str) -> None:

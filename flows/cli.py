@@ -1,0 +1,166 @@
+"""The `fmnist` command."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+
+import cyclopts
+from cyclopts import Parameter
+from rich.console import Console
+
+from flows.cli_describe import describe
+from flows.cli_stored import dataset, models, predictions
+from flows.options import options_of
+from flows.parameters import ClassifyParameters, TrainParameters
+from flows.printing import Json, print_json
+from flows.timeline import Timeline
+from infra.errors import JobError, RequestError
+from infra.settings import Settings, load_settings
+
+_FAILED, _WRONG_REQUEST, _INTERRUPTED = 1, 2, 130
+
+app = cyclopts.App(
+    name="fmnist",
+    version=version("fmnist-jobs"),
+    help="Train on Fashion-MNIST and classify image data sets, as Prefect flows over Ray.",
+    default_parameter=Parameter(negative=()),
+)
+
+
+@app.command
+@options_of(TrainParameters)
+def run(parameters: TrainParameters, *, as_json: Json = False) -> None:
+    """Do the main job: train, evaluate, register, classify the test images, and check the predictions."""
+    with _job("Train on Fashion-MNIST, then classify its test images") as start:
+        settings = _checked_for_training(parameters)
+        timeline = start(settings)
+        from flows.train_and_classify import train_and_classify
+
+        summary = train_and_classify(parameters)
+    from flows import results
+
+    if as_json:
+        print_json(results.main_job_figures(summary, settings) | {"timeline": timeline.seconds()})
+    else:
+        results.print_main_job(summary, settings, timeline.seconds())
+
+
+@app.command
+@options_of(TrainParameters)
+def train(parameters: TrainParameters, *, as_json: Json = False) -> None:
+    """Train the network, evaluate it on the test images, and register it; the best version is champion."""
+    with _job("Train on Fashion-MNIST") as start:
+        settings = _checked_for_training(parameters)
+        start(settings)
+        from flows.train import train as train_flow
+
+        summary = train_flow(parameters)
+    from flows import results
+
+    if as_json:
+        print_json(results.training_figures(summary, settings))
+    else:
+        results.print_training(summary, settings)
+
+
+@app.command
+@options_of(ClassifyParameters, positional="inputs")
+def classify(parameters: ClassifyParameters, *, as_json: Json = False) -> None:
+    """Classify the images that a prediction table does not hold yet, and commit the predictions as a batch."""
+    with _job(f"Classify into {parameters.table}") as start:
+        from tasks.preflight import check_classification
+
+        settings = load_settings()
+        check_classification(settings, inputs=parameters.inputs, table=parameters.table, model=parameters.model)
+        start(settings)
+        from flows.classify import classify as classify_flow
+
+        summary = classify_flow(parameters)
+    from flows import results
+
+    if as_json:
+        print_json(results.classification_figures(summary, settings))
+    else:
+        results.print_classification(summary, settings)
+
+
+app.command(describe)
+app.command(models)
+app.command(predictions)
+app.command(dataset)
+
+
+def _checked_for_training(parameters: TrainParameters) -> Settings:
+    from tasks.preflight import check_training
+
+    settings = load_settings()
+    check_training(settings, workers=parameters.workers, resume=parameters.resume)
+    return settings
+
+
+@contextmanager
+def _job(title: str) -> Iterator[Callable[[Settings], Timeline]]:
+    """Say what is begun, and give a function that starts Prefect and Ray once the request was found to be right."""
+    from contextlib import ExitStack
+
+    from flows.progress_line import progress_line
+
+    console = Console(stderr=True)
+    console.print(f"[bold]{title}[/bold]", highlight=False)
+    with ExitStack() as stack:
+
+        def start(settings: Settings) -> Timeline:
+            from flows.services import services
+
+            line = stack.enter_context(progress_line(console))
+            timeline = Timeline(
+                line, stack.enter_context(services(settings, processes=int(os.environ.get("WARM", "4"))))
+            )
+            stack.enter_context(line.following())
+            return timeline
+
+        yield start
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; exits with 0 done, 1 the job failed, 2 the request was wrong, 130 interrupted."""
+    from flows.services import prepare_environment
+
+    prepare_environment()
+    code = 0
+    try:
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except cyclopts.CycloptsError as error:
+        code = _tell(_WRONG_REQUEST, f"{error}\nTry `fmnist {' '.join(_command(error))}--help`.")
+    except RequestError as error:
+        code = _tell(_WRONG_REQUEST, error)
+    except JobError as error:
+        code = _tell(_FAILED, error)
+    except KeyboardInterrupt:
+        code = _tell(_INTERRUPTED, "Interrupted. What was finished is kept; the same command goes on from there.")
+    except ValueError as error:
+        if not _is_about_data(error):
+            raise
+        code = _tell(_WRONG_REQUEST, error)
+    sys.exit(code)
+
+
+def _is_about_data(error: ValueError) -> bool:
+    from fmnist_model.errors import InvalidDataset, InvalidImage, InvalidWeights
+
+    return isinstance(error, InvalidDataset | InvalidImage | InvalidWeights)
+
+
+def _command(error: cyclopts.CycloptsError) -> list[str]:
+    return [*(error.command_chain or ()), ""]
+
+
+def _tell(code: int, message: object) -> int:
+    sys.stderr.write(f"fmnist: {message}\n")
+    return code
+
+
+if __name__ == "__main__":
+    main()

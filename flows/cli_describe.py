@@ -1,0 +1,136 @@
+"""`fmnist describe`: the network at work on a few images, layer by layer."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from flows.printing import Json, print_json
+from infra.errors import RequestError
+from infra.object_store import ObjectStore, open_store
+from infra.settings import load_settings
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from fmnist_model.network import NeuralNetwork
+
+_DEFAULT_IMAGES = ("0", "1", "2")
+
+
+def describe(
+    *image: Annotated[str, Parameter(name="IMAGE")],
+    model: str = "champion",
+    plot: Path | None = None,
+    as_json: Json = False,
+) -> None:
+    """Show what the network is and what it makes of a few images, layer by layer.
+
+    Parameters
+    ----------
+    image
+        Image files, or numbers of test images; without any, the first three test images where the store has them.
+    model
+        A version's number, champion, candidate, a run's id (its newest checkpoint), RUN/EPOCH, or fresh for a new
+        network with random weights.
+    plot
+        Write a PNG file with the images and their probabilities as bars.
+    """
+    store = open_store(load_settings().store)
+    if plot is not None and not plot.parent.is_dir():
+        raise RequestError(f"--plot: there is no folder {plot.parent}.")
+    names, pixels = _images(store, image)
+    if plot is not None and not names:
+        raise RequestError("--plot: there is no image to draw; name image files, or prepare the data set.")
+    network, origin = _network(store, model)
+
+    from fmnist_model.description import describe as describe_network
+    from fmnist_model.network import best_device
+
+    description = describe_network(network, pixels, names, origin, best_device())
+    if plot is not None:
+        from fmnist_model.pictures import plot_predictions
+
+        plot.write_bytes(plot_predictions(pixels, description))
+    if as_json:
+        print_json(description.to_json())
+        return
+    from flows.terminal_description import render_description
+
+    Console().print(render_description(description))
+    if plot is not None:
+        Console(stderr=True).print(f"Wrote {plot}", highlight=False)
+
+
+def _network(store: ObjectStore, reference: str) -> tuple["NeuralNetwork", str]:
+    from infra.checkpoints import list_checkpoints, list_runs, read_file, read_record
+    from infra.model_registry import ALIASES, ModelNotFound, ModelRegistry
+    from tasks.training import WEIGHTS
+
+    if reference == "fresh":
+        from fmnist_model.network import NeuralNetwork
+
+        return NeuralNetwork(), "a new network with random weights"
+    run_id, _, epoch = reference.partition("/")
+    if reference.isdecimal() or reference in ALIASES:
+        try:
+            version = ModelRegistry(store).resolve(reference)
+        except ModelNotFound as error:
+            raise ModelNotFound(f"{error} A new network is shown with --model fresh.") from None
+        record = read_record(store, version.run_id, version.epoch)
+        origin = f"model version {version.version}, {store.uri(record.key)}"
+    elif run_id in list_runs(store) and (epoch == "" or epoch.isdecimal()):
+        complete = list_checkpoints(store, run_id)
+        if not complete:
+            raise RequestError(f"--model: run {run_id} has no complete checkpoint.")
+        record = read_record(store, run_id, int(epoch) if epoch else complete[-1])
+        origin = store.uri(record.key)
+    else:
+        raise RequestError(
+            f"--model: {reference!r} is no version's number, no alias ({', '.join(ALIASES)}), no run in {store.root} "
+            "(RUN or RUN/EPOCH), and not 'fresh'."
+        )
+    from fmnist_model.network import load_weights
+
+    return load_weights(read_file(store, record, WEIGHTS), store.uri(record.key)), origin
+
+
+def _images(store: ObjectStore, chosen: tuple[str, ...]) -> tuple[list[str], "NDArray[np.uint8]"]:
+    """Names and pixels, uint8 `[n, 28, 28]`, of image files and of test images by number."""
+    import numpy as np
+
+    from fmnist_model.classes import IMAGE_SIZE
+    from infra.datasets import read_dataset
+    from tasks.dataset import NAME, load_test_image
+
+    dataset = read_dataset(store, NAME)
+    if not chosen and dataset is not None:
+        chosen = _DEFAULT_IMAGES
+    pixels = np.empty((len(chosen), IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+    names = []
+    for slot, one in enumerate(chosen):
+        if one.isdecimal() and not Path(one).exists():
+            if dataset is None:
+                raise RequestError(
+                    f"Test image {one}: {store.root} has no {NAME} yet; `fmnist dataset prepare` brings it there."
+                )
+            pixels[slot], label = load_test_image(store, dataset, int(one))
+            names.append(f"test image {one} ({label})")
+        else:
+            pixels[slot] = _read_image(one)
+            names.append(one)
+    return names, pixels
+
+
+def _read_image(path: str) -> "NDArray[np.uint8]":
+    from fmnist_model.errors import InvalidImage
+    from fmnist_model.images import ImageRejected, decode_image
+
+    try:
+        return decode_image(Path(path).read_bytes())
+    except OSError as error:
+        raise InvalidImage(f"{path} can't be read: {error.strerror}.") from None
+    except ImageRejected as reason:
+        raise InvalidImage(f"{path} can't be used: {reason}.") from None

@@ -1,0 +1,261 @@
+"""`fmnist models`, `fmnist predictions`, `fmnist dataset`: what the store holds. None of them needs Ray or Prefect."""
+
+from datetime import datetime
+from typing import Any
+
+from cyclopts import App
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from flows.printing import Json, print_json
+from infra.object_store import ObjectStore, open_store
+from infra.settings import load_settings
+
+models = App(name="models", help="Versions of the model, and which one is champion.")
+predictions = App(name="predictions", help="Prediction tables and their committed batches.")
+dataset = App(name="dataset", help="The Fashion-MNIST data set in the store.")
+
+
+@models.command(name="list")
+def list_models(*, as_json: Json = False) -> None:
+    """List all versions, the newest first."""
+    from infra.model_registry import ALIASES, ModelRegistry
+
+    registry = ModelRegistry(_store())
+    aliases = {alias: record.version for alias in ALIASES if (record := registry.alias(alias))}
+    versions = [registry.version(number) for number in reversed(registry.versions())]
+    if as_json:
+        print_json({"versions": [version.model_dump(mode="json") for version in versions], "aliases": aliases})
+        return
+    table = _table("version", "alias", "test accuracy", "run", "made", "by")
+    for version in versions:
+        names = " ".join(alias for alias, number in aliases.items() if number == version.version)
+        stamp = version.provenance
+        accuracy = f"{version.metrics['test_accuracy']:.2%}"
+        table.add_row(str(version.version), names, accuracy, version.run_id, _when(stamp.created_at), stamp.created_by)
+    _print(table, f"No versions in {_store().root} yet: train one with `fmnist train`.")
+
+
+@models.command(name="show")
+def show_model(model: str = "champion", *, as_json: Json = False) -> None:
+    """Show all that is recorded of one version.
+
+    Parameters
+    ----------
+    model
+        A version's number, or champion or candidate.
+    """
+    from infra.checkpoints import checkpoint_folder
+    from infra.model_registry import ModelRegistry
+
+    store = _store()
+    version = ModelRegistry(store).resolve(model)
+    record = version.model_dump(mode="json") | {
+        "checkpoint": store.uri(checkpoint_folder(version.run_id, version.epoch))
+    }
+    if as_json:
+        print_json(record)
+    else:
+        _print_record(f"Model {version.name}, version {version.version}", record)
+
+
+@models.command
+def promote(version: int, *, force: bool = False, as_json: Json = False) -> None:
+    """Make a version the champion.
+
+    Parameters
+    ----------
+    version
+        The version's number.
+    force
+        Promote it even if it does worse than the champion on the same test images.
+    """
+    from tasks.registration import promote_version
+
+    record = promote_version(_store(), version, force=force)
+    if as_json:
+        print_json(record.model_dump(mode="json"))
+    else:
+        before = "there was none before" if record.previous is None else f"before, it was version {record.previous}"
+        Console().print(f"Version {record.version} is champion; {before}.", highlight=False)
+
+
+@predictions.command(name="list")
+def list_predictions(*, as_json: Json = False) -> None:
+    """List the prediction tables with the books of their committed batches."""
+    from infra.prediction_table import committed_batches, list_tables
+
+    store = _store()
+    batches = [manifest for table in list_tables(store) for manifest in committed_batches(store, table)]
+    if as_json:
+        print_json([_books(manifest) for manifest in batches])
+        return
+    table = _table("table", "batch", "model", "planned", "predicted", "quarantined", "images/s", "committed")
+    for manifest in batches:
+        counts = (manifest.planned, manifest.predicted, manifest.quarantined, round(manifest.images_per_second))
+        cells = [f"{count:,}" for count in counts]
+        when = _when(manifest.provenance.created_at)
+        table.add_row(manifest.table, manifest.batch, manifest.model_version, *cells, when)
+    _print(table, f"No committed batches in {store.root} yet: make one with `fmnist classify`.")
+
+
+@predictions.command(name="show")
+def show_predictions(table: str, *, as_json: Json = False) -> None:
+    """Show a table's committed batches, and counts by class, confidence and, where labels exist, accuracy.
+
+    Parameters
+    ----------
+    table
+        The prediction table's name.
+    """
+    from infra.errors import RequestError
+    from infra.prediction_table import committed_batches, list_tables, read_rows
+    from tasks.report import summarize_rows
+
+    store = _store()
+    manifests = committed_batches(store, table)
+    if not manifests:
+        known = ", ".join(list_tables(store)) or "none"
+        raise RequestError(f"{store.root} has no committed batch in a table {table!r} (tables: {known}).")
+    by_model = {
+        version: summarize_rows(read_rows(store, [m for m in manifests if m.model_version == version]))
+        for version in dict.fromkeys(manifest.model_version for manifest in manifests)
+    }
+    if as_json:
+        print_json({"table": table, "batches": [_books(manifest) for manifest in manifests], "models": by_model})
+        return
+    console = Console()
+    batches = _table("batch", "model", "planned", "predicted", "quarantined", "committed")
+    for manifest in manifests:
+        counts = [f"{count:,}" for count in (manifest.planned, manifest.predicted, manifest.quarantined)]
+        batches.add_row(manifest.batch, manifest.model_version, *counts, _when(manifest.provenance.created_at))
+    console.print(batches)
+    for version, summary in by_model.items():
+        _print_summary(console, version, summary)
+
+
+@dataset.command
+def prepare(*, as_json: Json = False) -> None:
+    """Bring Fashion-MNIST into the store, if it is not there yet."""
+    from infra.datasets import read_dataset
+    from tasks.dataset import NAME, import_dataset
+
+    settings = load_settings()
+    store = open_store(settings.store)
+    store.check_writable()
+    record = read_dataset(store, NAME) or import_dataset(store, settings)
+    _print_dataset(store, record.model_dump(mode="json"), as_json=as_json)
+
+
+@dataset.command
+def info(*, as_json: Json = False) -> None:
+    """Show what the store has of Fashion-MNIST."""
+    from infra.datasets import read_dataset
+    from infra.errors import RequestError
+    from tasks.dataset import NAME
+
+    store = _store()
+    record = read_dataset(store, NAME)
+    if record is None:
+        raise RequestError(f"{store.root} has no {NAME} yet: `fmnist dataset prepare` brings it there.")
+    _print_dataset(store, record.model_dump(mode="json"), as_json=as_json)
+
+
+def _print_dataset(store: ObjectStore, record: dict[str, Any], *, as_json: bool) -> None:
+    record["splits"] = {
+        name: {"images": split["images"], "parts": [store.uri(key) for key in split["parts"]]}
+        for name, split in record["splits"].items()
+    }
+    if as_json:
+        print_json(record)
+    else:
+        _print_record(f"Data set {record['name']}, version {record['version']}", record)
+
+
+def _print_record(title: str, record: dict[str, Any]) -> None:
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=box.SIMPLE)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _flat(record):
+        table.add_row(name, str(value))
+    Console().print(table)
+
+
+def _flat(record: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, value in record.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{name}.")
+        else:
+            rows.append((prefix + name, "\n".join(map(str, value)) if isinstance(value, list) else value))
+    return rows
+
+
+def _print_summary(console: Console, version: str, summary: dict[str, Any]) -> None:
+    if not summary["images"]:
+        console.print(f"Model version {version}: no image was classified.", highlight=False)
+        return
+    table = _table("class", "images", "share", "mean confidence")
+    for name, row in summary["classes"].items():
+        share = row["images"] / summary["images"]
+        table.add_row(name, f"{row['images']:,}", f"{share:.1%}", f"{row['mean_confidence']:.3f}")
+    accuracy = (
+        f", accuracy {summary['accuracy']:.2%} of {summary['labelled']:,} labelled" if summary["labelled"] else ""
+    )
+    console.print(
+        f"Model version {version}: {summary['images']:,} images, mean confidence {summary['mean_confidence']:.3f}{accuracy}",
+        highlight=False,
+    )
+    console.print(table)
+    if summary["confusion"]:
+        _print_confusion(console, summary["confusion"])
+
+
+def _print_confusion(console: Console, confusion: list[list[int]]) -> None:
+    from fmnist_model.classes import CLASS_NAMES
+
+    table = Table(
+        title="Confusion: rows are true classes, columns predicted ones", title_justify="left", box=box.SIMPLE
+    )
+    table.add_column("", style="cyan", no_wrap=True)
+    for number in range(len(CLASS_NAMES)):
+        table.add_column(str(number), justify="right")
+    for number, row in enumerate(confusion):
+        cells = [f"[bold]{count}[/bold]" if column == number else str(count or "·") for column, count in enumerate(row)]
+        table.add_row(f"{number} {CLASS_NAMES[number]}", *cells)
+    console.print(table)
+
+
+def _books(manifest: Any) -> dict[str, Any]:
+    figures: dict[str, Any] = manifest.model_dump(mode="json", exclude={"model", "parts", "error_parts"})
+    return figures | {"images_per_second": round(manifest.images_per_second)}
+
+
+def _store() -> ObjectStore:
+    return open_store(load_settings().store)
+
+
+def _when(moment: datetime) -> str:
+    return f"{moment.astimezone():%Y-%m-%d %H:%M}"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE)
+    for column in columns:
+        numeric = column in {
+            "version",
+            "test accuracy",
+            "planned",
+            "predicted",
+            "quarantined",
+            "images/s",
+            "images",
+            "share",
+        }
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    return table
+
+
+def _print(table: Table, if_empty: str) -> None:
+    Console().print(table if table.row_count else if_empty, highlight=False, soft_wrap=not table.row_count)

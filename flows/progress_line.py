@@ -1,0 +1,122 @@
+"""The live line on the terminal: what the progress board says, four times a second."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+
+_STAGES = {
+    "start": "Starting Ray and Prefect",
+    "import dataset": "Importing Fashion-MNIST into the store",
+    "start workers": "Starting the training workers",
+    "train": "Training",
+    "evaluate": "Evaluating on the test images",
+    "start classifiers": "Starting the classifiers",
+    "classify": "Classifying",
+}
+_SECONDS_BETWEEN_LINES = 5
+"""Where the terminal is a file or a pipe, and a line can't be rewritten."""
+
+
+class ProgressLine:
+    """Shows what is being done, and notes when each stage began."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._entry: dict[str, Any] = {"stage": "start"}
+        self._told = (-float(_SECONDS_BETWEEN_LINES), "")
+        self._spinner = Spinner("dots")
+        self.stages = [("start", time.monotonic())]
+        """Name and beginning of each stage, in order."""
+        self.ended_at: float | None = None
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Read the board for the length of the block, in a thread of its own."""
+        ended = threading.Event()
+        thread = threading.Thread(target=self._read, args=(ended,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self.ended_at = time.monotonic()
+            ended.set()
+            thread.join()
+
+    def _read(self, ended: threading.Event) -> None:
+        from infra.progress import ProgressBoard
+
+        # Without its board a run goes on; it only says no more how far it is.
+        with contextlib.suppress(Exception):
+            board = ProgressBoard()
+            while not ended.wait(0.25):
+                entry = board.read()
+                if entry and entry != self._entry:
+                    self._show(entry)
+
+    def _show(self, entry: dict[str, Any]) -> None:
+        now = time.monotonic()
+        if entry["stage"] != self._entry["stage"]:
+            self.stages.append((entry["stage"], now))
+        self._entry = entry
+        if self._console.is_terminal:
+            return
+        text, _ = describe(entry)
+        if entry["stage"] != self._told[1] or now - self._told[0] >= _SECONDS_BETWEEN_LINES:
+            self._told = (now, entry["stage"])
+            self._console.print(text, highlight=False, soft_wrap=True)
+
+    def __rich__(self) -> Table:
+        text, share = describe(self._entry)
+        line = Table.grid(padding=(0, 1))
+        bar = ProgressBar(total=1, completed=share, width=24) if share is not None else ""
+        elapsed = f"[dim]{time.monotonic() - self.stages[-1][1]:.0f} s[/dim]"
+        line.add_row(self._spinner, text, bar, elapsed)
+        return line
+
+
+def describe(entry: dict[str, Any]) -> tuple[str, float | None]:
+    """Put a board entry into words.
+
+    Returns:
+        The words, and the share that is done where it is known.
+    """
+    text = _STAGES.get(entry["stage"], entry["stage"])
+    if entry["stage"] == "train":
+        left = (entry["steps"] - entry["step"]) * _seconds_a_step(entry)
+        return (
+            f"{text}: epoch {entry['epoch']}/{entry['epochs']}, step {entry['step']:,}/{entry['steps']:,}, "
+            f"loss {entry['loss']:.3f}, accuracy {entry['accuracy']:.1%}, "
+            f"{entry['images_per_second']:,.0f} images/s, {left:.0f} s left",
+            entry["step"] / entry["steps"],
+        )
+    if entry["stage"] == "classify":
+        left = (entry["planned"] - entry["images"]) / max(entry["images_per_second"], 1)
+        return (
+            f"{text}: {entry['shards_done']:,}/{entry['shards']:,} shards, {entry['images']:,} images, "
+            f"{entry['quarantined']:,} quarantined, {entry['images_per_second']:,.0f} images/s, {left:.0f} s left",
+            entry["images"] / entry["planned"],
+        )
+    return text, None
+
+
+def _seconds_a_step(entry: dict[str, Any]) -> float:
+    return float(entry["global_batch_size"] / max(entry["images_per_second"], 1))
+
+
+@contextmanager
+def progress_line(console: Console) -> Iterator[ProgressLine]:
+    """Show progress for the length of the block: a line that is rewritten on a terminal, now and then a line elsewhere."""
+    line = ProgressLine(console)
+    if not console.is_terminal:
+        console.print(describe({"stage": "start"})[0], highlight=False)
+    with Live(line, console=console, refresh_per_second=8, transient=True) if console.is_terminal else nullcontext():
+        yield line

@@ -1,0 +1,195 @@
+"""What a finished job prints."""
+
+from typing import Any
+
+from rich.console import Console
+
+from infra.object_store import open_store
+from infra.prediction_table import BatchManifest, manifest_key
+from infra.settings import Settings
+from tasks.summaries import ClassificationSummary, MainJobSummary, TrainingSummary
+
+_STAGES = {
+    "start": "starting Ray and Prefect",
+    "import dataset": "importing the data set",
+    "start workers": "starting the training workers",
+    "train": "training",
+    "evaluate": "evaluating and registering",
+    "start classifiers": "starting the classifier",
+    "classify": "classifying and committing",
+}
+
+
+def training_figures(summary: TrainingSummary, settings: Settings) -> dict[str, Any]:
+    """The figures of a training run, for programs."""
+    store = open_store(settings.store)
+    version = summary.registration.version
+    return {
+        "run_id": summary.run.run_id,
+        "model_version": version.version,
+        "champion": summary.registration.champion,
+        "epochs": summary.run.epoch,
+        "workers": summary.run.workers,
+        "device": summary.run.device,
+        "test_accuracy": summary.result.accuracy,
+        "test_correct": summary.result.correct,
+        "test_images": summary.result.images,
+        "test_log_loss": summary.result.log_loss,
+        "seconds": round(summary.run.seconds, 3),
+        "images_per_second": round(summary.run.images_per_second),
+        "checkpoint": store.uri(f"runs/{summary.run.run_id}/checkpoints/epoch-{summary.run.epoch:04d}"),
+    }
+
+
+def classification_figures(summary: ClassificationSummary, settings: Settings) -> dict[str, Any]:
+    """The figures of a classification run, for programs; over all its batches, where it also finished an older one."""
+    manifests = summary.manifests
+    handled = sum(manifest.predicted + manifest.quarantined for manifest in manifests)
+    seconds = sum(manifest.seconds for manifest in manifests)
+    last = manifests[-1] if manifests else None
+    return {
+        "table": summary.table,
+        "batch": last.batch if last else None,
+        "batches": [manifest.batch for manifest in manifests],
+        "planned": sum(manifest.planned for manifest in manifests),
+        "predicted": sum(manifest.predicted for manifest in manifests),
+        "quarantined": sum(manifest.quarantined for manifest in manifests),
+        "already_done": summary.work.already_done,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(handled / seconds) if seconds else 0,
+        "model_version": str(summary.work.model.version),
+        "manifest": _manifest_uri(last, settings) if last else None,
+    }
+
+
+def main_job_figures(summary: MainJobSummary, settings: Settings) -> dict[str, Any]:
+    """The figures of the main job, for programs."""
+    return {
+        "training": training_figures(summary.training, settings),
+        "classification": classification_figures(summary.classification, settings),
+        "checked_images": summary.checked.images,
+        "checked_correct": summary.checked.correct,
+    }
+
+
+def print_training(summary: TrainingSummary, settings: Settings) -> None:
+    """Tell a person how a training run went."""
+    console = Console()
+    _print_rows(console, "Training", _training_rows(summary, settings))
+    console.print("Next:", highlight=False)
+    _print_commands(console, ["fmnist describe", f"fmnist models show {summary.registration.version.version}"])
+
+
+def print_classification(summary: ClassificationSummary, settings: Settings) -> None:
+    """Tell a person how a classification run went."""
+    console = Console()
+    if not summary.manifests:
+        console.print(
+            f"Nothing new: table {summary.table} holds all {summary.work.already_done:,} images already, predicted by "
+            f"model version {summary.work.model.version}.",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return
+    _print_rows(console, "Classification", _classification_rows(summary, settings))
+    console.print("Look at the rows in DuckDB:", highlight=False)
+    _print_commands(console, [duckdb_query(summary.manifests, settings)])
+    console.print("Next:", highlight=False)
+    _print_commands(console, [f"fmnist predictions show {summary.table}"])
+
+
+def print_main_job(summary: MainJobSummary, settings: Settings, timeline: dict[str, float]) -> None:
+    """Tell a person how the main job went."""
+    console = Console()
+    _print_rows(console, "Training", _training_rows(summary.training, settings))
+    _print_rows(console, "Classification", _classification_rows(summary.classification, settings))
+    trained, checked = summary.training.result, summary.checked
+    agree = trained.correct == checked.correct and trained.images == checked.images
+    verdict = "the same to the image" if agree else "[bold red]they differ: this is a bug[/bold red]"
+    _print_rows(
+        console,
+        "Test accuracy, found twice",
+        [
+            ("by the trained loop", f"{trained.accuracy:.2%} ({trained.correct:,} of {trained.images:,})"),
+            ("from the Parquet rows", f"{checked.accuracy:.2%} ({checked.correct:,} of {checked.images:,})"),
+            ("", verdict),
+        ],
+    )
+    stages = [f"{_STAGES[name]} {timeline[name]:.0f} s" for name in _STAGES if name in timeline]
+    _print_rows(console, "Where the time went", [("", ", ".join(stages))])
+    console.print("Look at the rows in DuckDB:", highlight=False)
+    _print_commands(console, [duckdb_query(summary.classification.manifests, settings)])
+    console.print("Next:", highlight=False)
+    _print_commands(
+        console,
+        [
+            "fmnist describe 0 1 2 --plot pictures.png",
+            f"fmnist predictions show {summary.classification.table}",
+            "fmnist classify YOUR_FOLDER --table mine",
+        ],
+    )
+
+
+def duckdb_query(manifests: list[BatchManifest], settings: Settings) -> str:
+    """A query that reads the rows of these batches, and of no other."""
+    store = open_store(settings.store)
+    folders = [store.uri(manifest_key(m.table, m.batch)).rpartition("/")[0].removeprefix("file://") for m in manifests]
+    files = ", ".join(f"'{folder}/part-*.parquet'" for folder in folders)
+    return (
+        f"SELECT predicted_label, count(*) AS images, avg(confidence) AS confidence\n"
+        f"  FROM read_parquet([{files}]) GROUP BY ALL ORDER BY ALL;"
+    )
+
+
+def _training_rows(summary: TrainingSummary, settings: Settings) -> list[tuple[str, str]]:
+    figures = training_figures(summary, settings)
+    champion = summary.registration.champion
+    standing = (
+        "champion" if champion == figures["model_version"] else f"version {champion} is better and stays champion"
+    )
+    worst = sorted(summary.result.recall.items(), key=lambda item: item[1])[:2]
+    return [
+        ("data set", f"{summary.dataset.name} from {summary.dataset.source}"),
+        ("workers", f"{figures['workers']} on {figures['device']}"),
+        ("test accuracy", f"{figures['test_accuracy']:.2%} after {figures['epochs']} epochs"),
+        ("hardest classes", ", ".join(f"{name} ({recall:.0%} found)" for name, recall in worst)),
+        ("speed", f"{figures['images_per_second']:,} images/s, {figures['seconds']:.1f} s in the loop"),
+        ("checkpoint", figures["checkpoint"]),
+        ("model", f"version {figures['model_version']}, {standing}"),
+    ]
+
+
+def _classification_rows(summary: ClassificationSummary, settings: Settings) -> list[tuple[str, str]]:
+    figures = classification_figures(summary, settings)
+    already = f", {figures['already_done']:,} already in the table" if figures["already_done"] else ""
+    return [
+        ("model", f"version {figures['model_version']}"),
+        ("images", f"{figures['predicted']:,} predicted, {figures['quarantined']:,} quarantined{already}"),
+        (
+            "speed",
+            f"{figures['images_per_second']:,} images/s, {figures['seconds']:.1f} s from the first actor's start",
+        ),
+        ("table", figures["table"]),
+        ("manifest", figures["manifest"] or "nothing new to commit"),
+    ]
+
+
+def _manifest_uri(manifest: BatchManifest, settings: Settings) -> str:
+    return open_store(settings.store).uri(manifest_key(manifest.table, manifest.batch))
+
+
+def _print_rows(console: Console, title: str, rows: list[tuple[str, str]]) -> None:
+    """Print names and values; long values are not folded, so that they can be copied."""
+    console.print(title, style="bold", highlight=False)
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        gap = "  " if width else ""
+        console.print(f"  [cyan]{name:<{width}}[/cyan]{gap}{value}", highlight=False, soft_wrap=True)
+    console.print()
+
+
+def _print_commands(console: Console, commands: list[str]) -> None:
+    for command in commands:
+        indented = "\n".join(f"  {line}" for line in command.splitlines())
+        console.print(indented, style="green", highlight=False, markup=False, soft_wrap=True)
+    console.print()

@@ -1,0 +1,59 @@
+"""What a run from the command line needs besides itself: Prefect's API and Ray, started side by side."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from infra.settings import Settings
+
+_ENVIRONMENT = {
+    # Errors are the command's own to tell; Prefect would print them as tracebacks first.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # A call to Ray before or after the run is a mistake, and not to be mended by starting another cluster.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+@dataclass
+class StartUp:
+    """Seconds that starting took, side by side."""
+
+    ray_seconds: float = 0.0
+    prefect_seconds: float = 0.0
+
+
+def prepare_environment() -> None:
+    """Set what Ray and Prefect read when they are first imported, where the user has not set it."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def services(settings: Settings, *, processes: int = 0) -> Iterator[StartUp]:
+    """Provide Prefect's API and a Ray cluster for the length of the block; what was started for it ends with it.
+
+    Args:
+        settings: where things are.
+        processes: worker processes that the job will soon want on this machine.
+    """
+    from infra.prefect_server import prefect_api
+
+    began = time.perf_counter()
+    started = StartUp()
+    with prefect_api(settings.state_dir) as wait_for_prefect:
+        from infra.ray_cluster import ray_connection, warm_up
+
+        with ray_connection(settings):
+            if not settings.ray_address:
+                warm_up(processes)
+            from infra.progress import ProgressBoard
+
+            started.ray_seconds = time.perf_counter() - began
+            ProgressBoard()  # its process comes up while Prefect's server does
+            wait_for_prefect()
+            started.prefect_seconds = time.perf_counter() - began
+            yield started

@@ -1,0 +1,22 @@
+"""Where a run's time went."""
+
+import time
+
+from flows.progress_line import ProgressLine
+from flows.services import StartUp
+
+
+class Timeline:
+    """Seconds by stage, as the progress line saw the stages begin (it looks four times a second)."""
+
+    def __init__(self, line: ProgressLine, started: StartUp) -> None:
+        self._line, self._started = line, started
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each stage, in order; `ray` and `prefect` are the parts of `start`, which overlap."""
+        ends = [began for _, began in self._line.stages[1:]] + [self._line.ended_at or time.monotonic()]
+        stages: dict[str, float] = {}
+        for (stage, began), end in zip(self._line.stages, ends, strict=True):
+            stages[stage] = stages.get(stage, 0.0) + end - began
+        parts = {"ray": self._started.ray_seconds, "prefect": self._started.prefect_seconds}
+        return {name: round(seconds, 2) for name, seconds in (parts | stages).items()}

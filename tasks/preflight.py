@@ -1,0 +1,59 @@
+"""What can be known to be wrong before Ray and Prefect are started. The tasks check the same things again."""
+
+import os
+from pathlib import Path
+
+from fmnist_model.weights import check_weights
+from infra.checkpoints import read_file, read_record
+from infra.model_registry import ModelRegistry
+from infra.object_store import open_store
+from infra.prediction_table import table_folder
+from infra.ray_address import check_ray_address
+from infra.settings import Settings
+from tasks.dataset import check_source
+from tasks.planning import check_inputs
+from tasks.run import run_recipe
+from tasks.training import WEIGHTS
+from tasks.workers import choose_workers
+
+
+def check_training(settings: Settings, *, workers: str, resume: str | None) -> None:
+    """Refuse a training run that can't succeed.
+
+    Raises:
+        RequestError: the store can't be written, no cluster listens, there are fewer CPUs than workers, or the run to
+            resume has no checkpoint.
+        InvalidDataset: a source file is missing, truncated, or not Fashion-MNIST's.
+    """
+    store = open_store(settings.store)
+    store.check_writable()
+    if settings.ray_address:
+        check_ray_address(settings.ray_address)
+    else:
+        choose_workers(workers, cpus=os.cpu_count() or 1, gpus=_visible_gpus())
+    check_source(settings)
+    if resume:
+        run_recipe(store, resume)
+
+
+def check_classification(settings: Settings, *, inputs: list[str], table: str, model: str) -> None:
+    """Refuse a classification run that can't succeed.
+
+    Raises:
+        RequestError: the store can't be written, no cluster listens, the model or an input does not exist.
+        CheckpointCorrupt: the model's checkpoint is not the one that was written.
+        InvalidWeights: the model's weights are another network's.
+    """
+    store = open_store(settings.store)
+    table_folder(table)
+    check_inputs(inputs)
+    version = ModelRegistry(store).resolve(model)
+    record = read_record(store, version.run_id, version.epoch)
+    check_weights(read_file(store, record, WEIGHTS), store.uri(record.key))
+    store.check_writable()
+    if settings.ray_address:
+        check_ray_address(settings.ray_address)
+
+
+def _visible_gpus() -> int:
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))

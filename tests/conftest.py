@@ -1,0 +1,59 @@
+"""What the tests share: one Ray and one Prefect server a session, the real data set, a store of the session's own."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.services import prepare_environment
+
+prepare_environment()
+
+TEST_DATA = Path(__file__).parent.parent / "var" / "test-data"
+
+
+@pytest.fixture(scope="session")
+def data_store() -> str:
+    """Root of a store that holds Fashion-MNIST; made by `make test`, and by this fixture where it was not."""
+    from infra.datasets import read_dataset
+    from infra.object_store import open_store
+    from infra.settings import Settings
+    from tasks.dataset import NAME, import_dataset
+
+    settings = Settings(store=str(TEST_DATA))
+    store = open_store(settings.store)
+    if read_dataset(store, NAME) is None:
+        import_dataset(store, settings)
+    return settings.store
+
+
+@pytest.fixture(scope="session")
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("session")
+
+
+@pytest.fixture(scope="session")
+def session_store(session_folder: Path, data_store: str) -> Iterator[str]:
+    """Root of the session's store, with Fashion-MNIST in it; the settings name it for the rest of the session."""
+    root = session_folder / "store"
+    shutil.copytree(data_store.removeprefix("file://"), root)
+    before = {name: os.environ.get(name) for name in ("FMNIST_STORE", "FMNIST_STATE_DIR")}
+    os.environ |= {"FMNIST_STORE": str(root), "FMNIST_STATE_DIR": str(session_folder / "state")}
+    yield root.as_uri()
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+@pytest.fixture(scope="session")
+def running_services(session_store: str) -> Iterator[None]:
+    """A real Ray and a real Prefect API, for the whole session."""
+    from flows.services import services
+    from infra.settings import load_settings
+
+    with services(load_settings()):
+        yield

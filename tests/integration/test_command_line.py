@@ -1,0 +1,237 @@
+"""The `fmnist` command as a person types it: its words, its exit codes, and that it leaves nothing running."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from safetensors.numpy import save
+
+FMNIST = Path(sys.executable).parent / "fmnist"
+
+
+def fmnist(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [FMNIST, *arguments], env=os.environ | environment, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def one_clear_line(result: "subprocess.CompletedProcess[str]") -> str:
+    """The line beginning with `fmnist:`; nothing else may look like an accident."""
+    assert "Traceback" not in result.stderr + result.stdout
+    [line] = [line for line in result.stderr.splitlines() if line.startswith("fmnist: ")]
+    return line
+
+
+@pytest.fixture
+def own_store(tmp_path: Path, data_store: str) -> dict[str, str]:
+    """Environment with a store of the test's own, the data set in it."""
+    shutil.copytree(data_store.removeprefix("file://"), tmp_path / "store")
+    return {"FMNIST_STORE": str(tmp_path / "store"), "FMNIST_STATE_DIR": str(tmp_path / "state")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "--epochs", "0"], "--epochs: must be greater than or equal to 1, not '?0'?"),
+        (["train", "--workers", "0"], "--workers: must be a number of workers from 1 up"),
+        (["train", "--workers=-1"], "--workers: must be a number of workers from 1 up"),
+        (["train", "--workers", "9999"], "9999 workers need 9999 CPUs or GPUs, but there are"),
+        (["train", "--workers", "3:1"], "the range 3:1 ends before it begins"),
+        (["train", "--preset", "slow"], "--preset"),
+        (["train", "--resume", "nonesuch"], "no run nonesuch with a complete checkpoint"),
+        (["train", "--resume", "../../etc"], "is no run id"),
+        (["classify", "nonesuch", "--table", "t"], "nonesuch: there is no such file or folder"),
+        (["classify", "--table", "t"], "name at least one image"),
+        (["classify", "x"], "--table"),
+        (["classify", "x", "--table", "../up"], "--table: must match"),
+        (["classify", "x", "--table", "t", "--max-error-share", "2"], "--max-error-share: must be less than or equal to 1"),
+        (["describe", "--model", "99"], "no version 99"),
+        (["describe", "--model", "nonesuch"], "'nonesuch' is no version's number"),
+        (["models", "show", "champion"], "no champion yet"),
+        (["models", "promote", "7"], "no version 7"),
+        (["predictions", "show", "nonesuch"], "no committed batch in a table 'nonesuch'"),
+        (["trian"], 'Did you mean "train"'),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_request_is_one_clear_line_and_exit_code_2(
+    arguments: list[str], expected: str, own_store: dict[str, str]
+) -> None:
+    result = fmnist(*arguments, **own_store)
+    assert re.search(expected, one_clear_line(result))
+    assert result.returncode == 2
+
+
+def test_ray_address_where_nothing_listens(own_store: dict[str, str]) -> None:
+    result = fmnist("train", FMNIST_RAY_ADDRESS="127.0.0.1:1", **own_store)
+    assert "nothing listens at 127.0.0.1:1" in one_clear_line(result)
+    assert result.returncode == 2
+
+
+def test_store_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = fmnist("train", FMNIST_STORE=str(tmp_path / "file"))
+    assert "can't be written" in one_clear_line(result)
+    assert result.returncode == 2
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes where others may not")
+def test_store_without_permission(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    result = fmnist("train", FMNIST_STORE=str(tmp_path / "store"))
+    assert "can't be written" in one_clear_line(result)
+    assert result.returncode == 2
+
+
+def test_truncated_source_file_is_refused_by_name_and_leaves_no_data_set(tmp_path: Path) -> None:
+    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
+        (tmp_path / name).write_bytes(b"\0\0\x08\x03" + (5).to_bytes(4, "big"))
+    store = tmp_path / "store"
+    result = fmnist("train", FMNIST_STORE=str(store), FMNIST_DATASET_DIR=str(tmp_path))
+    assert re.search("train-images-idx3-ubyte is truncated", one_clear_line(result))
+    assert result.returncode == 2
+    assert not list(store.rglob("dataset.json"))
+
+
+def test_data_folder_that_is_missing(tmp_path: Path) -> None:
+    result = fmnist("dataset", "prepare", FMNIST_STORE=str(tmp_path / "store"), FMNIST_DATASET_DIR=str(tmp_path / "no"))
+    assert "FMNIST_DATASET_DIR" in one_clear_line(result)
+    assert result.returncode == 2
+
+
+def test_image_that_is_no_image(tmp_path: Path, own_store: dict[str, str]) -> None:
+    (tmp_path / "notes.png").write_text("no picture")
+    result = fmnist("describe", str(tmp_path / "notes.png"), "--model", "fresh", **own_store)
+    assert "notes.png can't be used: not an image" in one_clear_line(result)
+    assert result.returncode == 2
+
+
+def test_checkpoint_of_another_shape_is_refused_before_anything_starts(own_store: dict[str, str], tmp_path: Path) -> None:
+    from infra.checkpoints import write_checkpoint
+    from infra.model_registry import ModelRegistry
+    from infra.object_store import open_store
+
+    store = open_store((tmp_path / "store").as_uri())
+    weights = save({"linear_relu_stack.0.weight": np.zeros((5, 5), np.float32)})
+    checkpoint = write_checkpoint(
+        store, run_id="other", epoch=1, files={"model.safetensors": weights}, metrics={}, parameters={}, data_version=""
+    )
+    registry = ModelRegistry(store)
+    registry.register(
+        run_id="other",
+        epoch=1,
+        weights_sha256=checkpoint.files[0].sha256,
+        metrics={"test_accuracy": 1.0},
+        parameters={},
+        data_version="",
+    )
+    registry.point("champion", 1)
+    images = str(tmp_path / "store" / "datasets" / "fashion-mnist" / "test")
+    for command in (["classify", images, "--table", "t"], ["describe"], ["models", "promote", "1"]):
+        result = fmnist(*command, **own_store)
+        assert "weights of another network" in one_clear_line(result)
+        assert result.returncode == 2
+    assert not (tmp_path / "store" / "predictions").exists()
+
+
+def test_help_of_every_command_names_every_option() -> None:
+    from flows.parameters import ClassifyParameters, TrainParameters
+
+    for command, model in (("train", TrainParameters), ("run", TrainParameters), ("classify", ClassifyParameters)):
+        text = fmnist(command, "--help").stdout
+        for field in model.model_fields:
+            assert ("URI" if field == "inputs" else f"--{field.replace('_', '-')}") in text
+    for command in (["describe"], ["models", "list"], ["models", "show"], ["models", "promote"], ["predictions", "list"]):
+        assert fmnist(*command, "--help").returncode == 0
+
+
+def test_describe_shows_test_images_by_number_as_json(own_store: dict[str, str], tmp_path: Path) -> None:
+    picture = tmp_path / "bars.png"
+    result = fmnist("describe", "0", "7", "--model", "fresh", "--json", "--plot", str(picture), **own_store)
+    described = json.loads(result.stdout.splitlines()[-1])
+    assert len(described["images"]) == 2
+    assert described["total_parameters"] == 669_706
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def started(*arguments: str, wait_for: str, **environment: str) -> "subprocess.Popen[str]":
+    """Start the command and wait until it says something."""
+    process = subprocess.Popen(
+        [FMNIST, *arguments],
+        env=os.environ | environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if wait_for in line:
+            return process
+    raise AssertionError(f"{arguments} ended before it said {wait_for!r}")
+
+
+def descendants(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def wait_until_gone(processes: list[psutil.Process], seconds: float) -> list[str]:
+    """Wait for processes to end; return those that did not."""
+    deadline = time.monotonic() + seconds
+    alive = processes
+    while alive and time.monotonic() < deadline:
+        alive = [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        time.sleep(0.2)
+    return [f"{p.pid} {p.name()}" for p in alive]
+
+
+def test_interrupted_run_exits_130_leaves_nothing_running_and_can_be_resumed(
+    own_store: dict[str, str], tmp_path: Path
+) -> None:
+    process = started("train", "--epochs", "200", wait_for="epoch 2/", **own_store)
+    children = descendants(process)
+    os.kill(process.pid, signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "Interrupted" in errors
+    assert "Traceback" not in errors
+    assert wait_until_gone(children, 20) == []
+    [run] = (tmp_path / "store" / "runs").iterdir()
+    assert list(run.glob("checkpoints/epoch-*/checkpoint.json"))
+
+
+def test_killed_run_leaves_nothing_running(own_store: dict[str, str], tmp_path: Path) -> None:
+    process = started("train", "--epochs", "200", wait_for="Training: epoch", **own_store)
+    children = descendants(process)
+    process.kill()
+    process.wait()
+    assert wait_until_gone(children, 40) == []
+
+
+def test_resumed_run_ends_with_the_weights_of_an_undisturbed_one(own_store: dict[str, str], tmp_path: Path) -> None:
+    undisturbed = json.loads(fmnist("train", "--epochs", "3", "--json", **own_store).stdout.splitlines()[-1])
+    process = started("train", "--epochs", "3", wait_for="epoch 2/3", **own_store)
+    process.kill()
+    process.wait()
+    [killed] = [run.name for run in (tmp_path / "store" / "runs").iterdir() if run.name != undisturbed["run_id"]]
+    resumed = json.loads(fmnist("train", "--resume", killed, "--json", **own_store).stdout.splitlines()[-1])
+    assert resumed["run_id"] == killed
+    assert resumed["epochs"] == 3
+    assert weights(tmp_path, killed, 3) == pytest.approx(weights(tmp_path, undisturbed["run_id"], 3), abs=1e-6)
+
+
+def weights(folder: Path, run_id: str, epoch: int) -> Any:
+    from safetensors.numpy import load_file
+
+    state = load_file(folder / f"store/runs/{run_id}/checkpoints/epoch-{epoch:04d}/model.safetensors")
+    return np.concatenate([state[name].ravel() for name in sorted(state)])

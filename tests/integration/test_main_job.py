@@ -1,0 +1,185 @@
+"""The main job on real data, once; each test looks at another thing that it left."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+
+from fmnist_model.classes import CLASS_NAMES
+from flows.parameters import ClassifyParameters, TrainParameters
+from infra.checkpoints import list_checkpoints, read_files, read_record
+from infra.model_registry import ModelRegistry
+from infra.object_store import open_store
+from infra.prediction_table import committed_batches
+
+
+@pytest.fixture(scope="module")
+def summary(running_services: None, session_store: str) -> Any:
+    from flows.train_and_classify import train_and_classify
+
+    return train_and_classify(TrainParameters(workers="2", epochs=4))
+
+
+@pytest.fixture(scope="module")
+def parts(summary: Any, session_store: str) -> str:
+    """A glob of the batch's parts, for DuckDB."""
+    [manifest] = summary.classification.manifests
+    return f"{session_store.removeprefix('file://')}/predictions/{manifest.table}/batch={manifest.batch}/part-*.parquet"
+
+
+def test_trained_network_reaches_88_percent_on_the_test_images(summary: Any) -> None:
+    assert summary.training.result.images == 10_000
+    assert summary.training.result.accuracy >= 0.88
+
+
+def test_two_workers_trained(summary: Any) -> None:
+    assert summary.training.run.workers == 2
+
+
+def test_accuracy_from_parquet_is_the_training_flows_to_the_image(summary: Any, parts: str, session_store: str) -> None:
+    test_files = session_store.removeprefix("file://") + "/datasets/fashion-mnist/test/*.parquet"
+    correct, images = duckdb.sql(f"""
+        WITH labels AS (
+            SELECT 'file://' || filename || '#row=' || file_row_number AS image, label
+            FROM read_parquet('{test_files}', filename = true, file_row_number = true))
+        SELECT count(*) FILTER (predicted_class = labels.label), count(*)
+        FROM read_parquet('{parts}') JOIN labels USING (image)
+    """).fetchall()[0]
+    assert (correct, images) == (summary.training.result.correct, 10_000)
+    assert (summary.checked.correct, summary.checked.images) == (correct, images)
+
+
+def test_every_test_image_has_one_row(parts: str) -> None:
+    rows, images = duckdb.sql(f"SELECT count(*), count(DISTINCT image) FROM read_parquet('{parts}')").fetchall()[0]
+    assert rows == images == 10_000
+
+
+def test_rows_are_consistent_with_themselves(parts: str) -> None:
+    names = "[" + ", ".join(f"'{name}'" for name in CLASS_NAMES) + "]"
+    bad = duckdb.sql(f"""
+        SELECT count(*) FROM read_parquet('{parts}')
+        WHERE abs(list_sum(probabilities) - 1) > 1e-5
+           OR confidence <> list_max(probabilities)
+           OR probabilities[predicted_class + 1] <> confidence
+           OR {names}[predicted_class + 1] <> predicted_label
+           OR model_version <> '1'
+    """).fetchall()[0][0]
+    assert bad == 0
+
+
+def test_a_checkpoint_an_epoch_is_complete_and_verifies(summary: Any, session_store: str) -> None:
+    store = open_store(session_store)
+    run_id = summary.training.run.run_id
+    assert list_checkpoints(store, run_id) == [1, 2, 3, 4]
+    for epoch in (1, 2, 3, 4):
+        assert set(read_files(store, read_record(store, run_id, epoch))) == {"model.safetensors", "trainer.pt"}
+
+
+def test_metrics_have_a_row_an_epoch_and_the_loss_falls(summary: Any, session_store: str) -> None:
+    path = session_store.removeprefix("file://") + f"/runs/{summary.training.run.run_id}/metrics.parquet"
+    metrics = pq.read_table(path).to_pydict()
+    assert metrics["epoch"] == [1, 2, 3, 4]
+    assert metrics["loss"] == sorted(metrics["loss"], reverse=True)
+
+
+def test_the_version_is_champion_and_records_what_was_measured(summary: Any, session_store: str) -> None:
+    registry = ModelRegistry(open_store(session_store))
+    version = registry.resolve("champion")
+    assert version.version == 1
+    assert version.metrics["test_accuracy"] == summary.training.result.accuracy
+    assert version.data_version.startswith("fashion-mnist@")
+
+
+def test_prefect_knows_one_flow_run_of_subflows_and_tasks(summary: Any) -> None:
+    from prefect.client.orchestration import get_client
+
+    async def runs() -> tuple[dict[str, str], dict[str, str]]:
+        async with get_client() as client:
+            flow_runs = await client.read_flow_runs()
+            flows = {run.flow_id: (await client.read_flow(run.flow_id)).name for run in flow_runs}
+            task_runs = await client.read_task_runs(limit=200)
+        return (
+            {flows[run.flow_id]: run.state_name or "" for run in flow_runs},
+            {run.name.rpartition("-")[0]: run.state_name or "" for run in task_runs},
+        )
+
+    flow_runs, task_runs = asyncio.run(runs())
+    assert {"train-and-classify", "train", "classify"} <= flow_runs.keys()
+    expected = {"prepare dataset", "begin run", "train network", "evaluate checkpoint", "register model"}
+    expected |= {"resolve model", "plan batch", "classify shards", "commit batch", "compare predictions with labels"}
+    assert expected <= task_runs.keys()
+    assert set(flow_runs.values()) | set(task_runs.values()) == {"Completed"}
+
+
+def test_classifying_again_does_nothing(summary: Any, session_store: str) -> None:
+    from flows.classify import classify
+
+    uris = [open_store(session_store).uri(key) for key in summary.training.dataset.splits["test"].parts]
+    again = classify(ClassifyParameters(inputs=uris, table="fashion-mnist-test"))
+    assert again.manifests == []
+    assert again.work.already_done == 10_000
+    assert len(committed_batches(open_store(session_store), "fashion-mnist-test")) == 1
+
+
+def test_new_files_become_a_batch_of_just_those(summary: Any, tmp_path: Path, session_store: str) -> None:
+    from flows.classify import classify
+
+    save_pictures(session_store, tmp_path, [0, 1])
+    first = classify(ClassifyParameters(inputs=[str(tmp_path)], table="pictures"))
+    save_pictures(session_store, tmp_path, [2])
+    second = classify(ClassifyParameters(inputs=[str(tmp_path)], table="pictures"))
+    assert [manifest.predicted for manifest in first.manifests] == [2]
+    assert [manifest.predicted for manifest in second.manifests] == [1]
+    [row] = pq.read_table(f"{session_store.removeprefix('file://')}/{second.manifests[0].parts[0]}").to_pylist()
+    assert row["image"] == f"file://{tmp_path}/2.png"
+
+
+def test_an_image_file_gets_the_class_of_the_same_image_in_parquet(
+    summary: Any, tmp_path: Path, session_store: str, parts: str
+) -> None:
+    from flows.classify import classify
+
+    save_pictures(session_store, tmp_path, [5])
+    [manifest] = classify(ClassifyParameters(inputs=[str(tmp_path / "5.png")], table="one-picture")).manifests
+    [from_file] = pq.read_table(f"{session_store.removeprefix('file://')}/{manifest.parts[0]}").to_pylist()
+    [in_parquet] = duckdb.sql(f"SELECT * FROM read_parquet('{parts}') WHERE image LIKE '%#row=5'").to_arrow_table().to_pylist()
+    assert from_file["predicted_class"] == in_parquet["predicted_class"]
+    assert from_file["probabilities"] == pytest.approx(in_parquet["probabilities"], abs=1e-6)
+
+
+def test_undecodable_image_is_quarantined_with_its_reason_and_fails_a_strict_batch(
+    summary: Any, tmp_path: Path, session_store: str
+) -> None:
+    from flows.classify import classify
+    from tasks.commit import TooManyErrors
+
+    save_pictures(session_store, tmp_path, [0])
+    (tmp_path / "broken.png").write_bytes((tmp_path / "0.png").read_bytes()[:60])
+    parameters = ClassifyParameters(inputs=[str(tmp_path)], table="broken")
+    with pytest.raises(TooManyErrors, match="1 of 2 images"):
+        classify(parameters)
+    [manifest] = committed_batches(open_store(session_store), "broken")
+    assert (manifest.planned, manifest.predicted, manifest.quarantined) == (2, 1, 1)
+    [error] = pq.read_table(f"{session_store.removeprefix('file://')}/{manifest.error_parts[0]}").to_pylist()
+    assert error["image"].endswith("/broken.png")
+    assert "truncated" in error["reason"]
+
+
+def save_pictures(store: str, folder: Path, numbers: list[int]) -> None:
+    """Write test images as PNG files."""
+    part = next(Path(f"{store.removeprefix('file://')}/datasets/fashion-mnist/test").glob("*.parquet"))
+    images = pq.read_table(part, columns=["image"]).column("image")
+    for number in numbers:
+        (folder / f"{number}.png").write_bytes(images[number].as_py()["bytes"])
+
+
+def test_manifest_is_readable_json_with_the_model_in_it(summary: Any, session_store: str) -> None:
+    [manifest] = summary.classification.manifests
+    path = Path(f"{session_store.removeprefix('file://')}/predictions/{manifest.table}/batch={manifest.batch}/_manifest.json")
+    recorded = json.loads(path.read_text())
+    assert recorded["planned"] == recorded["predicted"] == 10_000
+    assert recorded["model"]["version"] == 1

@@ -1,0 +1,118 @@
+"""An S3 server as tests see it, and a proxy before it that lets things go wrong on demand."""
+
+import http.client
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+import pytest
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A server that runs, with a bucket."""
+
+    environment: dict[str, str]
+    """The AWS variables by which it is found."""
+    bucket: str = "fmnist"
+
+    @property
+    def endpoint(self) -> str:
+        return self.environment["AWS_ENDPOINT_URL"]
+
+    def use(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Make it this process's S3, whatever the developer's own environment and profiles say."""
+        isolate_aws(monkeypatch)
+        for name, value in self.environment.items():
+            monkeypatch.setenv(name, value)
+
+
+def isolate_aws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take away every AWS setting and credential of the machine's own."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@dataclass
+class Exchange:
+    """A request on its way to the server, and the answer on its way back; a fault changes either."""
+
+    method: str
+    path: str
+    body: bytes
+    answer_body: bytes = b""
+    lose_answer: bool = False
+    """Close the connection instead of answering, after the server has done what was asked."""
+    cut_answer_at: int | None = None
+    """Close the connection after so many bytes of the answer's body."""
+
+
+Fault = Callable[[Exchange], None]
+
+
+@contextmanager
+def faulty_proxy(server: S3Server, before: Fault | None = None, after: Fault | None = None) -> Iterator[S3Server]:
+    """The same server through a proxy, which lets `before` change what is sent to it and `after` what it answers."""
+    target = urlsplit(server.endpoint).netloc
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _pass_on(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            exchange = Exchange(self.command, self.path, body)
+            if before:
+                before(exchange)
+            upstream = http.client.HTTPConnection(target, timeout=30)
+            headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
+            upstream.request(self.command, self.path, exchange.body, headers)
+            answer = upstream.getresponse()
+            exchange.answer_body = answer.read()
+            upstream.close()
+            if after:
+                after(exchange)
+            if exchange.lose_answer:
+                self.close_connection = True
+                return
+            self.send_response(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() not in ("connection", "transfer-encoding", "date", "server", "content-length"):
+                    self.send_header(name, value)
+            length = answer.getheader("Content-Length") if self.command == "HEAD" else len(exchange.answer_body)
+            self.send_header("Content-Length", str(length or 0))
+            self.end_headers()
+            self.wfile.write(exchange.answer_body[: exchange.cut_answer_at])
+            self.close_connection = exchange.cut_answer_at is not None
+
+        def __getattr__(self, name: str) -> Callable[[], None]:
+            if name.startswith("do_"):
+                return self._pass_on
+            raise AttributeError(name)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class names it so)
+            pass
+
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    proxy.daemon_threads = True
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    try:
+        endpoint = f"http://127.0.0.1:{proxy.server_port}"
+        yield S3Server(server.environment | {"AWS_ENDPOINT_URL": endpoint}, server.bucket)
+    finally:
+        proxy.shutdown()
+        proxy.server_close()

@@ -1,0 +1,151 @@
+"""Settings come from the environment or `.env`, and a value that can't be meant is told by the setting's name."""
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from infra.errors import RequestError
+from infra.object_store import open_store
+from infra.settings import load_settings
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder without a `.env`, with no setting in the environment."""
+    for name in ("STORE", "RAY_ADDRESS", "DATASET_DIR", "STATE_DIR"):
+        monkeypatch.delenv(f"FMNIST_{name}", raising=False)
+    monkeypatch.setenv("HOME", "/home/analyst")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def store_for(value: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("FMNIST_STORE", value)
+    return load_settings().store
+
+
+def test_defaults_need_no_server(tmp_path: Path):
+    settings = load_settings()
+    assert settings.store == (tmp_path / "var/store").as_uri()
+    assert (settings.ray_address, settings.dataset_dir, settings.state_dir) == (None, None, tmp_path / "var")
+
+
+def test_environment_is_read(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FMNIST_RAY_ADDRESS", "ray://head:10001")
+    assert load_settings().ray_address == "ray://head:10001"
+
+
+def test_env_file_is_read(tmp_path: Path):
+    (tmp_path / ".env").write_text("FMNIST_STORE=/data/store\nFMNIST_RAY_ADDRESS='head:6379'\n# a comment\n")
+    settings = load_settings()
+    assert (settings.store, settings.ray_address) == ("file:///data/store", "head:6379")
+
+
+def test_environment_goes_before_the_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / ".env").write_text("FMNIST_STORE=/from/file\n")
+    assert store_for("/from/environment", monkeypatch) == "file:///from/environment"
+
+
+@pytest.mark.parametrize("where", ["environment", "env file"])
+def test_empty_value_counts_as_not_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str):
+    for name in ("STORE", "RAY_ADDRESS", "DATASET_DIR", "STATE_DIR"):
+        if where == "environment":
+            monkeypatch.setenv(f"FMNIST_{name}", "")
+        else:
+            with (tmp_path / ".env").open("a") as file:
+                file.write(f"FMNIST_{name}=\n")
+    settings = load_settings()
+    assert (settings.store, settings.ray_address) == ((tmp_path / "var/store").as_uri(), None)
+    assert (settings.dataset_dir, settings.state_dir) == (None, tmp_path / "var")
+
+
+def test_relative_store_lies_under_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert store_for("results/store", monkeypatch) == (tmp_path / "results/store").as_uri()
+
+
+def test_store_stays_where_it_was_when_the_working_folder_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    settings = load_settings()
+    monkeypatch.chdir("/")
+    assert settings.store == (tmp_path / "var/store").as_uri()
+
+
+@pytest.mark.parametrize(
+    ("value", "store"),
+    [
+        ("~/store", "file:///home/analyst/store"),
+        ("/data/store/", "file:///data/store"),
+        ("file:///data/store", "file:///data/store"),
+        ("file:///data/store/", "file:///data/store"),
+        ("file://localhost/data/store", "file:///data/store"),
+        ("FILE:///data/store", "file:///data/store"),
+        ("/data/my store", "file:///data/my%20store"),
+        ("file:///data/my store", "file:///data/my%20store"),
+        ("file:///data/my%20store", "file:///data/my%20store"),
+        ("/data/größe", "file:///data/gr%C3%B6%C3%9Fe"),
+        ("/data/50%20off#1?", "file:///data/50%2520off%231%3F"),
+        ("s3://bucket/prefix/", "s3://bucket/prefix"),
+    ],
+)
+def test_store_is_brought_to_one_form(monkeypatch: pytest.MonkeyPatch, value: str, store: str):
+    assert store_for(value, monkeypatch) == store
+
+
+@pytest.mark.parametrize("name", ["my store", "größe", "50%20off", "a#b", "a?b", "~nobody-of-that-name"])
+def test_store_in_a_folder_of_any_name_is_that_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    open_store(store_for(f"{tmp_path}/{name}", monkeypatch)).create("object", b"bytes")
+    assert (tmp_path / name / "object").read_bytes() == b"bytes"
+
+
+def test_name_that_begins_with_a_tilde_and_is_no_users_is_taken_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert store_for("~nobody-of-that-name/x", monkeypatch) == (tmp_path / "~nobody-of-that-name/x").as_uri()
+
+
+def test_file_uri_with_a_host_is_refused(monkeypatch: pytest.MonkeyPatch):
+    expected = "FMNIST_STORE: .*file://data/store names the host data.*file:///data/store"
+    with pytest.raises(RequestError, match=expected):
+        store_for("file://data/store", monkeypatch)
+
+
+@pytest.mark.parametrize("value", ["file:///data/a#b", "file:///data/a?b"])
+def test_file_uri_that_would_lose_its_end_is_refused(monkeypatch: pytest.MonkeyPatch, value: str):
+    with pytest.raises(RequestError, match=f"FMNIST_STORE: .*{re.escape(value)}.*%3F and %23"):
+        store_for(value, monkeypatch)
+
+
+def test_value_that_is_no_uri_is_refused_by_the_settings_name(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(RequestError, match=r"^FMNIST_STORE: "):
+        store_for("//[half-an-address", monkeypatch)
+
+
+@pytest.mark.parametrize("name", ["DATASET_DIR", "STATE_DIR"])
+def test_tilde_in_a_folder_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, name: str):
+    monkeypatch.setenv(f"FMNIST_{name}", "~/folder")
+    assert getattr(load_settings(), name.lower()) == Path("/home/analyst/folder")
+
+
+@pytest.mark.parametrize("name", ["DATASET_DIR", "STATE_DIR"])
+def test_relative_folder_lies_under_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    monkeypatch.setenv(f"FMNIST_{name}", "folder")
+    assert getattr(load_settings(), name.lower()) == tmp_path / "folder"
+
+
+def test_other_variables_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FMNIST_STOER", "/data")
+    (tmp_path / ".env").write_text("DATABASE_URL=postgres://x\n")
+    assert load_settings().store == (tmp_path / "var/store").as_uri()
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(ValidationError, match="frozen"):
+        load_settings().store = "file:///elsewhere"
+
+
+def test_credentials_in_the_env_file_appear_nowhere_in_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / ".env").write_text("AWS_SECRET_ACCESS_KEY=hunter2\nFMNIST_STORE=s3://bucket\n")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "hunter2")
+    settings = load_settings()
+    assert "hunter2" not in f"{settings!r} {settings} {settings.model_dump_json()}"

@@ -1,0 +1,393 @@
+"""Training learns, repeats itself to the bit, goes on where it stood, and ends alike with any number of ranks."""
+
+import io
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import Tensor
+
+from fmnist_model.augmentation import AugmentationDraws, scale
+from fmnist_model.dataset import LabelledImages
+from fmnist_model.network import NeuralNetwork, load_weights, save_weights
+from fmnist_model.recipe import TrainingRecipe
+from fmnist_model.training import EpochMetrics, StepProgress, TrainingDiverged, TrainingRun
+
+CPU = torch.device("cpu")
+RECIPE = TrainingRecipe(epochs=3, global_batch_size=64, seed=5)
+
+
+def stripes(n: int = 600) -> LabelledImages:
+    """Noise with a bright stripe whose height tells the class: learned within an epoch or two."""
+    images = np.random.default_rng(0).integers(0, 60, (n, 28, 28), dtype=np.uint8)
+    labels = np.arange(n) % 10
+    for number, label in enumerate(labels):
+        images[number, 2 * label : 2 * label + 4, 4:24] += 150
+    return LabelledImages(images, labels.astype(np.int64))
+
+
+def train(recipe: TrainingRecipe, data: LabelledImages | None = None) -> tuple[TrainingRun, list[EpochMetrics]]:
+    run = TrainingRun(recipe, data or stripes(), CPU)
+    return run, list(run.epochs())
+
+
+def vector(network: NeuralNetwork) -> Tensor:
+    return torch.nn.utils.parameters_to_vector(network.parameters()).detach()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """For a network this small, and on a machine that others use too, more threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# Learning
+
+
+def test_loss_falls_epoch_by_epoch():
+    losses = [epoch.loss for epoch in train(RECIPE)[1]]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0] / 10
+
+
+def test_separable_classes_are_learned():
+    assert train(RECIPE)[1][-1].accuracy > 0.99
+
+
+def test_augmented_images_are_learned():
+    assert train(replace(RECIPE, epochs=6, flip=True, shift_pixels=1))[1][-1].accuracy > 0.5
+
+
+def test_epochs_are_numbered_from_one():
+    assert [epoch.epoch for epoch in train(RECIPE)[1]] == [1, 2, 3]
+
+
+def test_first_loss_is_of_the_seeded_network():
+    data = stripes(64)
+    torch.manual_seed(RECIPE.seed)
+    logits = NeuralNetwork()(scale(torch.from_numpy(data.images)))
+    expected = torch.nn.functional.cross_entropy(logits, torch.from_numpy(data.labels)).item()
+    assert train(replace(RECIPE, epochs=1), data)[1][0].loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_training_leaves_the_global_random_state_alone():
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    train(replace(RECIPE, epochs=1))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_training_leaves_the_data_alone():
+    data = stripes()
+    train(replace(RECIPE, epochs=1, flip=True, shift_pixels=2), data)
+    np.testing.assert_array_equal(data.images, stripes().images)
+
+
+@pytest.mark.parametrize("steps", range(1, 9))
+def test_run_of_a_few_steps_has_a_schedule(steps: int):
+    run, epochs = train(replace(RECIPE, epochs=steps, global_batch_size=600))
+    assert len(epochs) == run.epochs_done == steps
+
+
+def test_batch_larger_than_the_data_set_is_the_data_set():
+    run, epochs = train(replace(RECIPE, epochs=1, global_batch_size=10_000))
+    assert (run.steps_per_epoch, epochs[0].images) == (1, 600)
+
+
+def test_incomplete_last_batch_is_left_out():
+    run, epochs = train(replace(RECIPE, epochs=1, global_batch_size=64))
+    assert (run.steps_per_epoch, epochs[0].images) == (9, 576)
+
+
+def test_huge_learning_rate_is_told_as_divergence():
+    with pytest.raises(
+        TrainingDiverged, match=r"The loss became nan in epoch 1, .* Lower the learning rate \(1e\+16\)"
+    ):
+        train(replace(RECIPE, learning_rate=1e16))
+
+
+def test_diverged_epoch_does_not_count_as_done():
+    run = TrainingRun(replace(RECIPE, learning_rate=1e16), stripes(), CPU)
+    with pytest.raises(TrainingDiverged):
+        list(run.epochs())
+    assert run.epochs_done == 0
+
+
+# Repeating
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, replace(RECIPE, flip=True, shift_pixels=2)], ids=["plain", "augmented"])
+def test_same_seed_gives_the_same_weights(recipe: TrainingRecipe):
+    assert torch.equal(vector(train(recipe)[0].network), vector(train(recipe)[0].network))
+
+
+def test_other_seed_gives_other_weights():
+    first, second = (vector(train(replace(RECIPE, seed=seed))[0].network) for seed in (5, 6))
+    assert not torch.equal(first, second)
+
+
+def test_other_seed_changes_the_order_and_not_only_the_initial_weights():
+    runs = [TrainingRun(replace(RECIPE, epochs=1, seed=seed), stripes(), CPU) for seed in (5, 6)]
+    runs[1].network.load_state_dict(runs[0].network.state_dict())
+    losses = [next(run.epochs()).loss for run in runs]
+    assert losses[0] != losses[1]
+
+
+def test_every_epoch_has_an_order_of_its_own():
+    """At a learning rate too small to change a weight, losses differ by which images the last batch leaves out."""
+    losses = {epoch.loss for epoch in train(replace(RECIPE, learning_rate=1e-20))[1]}
+    assert len(losses) == RECIPE.epochs
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, replace(RECIPE, flip=True, shift_pixels=2)], ids=["plain", "augmented"])
+@pytest.mark.parametrize("interrupted_after", [1, 2])
+def test_resumed_run_ends_with_the_weights_of_an_undisturbed_one(recipe: TrainingRecipe, interrupted_after: int):
+    interrupted = TrainingRun(recipe, stripes(), CPU)
+    for epoch in interrupted.epochs():
+        if epoch.epoch == interrupted_after:
+            break
+    weights = load_weights(save_weights(interrupted.network), "model.safetensors")
+    resumed = TrainingRun(recipe, stripes(), CPU).load_state(weights, interrupted.save_state())
+    assert [epoch.epoch for epoch in resumed.epochs()] == list(range(interrupted_after + 1, recipe.epochs + 1))
+    assert torch.equal(vector(resumed.network), vector(train(recipe)[0].network))
+
+
+def test_state_of_a_finished_run_leaves_nothing_to_train():
+    run, _ = train(RECIPE)
+    resumed = TrainingRun(RECIPE, stripes(), CPU).load_state(run.network, run.save_state())
+    assert list(resumed.epochs()) == []
+
+
+@pytest.mark.parametrize(
+    "change", [{"epochs": 4}, {"learning_rate": 1e-3}, {"seed": 6}, {"flip": True}, {"global_batch_size": 32}]
+)
+def test_state_of_another_recipe_is_refused(change: dict[str, Any]):
+    run, _ = train(replace(RECIPE, epochs=1))
+    other = TrainingRun(replace(RECIPE, **{"epochs": 1} | change), stripes(), CPU)
+    with pytest.raises(ValueError, match="of another recipe"):
+        other.load_state(run.network, run.save_state())
+
+
+def test_state_of_a_run_on_another_number_of_images_is_refused():
+    run = TrainingRun(RECIPE, stripes(), CPU)
+    with pytest.raises(ValueError, match="of a run of 27 steps; on these images it is 45"):
+        TrainingRun(RECIPE, stripes(1000), CPU).load_state(run.network, run.save_state())
+
+
+def saved(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "state",
+    [b"", b"not a state", saved([1, 2]), saved({}), saved({"recipe": asdict(RECIPE)}), saved(torch.zeros(3))],
+    ids=["empty", "text", "list", "empty dict", "recipe alone", "tensor"],
+)
+def test_what_is_no_state_is_refused(state: bytes):
+    with pytest.raises(ValueError, match="The training state can't be read"):
+        TrainingRun(RECIPE, stripes(), CPU).load_state(NeuralNetwork(), state)
+
+
+def test_truncated_state_is_refused():
+    run = TrainingRun(RECIPE, stripes(), CPU)
+    state = run.save_state()
+    with pytest.raises(ValueError, match="The training state can't be read"):
+        run.load_state(run.network, state[: len(state) // 2])
+
+
+def test_refused_state_leaves_the_run_as_it_was():
+    run = TrainingRun(RECIPE, stripes(), CPU)
+    before = vector(run.network).clone()
+    with pytest.raises(ValueError, match="can't be read"):
+        run.load_state(NeuralNetwork(), saved({"recipe": asdict(RECIPE)}))
+    assert torch.equal(vector(run.network), before)
+
+
+class Planted:
+    """Unpickled, it creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def pickled(value: Any) -> bytes:
+    return pickle.dumps(value, protocol=2)
+
+
+@pytest.mark.parametrize("encode", [pickled, saved])
+def test_malicious_pickle_as_state_is_refused_and_not_executed(tmp_path: Path, encode: Callable[[Any], bytes]):
+    planted = tmp_path / "planted"
+    state = encode({"recipe": asdict(RECIPE), "epochs_done": 1, "optimizer": Planted(planted), "schedule": {}})
+    with pytest.raises(ValueError, match="The training state can't be read"):
+        TrainingRun(RECIPE, stripes(), CPU).load_state(NeuralNetwork(), state)
+    assert not planted.exists()
+    pickle.loads(state) if encode is pickled else torch.load(io.BytesIO(state), weights_only=False)  # noqa: S301
+    assert planted.exists(), "the pickle was not armed, so the test above shows nothing"
+
+
+# Progress
+
+
+def told(recipe: TrainingRecipe) -> list[StepProgress]:
+    progress: list[StepProgress] = []
+    list(TrainingRun(recipe, stripes(), CPU).epochs(progress.append))
+    return progress
+
+
+def test_progress_never_goes_back():
+    steps = [(progress.epoch, progress.step) for progress in told(RECIPE)]
+    assert steps == sorted(set(steps))
+
+
+def test_progress_ends_at_the_last_step():
+    last = told(RECIPE)[-1]
+    assert (last.step, last.epoch) == (last.steps, last.epochs) == (27, 3)
+
+
+def test_progress_is_told_at_the_end_of_each_epoch():
+    assert {9, 18, 27} <= {progress.step for progress in told(RECIPE)}
+
+
+def test_progress_at_the_end_of_an_epoch_is_the_epochs_outcome():
+    progress: list[StepProgress] = []
+    for epoch in TrainingRun(RECIPE, stripes(), CPU).epochs(progress.append):
+        assert (progress[-1].loss, progress[-1].accuracy) == (epoch.loss, epoch.accuracy)
+
+
+# Ranks
+
+SHARED = {
+    "batch that divides": replace(RECIPE, global_batch_size=60),
+    "batch that does not divide": replace(RECIPE, global_batch_size=61),
+    "augmented": replace(RECIPE, global_batch_size=61, flip=True, shift_pixels=2),
+    "fewer images than ranks": replace(RECIPE, epochs=1, global_batch_size=1),
+}
+DIVERGING = replace(RECIPE, learning_rate=1e16)
+
+
+def data_for(recipe: TrainingRecipe) -> LabelledImages:
+    return stripes(20 if recipe.global_batch_size == 1 else 250)
+
+
+def train_as_rank(rank: int, folder: Path) -> None:
+    """What each of three processes runs: first all three of them train together, then ranks 0 and 1."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=3)
+    for group in (dist.group.WORLD, dist.new_group([0, 1])):
+        if isinstance(group, dist.ProcessGroup):
+            for name, recipe in SHARED.items():
+                run = TrainingRun(recipe, data_for(recipe), CPU, group)
+                epochs = [(epoch.loss, epoch.accuracy, epoch.images) for epoch in run.epochs()]
+                torch.save(
+                    {"weights": vector(run.network), "epochs": epochs},
+                    folder / f"{name}-{dist.get_world_size(group)}-{rank}",
+                )
+            with pytest.raises(TrainingDiverged):
+                list(TrainingRun(DIVERGING, stripes(), CPU, group).epochs())
+            (folder / f"diverged-{dist.get_world_size(group)}-{rank}").touch()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what each rank of two and of three processes was left with."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(train_as_rank, (folder,), nprocs=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, tuple[Tensor, list[tuple[float, float, int]]]]:
+    outcomes = {}
+    for name, recipe in SHARED.items():
+        run, epochs = train(recipe, data_for(recipe))
+        outcomes[name] = (vector(run.network), [(epoch.loss, epoch.accuracy, epoch.images) for epoch in epochs])
+    return outcomes
+
+
+@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_together_reach_the_weights_of_one_alone(ranks: Path, alone: Any, world_size: int, name: str):
+    together = torch.load(ranks / f"{name}-{world_size}-0")["weights"]
+    torch.testing.assert_close(together, alone[name][0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_together_report_the_curve_of_one_alone(ranks: Path, alone: Any, world_size: int, name: str):
+    together = torch.load(ranks / f"{name}-{world_size}-0")["epochs"]
+    np.testing.assert_allclose(together, alone[name][1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_all_ranks_end_with_the_same_weights(ranks: Path, world_size: int, name: str):
+    first, *others = (torch.load(ranks / f"{name}-{world_size}-{rank}")["weights"] for rank in range(world_size))
+    assert all(torch.equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_divergence_is_told_on_every_rank(ranks: Path, world_size: int):
+    assert all((ranks / f"diverged-{world_size}-{rank}").exists() for rank in range(world_size))
+
+
+# Augmentation
+
+
+def draws(n: int, **options: Any) -> AugmentationDraws:
+    return AugmentationDraws.draw(n, torch.Generator().manual_seed(3), **{"flip": False, "shift_pixels": 0} | options)
+
+
+def test_slices_are_augmented_as_the_whole_batch_is():
+    images = torch.rand(7, 28, 28)
+    drawn = draws(7, flip=True, shift_pixels=2)
+    parts = [drawn.apply(images[part], part) for part in (slice(0, 3), slice(3, 7))]
+    assert torch.equal(torch.cat(parts), drawn.apply(images, slice(0, 7)))
+
+
+def test_no_augmentation_changes_no_image():
+    images = torch.rand(5, 28, 28)
+    assert torch.equal(draws(5).apply(images, slice(0, 5)), images)
+
+
+def test_flipped_images_are_mirrored_left_and_right():
+    images = torch.rand(50, 28, 28)
+    drawn = draws(50, flip=True)
+    expected = [image.flip(1) if mirrored else image for image, mirrored in zip(images, drawn.mirrored, strict=True)]
+    assert torch.equal(drawn.apply(images, slice(0, 50)), torch.stack(expected))
+
+
+def test_about_half_of_the_images_are_flipped():
+    assert 400 < draws(1000, flip=True).mirrored.sum() < 600
+
+
+def test_shifted_image_is_the_image_moved_over_black():
+    images = torch.rand(50, 28, 28)
+    drawn = draws(50, shift_pixels=2)
+    expected = torch.zeros(50, 32, 32)
+    for number, (row, column) in enumerate(drawn.offsets.tolist()):
+        expected[number, 4 - row : 32 - row, 4 - column : 32 - column] = images[number]
+    assert torch.equal(drawn.apply(images, slice(0, 50)), expected[:, 2:30, 2:30])
+
+
+def test_shifts_reach_every_offset_in_the_range():
+    assert sorted(set(draws(1000, shift_pixels=2).offsets.flatten().tolist())) == [0, 1, 2, 3, 4]
