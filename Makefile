@@ -19,8 +19,12 @@ install: .venv/.installed ## Make .venv and install what runs
 run: .venv/.installed ## Train on Fashion-MNIST and classify its test images: the main job
 	@$(bin)/fmnist run
 
-test: .venv/.installed-dev ## Run the tests
+test: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## Run the tests
 	@$(bin)/python -m pytest
+
+# Here rather than in the tests, so that they need no network once this is done.
+var/test-data/datasets/fashion-mnist/dataset.json: | .venv/.installed-dev
+	@FMNIST_STORE=var/test-data $(bin)/fmnist dataset prepare >/dev/null
 
 lint: .venv/.installed-dev
 	$(bin)/ruff check .

@@ -32,4 +32,10 @@ def open_store(root: str) -> ObjectStore:
         from infra.object_store.local import LocalObjectStore
 
         return LocalObjectStore(root)
-    raise RequestError(f"{root} is no store that this project knows: use file:///folder (FMNIST_STORE).")
+    if scheme == "s3":
+        from infra.object_store.s3 import S3ObjectStore
+
+        return S3ObjectStore(root)
+    raise RequestError(
+        f"FMNIST_STORE: {scheme}:// is no store that this project knows: use file:///folder or s3://bucket/prefix."
+    )

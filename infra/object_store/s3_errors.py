@@ -1,0 +1,157 @@
+"""What went wrong with S3, in one line for the person who has to put it right: never a secret, never a stack of causes.
+
+An error's own text is left out wherever it may quote what the person configured, such as the output of a credential
+process.
+"""
+
+import os
+
+from botocore import exceptions as botocore_errors
+from botocore.exceptions import BotoCoreError, ClientError
+
+CREDENTIAL_ERRORS = (
+    botocore_errors.NoCredentialsError,
+    botocore_errors.PartialCredentialsError,
+    botocore_errors.CredentialRetrievalError,
+    botocore_errors.RefreshWithMFAUnsupportedError,
+    botocore_errors.SSOError,
+    botocore_errors.TokenRetrievalError,
+    botocore_errors.NoAuthTokenError,
+)
+
+_CREDENTIALS_ADVICE = (
+    "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN, where they have one)."
+)
+_REGION_ADVICE = "Set AWS_REGION to the region of the bucket."
+
+_BY_CODE = {
+    "NoSuchBucket": (
+        "there is no bucket {bucket} at {endpoint}",
+        "Create it, or correct FMNIST_STORE or AWS_ENDPOINT_URL.",
+    ),
+    "AccessDenied": (
+        "{endpoint} refuses {operation} to these credentials",
+        "Allow them s3:ListBucket on the bucket and s3:GetObject, s3:PutObject and s3:DeleteObject on what is in it, "
+        "or use others.",
+    ),
+    "InvalidAccessKeyId": ("{endpoint} does not know this access key", _CREDENTIALS_ADVICE),
+    "SignatureDoesNotMatch": ("{endpoint} finds the secret key wrong", _CREDENTIALS_ADVICE),
+    "ExpiredToken": (
+        "the session token has expired",
+        "Log in again, or set AWS_PROFILE to one whose token is refreshed.",
+    ),
+    "InvalidToken": ("{endpoint} does not know this session token", _CREDENTIALS_ADVICE),
+    "RequestTimeTooSkewed": (
+        "this machine's clock differs too much from that of {endpoint}",
+        "Set the clock (NTP).",
+    ),
+    "PermanentRedirect": ("the bucket {bucket} lies in another region", _REGION_ADVICE),
+    "AuthorizationHeaderMalformed": ("the bucket {bucket} lies in another region", _REGION_ADVICE),
+    "ConditionalRequestConflict": ("others write the same object again and again", "Try again later."),
+    "SlowDown": ("{endpoint} is overloaded and refused {operation} again and again", "Try again later."),
+    "QuotaExceeded": ("{endpoint} says that the quota is used up", "Free space, or have the quota raised."),
+    "InternalError": ("{endpoint} failed at {operation} again and again", "Look at the server; then try again."),
+}
+_SAME = {
+    "403": "AccessDenied",
+    "AllAccessDisabled": "AccessDenied",
+    "AccountProblem": "AccessDenied",
+    "301": "PermanentRedirect",
+    "OperationAborted": "ConditionalRequestConflict",
+    "ConcurrentModification": "ConditionalRequestConflict",
+    "TokenRefreshRequired": "ExpiredToken",
+    "ExpiredTokenException": "ExpiredToken",
+    "RequestExpired": "RequestTimeTooSkewed",
+    "503": "SlowDown",
+    "ServiceUnavailable": "SlowDown",
+    "Throttling": "SlowDown",
+    "ThrottlingException": "SlowDown",
+    "TooManyRequests": "SlowDown",
+    "RequestLimitExceeded": "SlowDown",
+    "500": "InternalError",
+    "502": "InternalError",
+    "504": "InternalError",
+    "UnknownError": "InternalError",
+    "InsufficientCapacity": "QuotaExceeded",
+    "XMinioStorageFull": "QuotaExceeded",
+}
+_UNREACHABLE = (
+    "nothing answers at {endpoint}",
+    "Start the server, or correct AWS_ENDPOINT_URL.",
+)
+_BY_CLASS: tuple[tuple[type[BotoCoreError], tuple[str, str]], ...] = (
+    (botocore_errors.NoCredentialsError, ("there are no credentials", _CREDENTIALS_ADVICE)),
+    (botocore_errors.PartialCredentialsError, ("the credentials are incomplete", _CREDENTIALS_ADVICE)),
+    (botocore_errors.ProfileNotFound, ("there is no AWS profile {profile}", "Correct AWS_PROFILE.")),
+    (
+        botocore_errors.ConfigParseError,
+        ("the AWS configuration can't be read", "Correct ~/.aws/config and ~/.aws/credentials."),
+    ),
+    (botocore_errors.NoRegionError, ("no region is set", _REGION_ADVICE)),
+    (botocore_errors.InvalidRegionError, ("the region is no region's name", _REGION_ADVICE)),
+    (
+        botocore_errors.SSLError,
+        (
+            "the certificate of {endpoint} is not trusted, or it speaks no TLS",
+            "Set AWS_CA_BUNDLE to the file of its authority, or correct AWS_ENDPOINT_URL.",
+        ),
+    ),
+    (
+        botocore_errors.ProxyConnectionError,
+        ("the HTTP proxy does not answer", "Correct HTTP_PROXY, HTTPS_PROXY or NO_PROXY."),
+    ),
+    (botocore_errors.EndpointConnectionError, _UNREACHABLE),
+    (botocore_errors.ConnectTimeoutError, _UNREACHABLE),
+    (
+        botocore_errors.ReadTimeoutError,
+        ("{endpoint} takes requests but does not answer", "Look at the server; then try again."),
+    ),
+    (
+        botocore_errors.HTTPClientError,
+        ("the connection to {endpoint} breaks again and again", "Look at the server and the network; then try again."),
+    ),
+    (
+        botocore_errors.IncompleteReadError,
+        ("{endpoint} cuts answers short again and again", "Look at the server and the network; then try again."),
+    ),
+)
+
+
+def explain(error: BotoCoreError | ClientError, *, bucket: str, endpoint: str) -> str:
+    """What is wrong and what to do about it, in two short sentences."""
+    operation = error.operation_name if isinstance(error, ClientError) else "a request"
+    what, advice = _client_error(error) if isinstance(error, ClientError) else _sdk_error(error)
+    profile = os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE")
+    return f"{what.format(bucket=bucket, endpoint=endpoint, operation=operation, profile=profile)}. {advice}"
+
+
+def error_code(error: ClientError) -> str:
+    """The server's code, or the HTTP status where the answer had no body (as to HEAD)."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def http_status(error: ClientError) -> int:
+    """The answer's HTTP status."""
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _client_error(error: ClientError) -> tuple[str, str]:
+    code = error_code(error)
+    if error.operation_name == "HeadBucket" and http_status(error) == 404:
+        code = "NoSuchBucket"
+    code = _SAME.get(code, code)
+    if code in _BY_CODE:
+        return _BY_CODE[code]
+    message = str(error.response.get("Error", {}).get("Message") or "no message")
+    answer = f"{http_status(error)} {code} ({message})".replace("{", "{{").replace("}", "}}")
+    return f"{{endpoint}} answers {answer} to {{operation}}", "See the server's documentation."
+
+
+def _sdk_error(error: BotoCoreError) -> tuple[str, str]:
+    for kind, explanation in _BY_CLASS:
+        if isinstance(error, kind):
+            return explanation
+    if isinstance(error, CREDENTIAL_ERRORS):
+        return f"no credentials could be had ({type(error).__name__})", "Log in again, or correct the AWS profile."
+    text = str(error).replace("{", "{{").replace("}", "}}").replace("\n", " ")
+    return f"{type(error).__name__}: {text}", "Check the AWS settings."

@@ -1,0 +1,938 @@
+# ruff: noqa: S311 (chance, not secrets)
+"""One contract for every kind of object store, run against a local folder and against Ceph's S3 gateway."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import socket
+import sys
+import textwrap
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from infra.checkpoints import (
+    CheckpointCorrupt,
+    CheckpointNotFound,
+    checkpoint_folder,
+    list_checkpoints,
+    list_runs,
+    read_files,
+    read_record,
+    write_checkpoint,
+)
+from infra.errors import RequestError
+from infra.model_registry import ModelRegistry
+from infra.object_store import ObjectExists, ObjectNotFound, ObjectStore, StoreUnavailable, SwapConflict, open_store
+from infra.object_store.s3_configuration import CHECKSUM_VARIABLE, s3_connection, worker_environment
+from infra.prediction_table import (
+    PLAN_SCHEMA,
+    ShardBooks,
+    commit,
+    committed_batches,
+    find_plan,
+    list_batches,
+    list_tables,
+    part_key,
+    read_books,
+    read_plan_inputs,
+    read_rows,
+    uncommitted_plans,
+    write_part,
+    write_plan,
+)
+from tests.s3_server import Exchange, S3Server, faulty_proxy, free_port, isolate_aws
+
+pytest_plugins = ["tests.gateways"]
+
+LARGE = 20 * 2**20
+"""Bytes; more than what S3 takes in one part of ours."""
+
+# Children are forked from a server that has imported what they need, which spares each of them a second.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload([__name__])
+
+
+@pytest.fixture(params=["file", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    """An empty store."""
+    if request.param == "file":
+        return open_store((tmp_path / "store").as_uri())
+    server: S3Server = request.getfixturevalue("ceph_gateway")
+    server.use(monkeypatch)
+    return s3_store(server)
+
+
+@pytest.fixture
+def file_store(tmp_path: Path) -> ObjectStore:
+    return open_store((tmp_path / "store").as_uri())
+
+
+@pytest.fixture
+def ceph_store(ceph_gateway: S3Server, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    ceph_gateway.use(monkeypatch)
+    return s3_store(ceph_gateway)
+
+
+def s3_store(server: S3Server) -> ObjectStore:
+    return open_store(f"s3://{server.bucket}/{uuid4().hex}/tests")
+
+
+# --- Processes ---
+
+
+def in_processes(count: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Call a function in many processes at the same moment, with the number of the process first."""
+    barrier, results = PROCESSES.Barrier(count), PROCESSES.Queue()
+    children = [
+        PROCESSES.Process(target=_child, args=(dict(os.environ), barrier, results, function, number, *arguments))
+        for number in range(count)
+    ]
+    for child in children:
+        child.start()
+    outcomes = [results.get(timeout=200) for _ in children]
+    for child in children:
+        child.join()
+    failures = [failure for failure, _ in outcomes if failure]
+    assert not failures, failures[0]
+    return [result for _, result in outcomes]
+
+
+def _child(environment: dict[str, str], barrier: Any, results: Any, function: Any, *arguments: Any) -> None:
+    os.environ.update(environment)
+    try:
+        barrier.wait(timeout=150)
+        results.put((None, function(*arguments)))
+    except BaseException:  # noqa: BLE001 (the parent raises it)
+        results.put((traceback.format_exc(), None))
+
+
+def create_all(number: int, root: str, keys: list[str]) -> list[str]:
+    """Try to create every key, in an order of one's own; the keys that were won."""
+    store = open_store(root)
+    won = []
+    for key in random.Random(number).sample(keys, len(keys)):
+        try:
+            store.create(key, f"{number}".encode())
+        except ObjectExists:
+            continue
+        won.append(key)
+    return won
+
+
+def increment(number: int, root: str, times: int) -> int:
+    """Add to a counter by compare-and-set, until each of one's own additions is in; how often another was first."""
+    store = open_store(root)
+    conflicts = 0
+    for _ in range(times):
+        while True:
+            data, seen = store.read_with_etag("counter.json")
+            counted = json.loads(data)
+            try:
+                store.swap(
+                    "counter.json", json.dumps({"by": number, "count": counted["count"] + 1}).encode(), seen=seen
+                )
+            except SwapConflict:
+                conflicts += 1
+                time.sleep(random.random() * 0.02)
+            else:
+                break
+    return conflicts
+
+
+def register(number: int, root: str) -> int:
+    version = ModelRegistry(open_store(root)).register(
+        run_id=f"run-{number}",
+        epoch=1,
+        weights_sha256="0" * 64,
+        metrics={"test_accuracy": 0.9},
+        parameters={},
+        data_version="tests",
+    )
+    return version.version
+
+
+def write_for_ever(environment: dict[str, str], root: str, begun: Any) -> None:
+    """Write objects, small and large, whose keys tell their bytes, until killed."""
+    os.environ.update(environment)
+    store = open_store(root)
+    store.check_conditional_writes()
+    begun.set()
+    while True:
+        small, large = os.urandom(3 * 2**20), os.urandom(LARGE)
+        store.create(f"killed/created/{hashlib.sha256(small).hexdigest()}", small)
+        with store.publish(f"killed/published/{hashlib.sha256(large).hexdigest()}") as stream:
+            stream.write(large)
+
+
+# --- Whole or absent ---
+
+
+@pytest.mark.parametrize("size", [0, 1, LARGE])
+def test_what_is_published_reads_back(store: ObjectStore, size: int) -> None:
+    data = os.urandom(size)
+
+    with store.publish("folder/object") as stream:
+        stream.write(data)
+
+    assert store.read("folder/object") == data
+    found = store.stat("folder/object")
+    assert found is not None
+    assert found.size == size
+    assert [listed.size for listed in store.list("folder/")] == [size]
+
+
+def test_object_is_absent_until_its_block_ends(store: ObjectStore) -> None:
+    with store.publish("object") as stream:
+        stream.write(os.urandom(LARGE))
+        stream.flush()
+        assert store.stat("object") is None
+        assert list(store.list("")) == []
+
+
+@pytest.mark.parametrize("size", [10, LARGE])
+def test_aborted_publish_leaves_nothing(store: ObjectStore, size: int) -> None:
+    def fail_midway() -> None:
+        with store.publish("folder/object") as stream:
+            stream.write(os.urandom(size))
+            raise KeyError("the writer failed")
+
+    with pytest.raises(KeyError, match="the writer failed"):
+        fail_midway()
+
+    assert store.stat("folder/object") is None
+    assert list(store.list("")) == []
+    assert list(store.list_folders("")) == []
+
+
+def test_aborted_publish_leaves_the_object_that_was_there(store: ObjectStore) -> None:
+    store.create("object", b"first")
+
+    def fail_midway() -> None:
+        with store.publish("object") as stream:
+            stream.write(b"second")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_midway()
+
+    assert store.read("object") == b"first"
+
+
+def test_killed_writer_leaves_nothing_that_is_not_whole(store: ObjectStore) -> None:
+    moments = random.Random(7)
+    whole = 0
+    for _ in range(8):
+        begun = PROCESSES.Event()
+        writer = PROCESSES.Process(target=write_for_ever, args=(dict(os.environ), store.root, begun))
+        writer.start()
+        assert begun.wait(60)
+        time.sleep(moments.uniform(0, 0.6))
+        writer.kill()
+        writer.join()
+
+        for found in store.list(""):
+            sha256 = hashlib.sha256(store.read(found.key)).hexdigest()
+            assert found.key.rpartition("/")[2] == sha256
+            whole += 1
+            store.delete(found.key)
+        assert list(store.list_folders("")) == []
+    assert whole, "no writer lived long enough for the test to mean anything"
+
+
+# --- Reading, replacing, deleting ---
+
+
+def test_missing_object_is_told_by_its_uri(store: ObjectStore) -> None:
+    store.create("folder/object", b"data")
+
+    for key in ("nothing", "folder", "folder/object/below"):
+        assert store.stat(key) is None
+        with pytest.raises(ObjectNotFound, match=store.uri(key)):
+            store.read(key)
+
+
+def test_stat_changes_with_the_bytes(store: ObjectStore) -> None:
+    seen = set()
+    for number in range(5):
+        with store.publish("object") as stream:
+            stream.write(b"%d" % number)
+        found = store.stat("object")
+        assert found is not None
+        assert [found] == list(store.list(""))
+        seen.add(found.etag)
+
+    assert len(seen) == 5
+
+
+def test_deleted_object_is_gone_and_may_be_deleted_again(store: ObjectStore) -> None:
+    store.create("folder/object", b"data")
+
+    for key in ("folder", "nothing", "folder/object", "folder/object", "folder/object/below"):
+        store.delete(key)
+
+    assert store.stat("folder/object") is None
+    assert list(store.list("")) == []
+    assert list(store.list_folders("")) == []
+
+
+def test_parquet_is_read_by_pyarrow_itself(store: ObjectStore) -> None:
+    table = pa.table({"number": list(range(200_000)), "text": ["x" * 50] * 200_000})
+    with store.publish("table.parquet") as stream:
+        pq.write_table(table, stream, compression="none")
+
+    filesystem, path = store.arrow("table.parquet")
+
+    assert pq.read_table(path, filesystem=filesystem).equals(table)
+
+
+def test_pickled_store_is_the_same_store(store: ObjectStore) -> None:
+    store.create("object", b"data")
+
+    pickled = pickle.dumps(store)
+
+    assert pickle.loads(pickled).read("object") == b"data"  # noqa: S301 (our own)
+    assert os.environ.get("AWS_SECRET_ACCESS_KEY", "none").encode() not in pickled
+
+
+def test_store_that_can_be_used_passes_its_checks(store: ObjectStore) -> None:
+    store.check_writable()
+    store.check_conditional_writes()
+
+    assert list(store.list("")) == []
+    assert list(store.list_folders("")) == []
+
+
+# --- Create ---
+
+
+def test_create_never_replaces(store: ObjectStore) -> None:
+    store.create("object", b"first")
+
+    with pytest.raises(ObjectExists, match=store.uri("object")):
+        store.create("object", b"second")
+    with pytest.raises(ObjectExists):
+        store.create("object", b"first")
+
+    assert store.read("object") == b"first"
+
+
+def test_one_of_many_threads_creates_an_object(store: ObjectStore) -> None:
+    keys = [f"contested/{number}" for number in range(10)]
+
+    with ThreadPoolExecutor(8) as threads:
+        won = list(threads.map(lambda number: create_all(number, store.root, keys), range(8)))
+
+    assert sorted(key for wins in won for key in wins) == keys
+    assert all(store.read(key) == b"%d" % number for number, wins in enumerate(won) for key in wins)
+
+
+def test_one_of_many_processes_creates_an_object(store: ObjectStore) -> None:
+    keys = [f"contested/{number}" for number in range(10)]
+
+    won = in_processes(6, create_all, store.root, keys)
+
+    assert sorted(key for wins in won for key in wins) == keys
+
+
+# --- Compare-and-set ---
+
+
+def test_swap_replaces_what_was_seen_only(store: ObjectStore) -> None:
+    store.swap("object", b"first", seen=None)
+    data, first = store.read_with_etag("object")
+    assert data == b"first"
+    store.swap("object", b"second", seen=first)
+
+    for seen in (first, None, "0" * 32):
+        with pytest.raises(SwapConflict, match=store.uri("object")):
+            store.swap("object", b"third", seen=seen)
+    with pytest.raises(SwapConflict):
+        store.swap("nothing/here", b"third", seen=first)
+
+    assert store.read("object") == b"second"
+    assert [found.key for found in store.list("")] == ["object"]
+
+
+def test_one_of_many_threads_swaps_in_each_round(store: ObjectStore) -> None:
+    store.create("alias", b"start")
+
+    def swap(number: int, round_number: int, seen: str, together: threading.Barrier) -> int | None:
+        together.wait(timeout=60)
+        try:
+            store.swap("alias", f"{round_number} {number}".encode(), seen=seen)
+        except SwapConflict:
+            return None
+        return number
+
+    with ThreadPoolExecutor(8) as threads:
+        for round_number in range(10):
+            together, seen = threading.Barrier(8), store.read_with_etag("alias")[1]
+            swaps = [threads.submit(swap, number, round_number, seen, together) for number in range(8)]
+            winners = [number for swapped in swaps if (number := swapped.result()) is not None]
+            assert len(winners) == 1
+            assert store.read("alias") == f"{round_number} {winners[0]}".encode()
+
+
+def test_counter_swapped_by_processes_loses_no_count(store: ObjectStore) -> None:
+    store.create("counter.json", b'{"count": 0}')
+
+    in_processes(6, increment, store.root, 5)
+
+    assert json.loads(store.read("counter.json"))["count"] == 30
+
+
+# --- Listing ---
+
+
+def test_listing_of_many_pages_is_whole_and_in_order(store: ObjectStore) -> None:
+    keys = [f"many/{number:04d}/object" for number in range(1100)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda key: store.create(key, key.encode()), keys))
+
+    assert [found.key for found in store.list("many/")] == keys
+    assert list(store.list_folders("many/")) == [key.split("/")[1] for key in keys]
+
+
+def test_listing_is_in_the_order_of_the_keys_whatever_their_names(store: ObjectStore) -> None:
+    names = ["a", "a b+c%20&=", "a-b/x", "a.b", "a/x", "a/y", "a0/x", "b#1?q", "é/x", "日本"]
+    keys = [f"{'folder/' if number else ''}{name}" for number in (0, 1) for name in names if name != "a"]
+    for key in keys:
+        store.create(key, key.encode())
+
+    assert [found.key for found in store.list("")] == sorted(keys, key=str.encode)
+    assert [found.key for found in store.list("folder/a/")] == ["folder/a/x", "folder/a/y"]
+    assert list(store.list_folders("folder/")) == ["a-b", "a", "a0", "é"]
+    assert list(store.list("nothing/")) == []
+    assert list(store.list_folders("nothing/")) == []
+    assert all(store.read(key) == key.encode() for key in keys)
+
+
+# --- Names ---
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        "/etc/passwd",
+        "..",
+        "../outside",
+        "a/../../outside",
+        "a/./b",
+        "a//b",
+        "a/",
+        "a\\b",
+        "a\nb",
+        "a\0b",
+        ".hidden",
+        "a/.hidden",
+        "s3://other/key",
+        "file:///etc/passwd",
+        "\ud800",
+    ],
+)
+def test_key_that_could_lead_elsewhere_is_refused(store: ObjectStore, key: str) -> None:
+    uses: list[Callable[[], object]] = [
+        lambda: store.stat(key),
+        lambda: store.read(key),
+        lambda: store.create(key, b""),
+        lambda: store.swap(key, b"", seen=None),
+        lambda: store.publish(key).__enter__(),
+        lambda: store.delete(key),
+        lambda: store.arrow(key),
+        lambda: list(store.list(f"{key}/")),
+        lambda: list(store.list_folders(f"{key}/")),
+    ]
+
+    for use in uses:
+        with pytest.raises(RequestError, match="no object key"):
+            use()
+
+
+def test_prefix_without_its_slash_is_refused(store: ObjectStore) -> None:
+    with pytest.raises(RequestError, match="no prefix"):
+        list(store.list("fold"))
+
+
+@pytest.mark.parametrize("root", ["s3://", "s3:///prefix", "s3://bucket/../other", "s3://key:canary@bucket", "ftp://x"])
+def test_root_that_names_no_store_is_refused(root: str) -> None:
+    with pytest.raises(RequestError, match="FMNIST_STORE") as refused:
+        open_store(root)
+
+    assert "canary" not in str(refused.value)
+
+
+def test_link_out_of_the_root_is_not_followed(file_store: ObjectStore, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_bytes(b"secret")
+    root = tmp_path / "store"
+    root.mkdir()
+    (root / "file").symlink_to(outside / "secret")
+    (root / "folder").symlink_to(outside)
+
+    for key in ("file", "folder/secret", "folder/new"):
+        for use in (file_store.stat, file_store.read, file_store.arrow, file_store.delete):
+            with pytest.raises(StoreUnavailable, match="link"):
+                use(key)
+        with pytest.raises(StoreUnavailable, match="link"):
+            file_store.create(key, b"new")
+        with pytest.raises(StoreUnavailable, match="link"), file_store.publish(key):
+            pass
+
+    assert list(file_store.list("")) == []
+    assert list(file_store.list_folders("")) == []
+    assert [path.name for path in outside.iterdir()] == ["secret"]
+    assert (outside / "secret").read_bytes() == b"secret"
+
+
+def test_link_in_place_of_a_lock_is_not_followed(file_store: ObjectStore, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_bytes(b"precious")
+    file_store.create("alias", b"first")
+    seen = file_store.read_with_etag("alias")[1]
+    (tmp_path / "store" / ".alias.lock").symlink_to(tmp_path / "precious")
+
+    with pytest.raises(StoreUnavailable, match="lock"):
+        file_store.swap("alias", b"second", seen=seen)
+
+    assert (tmp_path / "precious").read_bytes() == b"precious"
+
+
+# --- What is built on it ---
+
+
+def _write_epoch(store: ObjectStore, epoch: int, weights: bytes) -> None:
+    write_checkpoint(
+        store,
+        run_id="run",
+        epoch=epoch,
+        files={"model.safetensors": weights, "trainer.pt": b"state"},
+        metrics={"loss": 0.5},
+        parameters={"epochs": 2},
+        data_version="tests",
+    )
+
+
+def test_checkpoint_reads_back_and_an_incomplete_one_is_none(store: ObjectStore) -> None:
+    weights = os.urandom(100_000)
+    _write_epoch(store, 1, weights)
+    store.create("runs/run/checkpoints/epoch-0002/model.safetensors", b"half")
+
+    assert list_runs(store) == ["run"]
+    assert list_checkpoints(store, "run") == [1]
+    assert read_files(store, read_record(store, "run", 1)) == {"model.safetensors": weights, "trainer.pt": b"state"}
+    with pytest.raises(CheckpointNotFound, match="complete: 1"):
+        read_record(store, "run", 2)
+
+    _write_epoch(store, 2, weights)  # over what the dead writer left
+
+    assert list_checkpoints(store, "run") == [1, 2]
+    assert read_files(store, read_record(store, "run", 2))["model.safetensors"] == weights
+
+
+def test_two_attempts_at_one_epoch_make_one_whole_checkpoint(store: ObjectStore) -> None:
+    attempts = [bytes([number]) * 100_000 for number in range(4)]
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda weights: _write_epoch(store, 1, weights), [*attempts, *attempts]))
+
+    assert read_files(store, read_record(store, "run", 1))["model.safetensors"] in attempts
+
+
+def test_damaged_checkpoint_is_refused(store: ObjectStore) -> None:
+    _write_epoch(store, 1, b"weights")
+    key = f"{checkpoint_folder('run', 1)}/model.safetensors"
+    with store.publish(key) as stream:
+        stream.write(b"wEights")
+
+    with pytest.raises(CheckpointCorrupt, match="SHA-256"):
+        read_files(store, read_record(store, "run", 1))
+
+
+@pytest.mark.parametrize(
+    "key", ["runs/other/model.safetensors", "runs/run/checkpoints/epoch-0001/..", "/etc/passwd", "s3://other/object"]
+)
+def test_checkpoint_record_that_points_elsewhere_is_refused(store: ObjectStore, key: str) -> None:
+    _write_epoch(store, 1, b"weights")
+    record = json.loads(store.read("runs/run/checkpoints/epoch-0001/checkpoint.json"))
+    record["files"][0]["key"] = key
+    with store.publish("runs/run/checkpoints/epoch-0001/checkpoint.json") as stream:
+        stream.write(json.dumps(record).encode())
+
+    with pytest.raises(CheckpointCorrupt, match="outside its own folder"):
+        read_record(store, "run", 1)
+
+
+def test_record_of_another_checkpoint_is_refused(store: ObjectStore) -> None:
+    _write_epoch(store, 1, b"weights")
+    store.create(
+        "runs/run/checkpoints/epoch-0002/checkpoint.json",
+        store.read("runs/run/checkpoints/epoch-0001/checkpoint.json"),
+    )
+
+    with pytest.raises(CheckpointCorrupt, match="another checkpoint"):
+        read_record(store, "run", 2)
+
+
+def test_fifty_processes_register_fifty_versions(store: ObjectStore) -> None:
+    numbers = in_processes(50, register, store.root)
+
+    registry = ModelRegistry(store)
+    assert sorted(numbers) == registry.versions() == list(range(1, 51))
+    assert len({registry.version(number).run_id for number in numbers}) == 50
+
+
+def test_alias_keeps_pace_with_those_who_move_it(store: ObjectStore) -> None:
+    registry = ModelRegistry(store)
+    for number in range(3):
+        register(number, store.root)
+
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(lambda version: registry.point("champion", version), [1, 2, 3]))
+    moved = registry.point("champion", 2)
+
+    assert registry.resolve("champion").version == 2
+    assert moved.previous in (1, 2, 3)
+    assert registry.alias("candidate") is None
+
+
+def test_batch_is_planned_written_and_committed(store: ObjectStore) -> None:
+    inputs = pa.table(
+        [[0, 1], ["file:///a", "file:///b"], ["f", "g"], ["parquet"] * 2, [0, 0], [3, 2]], schema=PLAN_SCHEMA
+    )
+    arguments: dict[str, Any] = {"table": "t", "model_version": "1", "options": {"invert": "auto"}, "inputs": inputs}
+    plan = write_plan(store, **arguments)
+    assert write_plan(store, **arguments) == plan == find_plan(store, "t", plan.batch)
+    assert read_plan_inputs(store, "t", plan.batch).equals(inputs)
+    assert list(uncommitted_plans(store, "t")) == [plan]
+    assert committed_batches(store, "t") == []
+
+    rows = pa.table({"image": ["x", "y"]})
+    for shard, planned in enumerate([3, 2]):
+        assert read_books(store, plan, shard) is None
+        books = ShardBooks(shard, planned, predicted=planned, quarantined=0, seconds=1.5)
+        write_part(store, part_key(plan, shard), rows.schema, rows.to_batches(), books)
+    found = [read_books(store, plan, shard) for shard in range(2)]
+    manifest = commit(store, plan, [books for books in found if books], model={"version": 1}, seconds=2.0)
+
+    assert commit(store, plan, [books for books in found if books], model={"version": 1}, seconds=3.0) == manifest
+    assert (list_tables(store), list_batches(store, "t")) == (["t"], [plan.batch])
+    assert committed_batches(store, "t") == [manifest]
+    assert list(uncommitted_plans(store, "t")) == []
+    assert read_rows(store, [manifest]).equals(pa.concat_tables([rows, rows]))
+
+
+def test_part_written_twice_is_the_same_object(store: ObjectStore) -> None:
+    rows = pa.table({"image": ["x", "y"]})
+    written = []
+    for seconds in (1.0, 2.0):
+        write_part(store, "part.parquet", rows.schema, rows.to_batches(), ShardBooks(0, 2, 2, 0, seconds))
+        written.append(store.read("part.parquet"))
+
+    assert written[0] == written[1]
+
+
+# --- S3: a server that can't be trusted ---
+
+
+def test_server_that_ignores_conditions_is_refused(rclone_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    rclone_server.use(monkeypatch)
+    store = s3_store(rclone_server)
+    store.check_writable()
+    uses: list[Callable[[], None]] = [
+        store.check_conditional_writes,
+        lambda: store.swap("models/m/aliases/champion.json", b"1", seen=None),
+        lambda: store.create("models/m/versions/00000001.json", b"1"),
+    ]
+
+    for use in uses:
+        with pytest.raises(StoreUnavailable, match="does not heed conditional requests"):
+            use()
+    assert list(store.list("")) == []
+
+
+# --- S3: faults on the way ---
+
+
+def _first(times: int, method: str, path_end: str, change: Callable[[Exchange], None]) -> Callable[[Exchange], None]:
+    """A fault that befalls the first requests of a kind."""
+    left = [times]
+
+    def fault(exchange: Exchange) -> None:
+        if exchange.method == method and exchange.path.endswith(path_end) and left[0]:
+            left[0] -= 1
+            change(exchange)
+
+    return fault
+
+
+def _lose(exchange: Exchange) -> None:
+    exchange.lose_answer = True
+
+
+def _cut(exchange: Exchange) -> None:
+    exchange.cut_answer_at = 1000
+
+
+def _damage(exchange: Exchange) -> None:
+    exchange.body = exchange.body[:-1] + bytes([exchange.body[-1] ^ 1])
+
+
+def test_own_write_whose_answer_was_lost_is_no_conflict(ceph_gateway: S3Server, monkeypatch: Any) -> None:
+    with faulty_proxy(ceph_gateway, after=_first(2, "PUT", "/object", _lose)) as server:
+        server.use(monkeypatch)
+        store = s3_store(server)
+
+        store.create("object", b"first")
+
+        assert store.read("object") == b"first"
+        with pytest.raises(ObjectExists):
+            store.create("object", b"first")
+
+
+def test_no_number_of_lost_answers_uses_the_retries_up(ceph_gateway: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = set()
+
+    def lose_first_of_each(exchange: Exchange) -> None:
+        if exchange.method == "PUT" and exchange.path not in lost:
+            lost.add(exchange.path)
+            exchange.lose_answer = True
+
+    with faulty_proxy(ceph_gateway, after=lose_first_of_each) as server:
+        server.use(monkeypatch)
+        store = s3_store(server)
+
+        for number in range(60):
+            store.create(f"objects/{number:02d}", b"data")
+
+        assert len(list(store.list("objects/"))) == 60
+        assert len(lost) == 61  # and the scratch object with which conditions are tried
+
+
+def test_own_swap_whose_answer_was_lost_is_no_conflict(ceph_store: ObjectStore, ceph_gateway: S3Server) -> None:
+    ceph_store.create("alias", b"first")
+    seen = ceph_store.read_with_etag("alias")[1]
+    with (
+        faulty_proxy(ceph_gateway, after=_first(2, "PUT", "/alias", _lose)) as server,
+        pytest.MonkeyPatch.context() as monkeypatch,
+    ):
+        server.use(monkeypatch)
+
+        ceph_store.swap("alias", b"second", seen=seen)
+
+        assert ceph_store.read("alias") == b"second"
+        with pytest.raises(SwapConflict):
+            ceph_store.swap("alias", b"second", seen=seen)
+
+
+def test_answer_cut_short_is_asked_for_again(ceph_gateway: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = os.urandom(100_000)
+    with faulty_proxy(ceph_gateway, after=_first(3, "GET", "/object", _cut)) as server:
+        server.use(monkeypatch)
+        store = s3_store(server)
+        store.create("object", data)
+
+        assert store.read("object") == data
+
+
+@pytest.mark.parametrize("size", [1000, LARGE])
+def test_body_damaged_on_the_way_is_sent_again(ceph_gateway: S3Server, monkeypatch: Any, size: int) -> None:
+    data = os.urandom(size)
+    with faulty_proxy(ceph_gateway, before=_first(1, "PUT", "/object", _damage)) as server:
+        server.use(monkeypatch)
+        store = s3_store(server)
+
+        with store.publish("object") as stream:
+            stream.write(data)
+
+        assert store.read("object") == data
+
+
+# --- S3: what can't work ---
+
+
+@pytest.fixture
+def soon() -> Iterator[None]:
+    """The test ends within seconds."""
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < 20
+
+
+def _refusal(use: Callable[[], object]) -> str:
+    with pytest.raises(StoreUnavailable) as refused:
+        use()
+    message = str(refused.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.usefixtures("soon")
+def test_unreachable_server_is_told_in_seconds(ceph_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    expected = f"The store {ceph_store.root} can't be used: nothing answers at {endpoint}. Start the server, or "
+
+    assert _refusal(ceph_store.check_writable).startswith(expected)
+
+
+@pytest.mark.usefixtures("soon")
+def test_missing_bucket_is_told_by_every_use(ceph_store: ObjectStore) -> None:
+    store = open_store("s3://no-such-bucket/prefix")
+    uses: list[Callable[[], object]] = [
+        store.check_writable,
+        store.check_conditional_writes,
+        lambda: store.stat("key"),
+        lambda: store.read("key"),
+        lambda: store.create("key", b""),
+        lambda: store.swap("key", b"", seen=None),
+        lambda: list(store.list("")),
+        lambda: list(store.list_folders("")),
+        lambda: store.delete("key"),
+    ]
+
+    for use in uses:
+        assert "there is no bucket no-such-bucket at http://" in _refusal(use)
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": "canary-wrong"}, "finds the secret key wrong"),
+        ({"AWS_ACCESS_KEY_ID": "UNKNOWN"}, "does not know this access key"),
+        ({"AWS_SECRET_ACCESS_KEY": ""}, "credentials"),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "there are no credentials"),
+        ({"AWS_PROFILE": "nobody"}, "there is no AWS profile nobody"),
+        ({"AWS_ENDPOINT_URL": "", "AWS_REGION": ""}, "no region is set"),
+    ],
+)
+def test_wrong_settings_are_told_without_a_secret(
+    ceph_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], expected: str
+) -> None:
+    secret = os.environ["AWS_SECRET_ACCESS_KEY"]
+    for name, value in settings.items():
+        if value:
+            monkeypatch.setenv(name, value)
+        else:
+            monkeypatch.delenv(name)
+
+    for use in (ceph_store.check_writable, lambda: ceph_store.stat("key"), lambda: ceph_store.arrow("key")):
+        if use is not ceph_store.check_writable and "AWS_PROFILE" not in settings and "no " not in expected:
+            continue  # pyarrow finds out when it reads
+        message = _refusal(use)
+        assert expected in message
+        assert secret not in message
+        assert "canary" not in message
+
+
+@pytest.mark.usefixtures("soon")
+def test_failing_credential_process_is_told_without_its_output(
+    ceph_gateway: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _use_credential_process(ceph_gateway, monkeypatch, tmp_path, "print('canary', file=sys.stderr); sys.exit(1)")
+
+    message = _refusal(s3_store(ceph_gateway).check_writable)
+
+    assert "no credentials could be had" in message
+    assert "canary" not in message
+
+
+# --- S3: one configuration ---
+
+
+def _use_credential_process(server: S3Server, monkeypatch: pytest.MonkeyPatch, folder: Path, program: str) -> None:
+    """Have credentials come from a profile's program, as those of single sign-on do, with all else in the profile."""
+    isolate_aws(monkeypatch)
+    (folder / "credentials.py").write_text(f"import json, os, sys\n{textwrap.dedent(program)}")
+    (folder / "config").write_text(
+        f"[profile tests]\nregion = eu-tests-1\nendpoint_url = {server.endpoint}\n"
+        f"credential_process = {sys.executable} {folder / 'credentials.py'}\n"
+    )
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(folder / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "tests")
+
+
+def test_refreshed_credentials_reach_boto3_and_pyarrow(
+    ceph_gateway: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    answer = tmp_path / "answer.json"
+
+    def answer_with(secret: str) -> None:
+        # Ends so soon that it is refreshed at every use.
+        expiration = (datetime.now(UTC) + timedelta(minutes=5)).isoformat()
+        key_id = ceph_gateway.environment["AWS_ACCESS_KEY_ID"]
+        answer.write_text(
+            json.dumps({"Version": 1, "AccessKeyId": key_id, "SecretAccessKey": secret, "Expiration": expiration})
+        )
+
+    _use_credential_process(ceph_gateway, monkeypatch, tmp_path, f"print(open({str(answer)!r}).read())")
+    answer_with(ceph_gateway.environment["AWS_SECRET_ACCESS_KEY"])
+    store = s3_store(ceph_gateway)
+    store.create("object", b"data")
+    first, path = store.arrow("object")
+    assert first.open_input_file(path).read() == store.read("object") == b"data"
+    assert store.arrow("object")[0] is first
+
+    answer_with("another")
+
+    assert store.arrow("object")[0] is not first
+    with pytest.raises(OSError, match=r"SIGNATURE|403|ACCESS_DENIED"):
+        store.arrow("object")[0].open_input_file(path)
+    assert "finds the secret key wrong" in _refusal(lambda: store.read("object"))
+
+
+def test_configuration_is_the_aws_chain_with_our_bounds(ceph_store: ObjectStore, ceph_gateway: S3Server) -> None:
+    connection = s3_connection()
+
+    assert connection is s3_connection()
+    assert connection.endpoint == ceph_gateway.endpoint
+    assert connection.credentials_source == "env"
+    assert connection.configuration.addressing_style == "path"
+    assert connection.configuration.max_attempts == 8
+    assert os.environ[CHECKSUM_VARIABLE] == connection.configuration.checksum_mode == "when_required"
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in repr(vars(connection.configuration))
+
+
+def test_workers_get_the_settings_but_no_secret(ceph_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "ml")
+
+    handed_on = worker_environment()
+
+    assert handed_on["AWS_ENDPOINT_URL"] == os.environ["AWS_ENDPOINT_URL"]
+    assert handed_on["AWS_PROFILE"] == "ml"
+    assert handed_on[CHECKSUM_VARIABLE] == "when_required"
+    assert not any("KEY" in name or "TOKEN" in name for name in handed_on)
+
+
+def test_forked_process_has_a_connection_of_its_own(ceph_store: ObjectStore) -> None:
+    ceph_store.create("object", b"data")
+    parent = id(s3_connection())
+    ours, theirs = socket.socketpair()
+
+    child = os.fork()
+    if child == 0:
+        try:
+            theirs.sendall(b"%d" % (s3_connection() is not None and id(s3_connection()) != parent))
+            theirs.sendall(ceph_store.read("object"))
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+
+    assert ours.recv(100) == b"1data"
+    ours.close()
+    theirs.close()
