@@ -1,6 +1,6 @@
 # `make run` and `make test` do all on a fresh machine; `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint types imports check benchmark lock clean
+.PHONY: help install run test lint types imports check benchmark s3-up s3-down lock clean
 bin := .venv/bin
 
 help: ## List the commands
@@ -40,6 +40,12 @@ check: lint types imports ## Lint, types and import rules
 
 benchmark: .venv/.installed-dev ## Measure; figures go to tests/benchmarks/results
 	$(bin)/python -m tests.benchmarks.main_job
+
+s3-up: .venv/.installed ## Start a Ceph S3 gateway here: eval "$$(make -s s3-up)"
+	@$(bin)/python infra/ceph/gateway.py start var/ceph
+
+s3-down: ## Stop it; what its buckets hold is gone
+	@$(bin)/python infra/ceph/gateway.py stop var/ceph
 
 lock: .venv/.installed ## Resolve the dependencies anew
 	sh infra/setup/lock.sh

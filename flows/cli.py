@@ -1,6 +1,5 @@
 """The `fmnist` command."""
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ app = cyclopts.App(
     version=version("fmnist-jobs"),
     help="Train on Fashion-MNIST and classify image data sets, as Prefect flows over Ray.",
     default_parameter=Parameter(negative=()),
+    suppress_keyboard_interrupt=False,  # main says what became of the work
 )
 
 
@@ -105,23 +105,35 @@ def _job(title: str) -> Iterator[Callable[[Settings], Timeline]]:
     """Say what is begun, and give a function that starts Prefect and Ray once the request was found to be right."""
     from contextlib import ExitStack
 
-    from flows.progress_line import progress_line
+    from flows.progress_line import ProgressLine, progress_line
 
     console = Console(stderr=True)
     console.print(f"[bold]{title}[/bold]", highlight=False)
+    lines: list[ProgressLine] = []
     with ExitStack() as stack:
 
         def start(settings: Settings) -> Timeline:
             from flows.services import services
 
-            line = stack.enter_context(progress_line(console))
-            timeline = Timeline(
-                line, stack.enter_context(services(settings, processes=int(os.environ.get("WARM", "4"))))
-            )
-            stack.enter_context(line.following())
+            lines.append(stack.enter_context(progress_line(console)))
+            timeline = Timeline(lines[0], stack.enter_context(services(settings)))
+            stack.enter_context(lines[0].following())
             return timeline
 
-        yield start
+        try:
+            yield start
+        except KeyboardInterrupt:
+            raise Interrupted(_way_on(lines[0].run_id if lines else None)) from None
+
+
+class Interrupted(KeyboardInterrupt):
+    """A job was interrupted; the text says how to go on with it."""
+
+
+def _way_on(run_id: str | None) -> str:
+    if run_id is None:
+        return "What was finished is kept; the same command goes on from there."
+    return f"Its checkpoints are kept; `fmnist train --resume {run_id}` goes on from the newest."
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -138,8 +150,8 @@ def main(arguments: list[str] | None = None) -> None:
         code = _tell(_WRONG_REQUEST, error)
     except JobError as error:
         code = _tell(_FAILED, error)
-    except KeyboardInterrupt:
-        code = _tell(_INTERRUPTED, "Interrupted. What was finished is kept; the same command goes on from there.")
+    except KeyboardInterrupt as interrupt:
+        code = _tell(_INTERRUPTED, f"Interrupted. {interrupt}")
     except ValueError as error:
         if not _is_about_data(error):
             raise

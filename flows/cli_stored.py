@@ -203,10 +203,8 @@ def _print_summary(console: Console, version: str, summary: dict[str, Any]) -> N
     accuracy = (
         f", accuracy {summary['accuracy']:.2%} of {summary['labelled']:,} labelled" if summary["labelled"] else ""
     )
-    console.print(
-        f"Model version {version}: {summary['images']:,} images, mean confidence {summary['mean_confidence']:.3f}{accuracy}",
-        highlight=False,
-    )
+    confidence = f"mean confidence {summary['mean_confidence']:.3f}"
+    console.print(f"Model version {version}: {summary['images']:,} images, {confidence}{accuracy}", highlight=False)
     console.print(table)
     if summary["confusion"]:
         _print_confusion(console, summary["confusion"])

@@ -38,6 +38,12 @@ class ProgressLine:
         """Name and beginning of each stage, in order."""
         self.ended_at: float | None = None
 
+    @property
+    def run_id(self) -> str | None:
+        """The training run that is under way, if any."""
+        run_id: str | None = self._entry.get("run_id")
+        return run_id
+
     @contextmanager
     def following(self) -> Iterator[None]:
         """Read the board for the length of the block, in a thread of its own."""
@@ -114,7 +120,7 @@ def _seconds_a_step(entry: dict[str, Any]) -> float:
 
 @contextmanager
 def progress_line(console: Console) -> Iterator[ProgressLine]:
-    """Show progress for the length of the block: a line that is rewritten on a terminal, now and then a line elsewhere."""
+    """Show progress for the length of the block: one line, rewritten, on a terminal; now and then a line elsewhere."""
     line = ProgressLine(console)
     if not console.is_terminal:
         console.print(describe({"stage": "start"})[0], highlight=False)

@@ -135,10 +135,8 @@ def duckdb_query(manifests: list[BatchManifest], settings: Settings) -> str:
     store = open_store(settings.store)
     folders = [store.uri(manifest_key(m.table, m.batch)).rpartition("/")[0].removeprefix("file://") for m in manifests]
     files = ", ".join(f"'{folder}/part-*.parquet'" for folder in folders)
-    return (
-        f"SELECT predicted_label, count(*) AS images, avg(confidence) AS confidence\n"
-        f"  FROM read_parquet([{files}]) GROUP BY ALL ORDER BY ALL;"
-    )
+    lines = ["SELECT predicted_label, count(*) AS images, avg(confidence) AS confidence"]
+    return "\n".join([*lines, f"  FROM read_parquet([{files}])", "  GROUP BY ALL ORDER BY ALL;"])
 
 
 def _training_rows(summary: TrainingSummary, settings: Settings) -> list[tuple[str, str]]:

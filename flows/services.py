@@ -33,23 +33,16 @@ def prepare_environment() -> None:
 
 
 @contextmanager
-def services(settings: Settings, *, processes: int = 0) -> Iterator[StartUp]:
-    """Provide Prefect's API and a Ray cluster for the length of the block; what was started for it ends with it.
-
-    Args:
-        settings: where things are.
-        processes: worker processes that the job will soon want on this machine.
-    """
+def services(settings: Settings) -> Iterator[StartUp]:
+    """Provide Prefect's API and a Ray cluster for the length of the block; what was started for it ends with it."""
     from infra.prefect_server import prefect_api
 
     began = time.perf_counter()
     started = StartUp()
     with prefect_api(settings.state_dir) as wait_for_prefect:
-        from infra.ray_cluster import ray_connection, warm_up
+        from infra.ray_cluster import ray_connection
 
         with ray_connection(settings):
-            if not settings.ray_address:
-                warm_up(processes)
             from infra.progress import ProgressBoard
 
             started.ray_seconds = time.perf_counter() - began

@@ -9,13 +9,13 @@ from torch.nn import functional
 
 
 def scale(images: Tensor) -> Tensor:
-    """Bring uint8 images, 0 to 255, to the network's float32 input, 0 to 1: torchvision's `ToTensor` without its loop."""
+    """Bring uint8 images, 0 to 255, to the network's float32 input, 0 to 1, as torchvision's `ToTensor` does."""
     return images.float().div_(255)
 
 
 @dataclass(frozen=True)
 class AugmentationDraws:
-    """What chance decided for each image of a batch, drawn apart from the images so that it can be sliced as they are."""
+    """What chance decided for each image of a batch, apart from the images so that it can be sliced as they are."""
 
     mirrored: Tensor
     """bool `[n]`."""

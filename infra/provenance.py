@@ -37,11 +37,14 @@ def _who() -> str:
 
 @cache
 def code_version() -> str:
-    """The package's version, and in a git checkout the commit."""
+    """The package's version, and in a git checkout of this project the commit."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():  # the package may be installed inside somebody else's checkout
+        return version("fmnist-jobs")
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607 (git is wherever the user has it)
-            cwd=Path(__file__).parent,
+            cwd=root,
             capture_output=True,
             text=True,
             check=True,

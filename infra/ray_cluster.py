@@ -1,6 +1,5 @@
 """Ray: the cluster that is configured, or one started for the run, and how Prefect's tasks get there."""
 
-import importlib
 import logging
 import os
 from collections.abc import Iterator
@@ -18,22 +17,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _LOCAL_ENVIRONMENT = {
-    # A worker process costs seconds of imports; keep idle ones for the next step instead of ending them after a second.
-    "RAY_num_workers_soft_limit": "8",
-    "RAY_idle_worker_killing_time_threshold_ms": "120000",
-    "RAY_worker_maximum_startup_concurrency": "8",
-    # Ray's agents wait so long for a head that is gone; here it comes back no more, for it dies with the run.
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
-}
-_TRAIN_ENVIRONMENT = {
-    # Ray Train gives its processes this variable. Where the whole job has it, all its processes have one environment,
-    # and one that was started for a task serves as a training worker later.
-    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
-}
-_LOCAL_TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less: nothing preempts the only machine
 }
-_WARM_MODULES = ("ray.train.torch", "torch._dynamo", "fmnist_model.training", "prefect_ray", "tasks.training")
 
 
 @contextmanager
@@ -53,33 +38,22 @@ def ray_connection(settings: Settings) -> Iterator[None]:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if settings.ray_address:
         check_ray_address(settings.ray_address)
-        ray.init(settings.ray_address, runtime_env={"env_vars": _TRAIN_ENVIRONMENT}, **quiet)
+        ray.init(settings.ray_address, runtime_env={"env_vars": _worker_environment(settings)}, **quiet)
     else:
-        for name, value in (_LOCAL_ENVIRONMENT | _LOCAL_TRAIN_ENVIRONMENT).items():
+        for name, value in _LOCAL_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        environment = {"env_vars": _TRAIN_ENVIRONMENT | _LOCAL_TRAIN_ENVIRONMENT}
-        ray.init(address="local", include_dashboard=False, runtime_env=environment, **quiet)
+        ray.init(address="local", include_dashboard=False, **quiet)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def warm_up(processes: int) -> None:
-    """Have worker processes started and the slow modules imported while this process does other things.
+def _worker_environment(settings: Settings) -> dict[str, str]:
+    """What processes on other machines need to know; no secret is among it, for a cluster shows it to its users."""
+    from infra.object_store.s3_configuration import worker_environment
 
-    Returns at once. It changes when processes are started, and nothing else: a task or actor that finds none waiting
-    has one started, as ever.
-    """
-    import ray
-
-    def load(modules: tuple[str, ...]) -> None:
-        for module in modules:
-            importlib.import_module(module)
-
-    remote = ray.remote(load).options(num_cpus=0)
-    for _ in range(processes):
-        remote.remote(_WARM_MODULES)
+    return worker_environment() | {"FMNIST_STORE": settings.store}
 
 
 class ClusterTaskRunner(RayTaskRunner[Any]):  # type: ignore[misc] # prefect-ray ships no types

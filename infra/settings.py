@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -17,18 +16,18 @@ def _absolute(path: str | Path) -> Path:
 
 
 def _store_uri(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme == "file":
-        if parts.netloc not in ("", "localhost"):
-            raise ValueError(
-                f"{value} names the host {parts.netloc}: a file URI has three slashes, file:///{parts.netloc}{parts.path}"
-            )
-        if parts.query or parts.fragment:
-            raise ValueError(f"{value} has a '?' or '#': in a file URI these are written %3F and %23")
-        return Path(unquote(parts.path)).absolute().as_uri()
-    if parts.scheme == "":
-        return _absolute(value).as_uri()
-    return value.rstrip("/")
+    if "://" not in value:
+        return f"file://{_absolute(value)}"
+    scheme, _, rest = value.partition("://")
+    host = rest.partition("/")[0]
+    if "@" in host:
+        raise ValueError("has a user or password in it; leave those to the AWS SDK's own settings")
+    if scheme.lower() != "file":
+        return value.rstrip("/")
+    if host not in ("", "localhost"):
+        raise ValueError(f"{value} names the host {host}: a file URI has three slashes, file:///{rest}")
+    # The path is taken as it is written, here as in every other URI of the project: nothing is percent-encoded.
+    return f"file://{_absolute('/' + rest.partition('/')[2])}"
 
 
 class Settings(BaseSettings):
@@ -39,7 +38,7 @@ class Settings(BaseSettings):
     )
 
     store: Annotated[str, AfterValidator(_store_uri)] = Field(default="var/store", validate_default=True)
-    """Root URI of the object store, `file:///…`; a plain path is taken as a local folder."""
+    """Root URI of the object store: `s3://bucket/prefix`, or `file:///…`, which a plain path stands for."""
 
     ray_address: str | None = None
     """Address of a Ray cluster, `host:port` or `ray://host:port`; without one, Ray is started for the run."""

@@ -70,7 +70,7 @@ def promote_version(store: ObjectStore, number: int, *, force: bool) -> AliasRec
         if is_worse(version, champion):
             raise RequestError(
                 f"Version {number} classifies {version.metrics['test_accuracy']:.2%} of the test images rightly, the "
-                f"champion (version {champion.version}) {champion.metrics['test_accuracy']:.2%}. --force promotes it all "
-                "the same."
+                f"champion (version {champion.version}) {champion.metrics['test_accuracy']:.2%}. --force promotes it "
+                "all the same."
             )
     return registry.point("champion", number)

@@ -11,7 +11,8 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, BinaryIO
 
 from infra.errors import JobError, RequestError
@@ -42,6 +43,24 @@ class ObjectStat:
     """Bytes."""
     etag: str
     """Changes whenever the object's bytes do."""
+    modified: datetime = field(compare=False)
+    """When it was written, UTC, by the store's clock; S3 tells it to the second in one answer, finer in another."""
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """What a writer that died left of an object: no object, shown by no listing, but it takes up space."""
+
+    key: str
+    """Of the object that was to be."""
+    size: int
+    """Bytes."""
+    modified: datetime
+    """When it was last written to, UTC; on S3, when it was begun."""
+    token: str
+    """By which the store knows it."""
+    is_scratch: bool = False
+    """Whether the store itself wrote it, to try out what it can do."""
 
 
 # A segment that begins with a dot is `..`, or one of the hidden names under which a store keeps what is unfinished.
@@ -163,6 +182,14 @@ class ObjectStore(ABC):
     @abstractmethod
     def delete(self, key: str) -> None:
         """Remove an object; nothing happens where there is none."""
+
+    @abstractmethod
+    def list_unfinished(self, before: datetime) -> Iterator[Unfinished]:
+        """What writers left that died before that moment: hidden files, uploads of which some parts arrived."""
+
+    @abstractmethod
+    def discard(self, unfinished: Unfinished) -> None:
+        """Remove what `list_unfinished` found; nothing happens where it is gone. A writer that lives fails by it."""
 
     @abstractmethod
     def arrow(self, key: str) -> tuple[Any, str]:

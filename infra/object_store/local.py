@@ -6,15 +6,18 @@ into it: both are atomic, and a crash leaves a hidden file that no listing shows
 the system releases when its holder dies.
 """
 
+import errno
 import fcntl
 import hashlib
+import io
 import os
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, BinaryIO
-from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
 from infra.object_store.interface import (
@@ -24,10 +27,25 @@ from infra.object_store.interface import (
     ObjectStore,
     StoreUnavailable,
     SwapConflict,
+    Unfinished,
     checked_key,
     checked_prefix,
     is_key,
 )
+
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}(\.link)?")
+"""Names of files that are being written. A lock file's is another: it is kept, since somebody may hold it."""
+
+_SCRATCH = "scratch-file"
+
+_FREE_SPACE = "Free space there, or name another store with FMNIST_STORE."
+_ADVICE = {
+    errno.ENOSPC: _FREE_SPACE,
+    errno.EDQUOT: _FREE_SPACE,
+    errno.EFBIG: "Raise the limit on the size of files (ulimit -f), or name another store with FMNIST_STORE.",
+    errno.EIO: "Look at the disk, or name another store with FMNIST_STORE.",
+    errno.EMFILE: "Raise the limit on open files (ulimit -n).",
+}
 
 
 class LocalObjectStore(ObjectStore):
@@ -35,17 +53,11 @@ class LocalObjectStore(ObjectStore):
 
     def __init__(self, root: str) -> None:
         self.root = root.rstrip("/")
-        self._folder = Path(unquote(urlsplit(root).path))
+        self._folder = Path(self.root.removeprefix("file://"))
 
     def check_writable(self) -> None:
-        try:
-            with self._scratch_file():
-                pass
-        except OSError as error:
-            raise StoreUnavailable(
-                f"The store {self.root} can't be written: {error.strerror or error}. "
-                "Make the folder writable, or name another store with FMNIST_STORE."
-            ) from error
+        with self._scratch_file():
+            pass
 
     def check_conditional_writes(self) -> None:
         try:
@@ -65,13 +77,15 @@ class LocalObjectStore(ObjectStore):
             found = self._path(key).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return ObjectStat(key, found.st_size, _stat_etag(found)) if S_ISREG(found.st_mode) else None
+        return _object_stat(key, found) if S_ISREG(found.st_mode) else None
 
     def read(self, key: str) -> bytes:
         try:
             return self._path(key).read_bytes()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise ObjectNotFound(f"There is no {self.uri(key)}") from None
+        except OSError as error:
+            raise self._unavailable("read", error) from error
 
     def read_with_etag(self, key: str) -> tuple[bytes, str]:
         data = self.read(key)
@@ -81,13 +95,13 @@ class LocalObjectStore(ObjectStore):
         path = self._path(key)
         with self._new_file(path) as temporary:
             temporary.write(data)
-            temporary.flush()
-            os.fsync(temporary.fileno())
-            try:
-                os.link(temporary.name, path)
-            except FileExistsError:
-                raise ObjectExists(f"{self.uri(key)} exists already") from None
-        _sync_folder(path.parent)
+            with self._written():
+                _sync(temporary)
+                try:
+                    os.link(temporary.name, path)
+                except FileExistsError:
+                    raise ObjectExists(f"{self.uri(key)} exists already") from None
+                _sync_folder(path.parent)
 
     def swap(self, key: str, data: bytes, *, seen: str | None) -> None:
         try:
@@ -104,10 +118,10 @@ class LocalObjectStore(ObjectStore):
         path = self._path(key)
         with self._new_file(path) as temporary:
             yield temporary
-            temporary.flush()
-            os.fsync(temporary.fileno())
-            Path(temporary.name).replace(path)
-        _sync_folder(path.parent)
+            with self._written():
+                _sync(temporary)
+                Path(temporary.name).replace(path)
+                _sync_folder(path.parent)
 
     def list(self, prefix: str) -> Iterator[ObjectStat]:
         yield from self._walk(self._prefix(prefix), prefix)
@@ -122,8 +136,30 @@ class LocalObjectStore(ObjectStore):
     def delete(self, key: str) -> None:
         path = self._path(key)
         if not path.is_dir():
-            with suppress(FileNotFoundError, NotADirectoryError):
+            with self._written(), suppress(FileNotFoundError, NotADirectoryError):
                 path.unlink()
+                self._remove_empty(path.parent)
+
+    def list_unfinished(self, before: datetime) -> Iterator[Unfinished]:
+        for folder, _, names in os.walk(self._folder):
+            for name in sorted(names):
+                match = _TEMPORARY.fullmatch(name)
+                if not match:
+                    continue
+                path = Path(folder, name)
+                with suppress(FileNotFoundError):  # it was finished meanwhile
+                    found = path.lstat()
+                    key = path.with_name(match["name"]).relative_to(self._folder).as_posix()
+                    token = path.relative_to(self._folder).as_posix()
+                    if S_ISREG(found.st_mode) and _modified(found) < before:
+                        yield Unfinished(key, found.st_size, _modified(found), token, is_scratch=key == _SCRATCH)
+
+    def discard(self, unfinished: Unfinished) -> None:
+        path = self._folder / unfinished.token
+        self._path(unfinished.key)  # refuses what lies outside the store
+        if path.parent == (self._folder / unfinished.key).parent and _TEMPORARY.fullmatch(path.name):
+            with self._written():
+                path.unlink(missing_ok=True)
 
     def arrow(self, key: str) -> tuple[Any, str]:
         from pyarrow.fs import LocalFileSystem
@@ -138,6 +174,8 @@ class LocalObjectStore(ObjectStore):
         lock_path = path.parent / f".{path.name}.lock"
         try:
             lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except FileNotFoundError:  # the object was deleted meanwhile, and its folder with it
+            raise ObjectNotFound(self.uri(key)) from None
         except OSError as error:
             raise StoreUnavailable(
                 f"The store {self.root} can't be used: {lock_path} can't be opened ({error.strerror}). Remove it."
@@ -176,20 +214,68 @@ class LocalObjectStore(ObjectStore):
                     found_stat = entry.stat()
                 except FileNotFoundError:  # deleted since the folder was read
                     continue
-                yield ObjectStat(prefix + entry.name, found_stat.st_size, _stat_etag(found_stat))
+                yield _object_stat(prefix + entry.name, found_stat)
+
+    def _remove_empty(self, folder: Path) -> None:
+        """Remove the folders that the last object below them left, as far as nobody writes into them."""
+        with suppress(OSError):
+            while folder != self._folder:
+                folder.rmdir()
+                folder = folder.parent
 
     def _scratch_file(self) -> AbstractContextManager[BinaryIO]:
-        return self._new_file(self._folder / "scratch")
+        return self._new_file(self._folder / _SCRATCH)
 
     @contextmanager
     def _new_file(self, path: Path) -> Iterator[BinaryIO]:
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.parent / f".{path.name}.{uuid4().hex}"
+        with self._written():
+            raw = self._open_new(temporary)
+        stream = io.BufferedWriter(raw, 2**20)
         try:
-            with temporary.open("xb") as stream:
-                yield stream
+            yield stream
         finally:
+            # Past the buffer: what it still holds where the block raised is not wanted, and may not fit on the disk.
+            raw.close()
             temporary.unlink(missing_ok=True)
+
+    def _open_new(self, path: Path) -> "_NewFile":
+        for _ in range(100):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # the folder was empty, and somebody who deleted an object removed it
+                return _NewFile(path, self)
+        return _NewFile(path, self)
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._unavailable("written", error) from error
+
+    def _unavailable(self, what: str, error: OSError) -> StoreUnavailable:
+        advice = _ADVICE.get(
+            error.errno or 0,
+            f"Make the folder {'readable' if what == 'read' else 'writable'}, or name another store with FMNIST_STORE.",
+        )
+        return StoreUnavailable(f"The store {self.root} can't be {what}: {error.strerror or error}. {advice}")
+
+
+class _NewFile(io.FileIO):
+    """A file whose failures to write are the store's: those of the code between its writes are not."""
+
+    def __init__(self, path: Path, store: LocalObjectStore) -> None:
+        super().__init__(path, "x")
+        self._store = store
+
+    def write(self, data: Any) -> int:
+        with self._store._written():
+            return super().write(data)
+
+
+def _sync(stream: BinaryIO) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
 def _holds_object(folder: Path) -> bool:
@@ -202,6 +288,14 @@ def _holds_object(folder: Path) -> bool:
             if is_key(entry.name) and entry.is_dir(follow_symlinks=False):
                 folders.append(folder / entry.name)
     return any(_holds_object(inner) for inner in folders)
+
+
+def _object_stat(key: str, found: os.stat_result) -> ObjectStat:
+    return ObjectStat(key, found.st_size, _stat_etag(found), _modified(found))
+
+
+def _modified(found: os.stat_result) -> datetime:
+    return datetime.fromtimestamp(found.st_mtime, UTC)
 
 
 def _stat_etag(found: os.stat_result) -> str:

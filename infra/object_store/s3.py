@@ -8,15 +8,17 @@ since some servers overwrite regardless.
 
 import base64
 import hashlib
+import io
 import itertools
-import os
 import random
 import re
-import tempfile
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from uuid import uuid4
 
@@ -31,6 +33,7 @@ from infra.object_store.interface import (
     ObjectStore,
     StoreUnavailable,
     SwapConflict,
+    Unfinished,
     checked_key,
     checked_prefix,
     is_key,
@@ -40,10 +43,17 @@ from infra.object_store.s3_errors import error_code, explain, http_status
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
 
 PART_BYTES = 8 * 2**20
-"""What is published in one PUT, and the parts of what is larger. Up to this size it is held in memory meanwhile, beyond
-in a temporary file."""
+"""What is published in one PUT, and the parts of what is larger."""
+_PARTS_IN_FLIGHT = 4
+"""Sent while the next is being written: with that one, all that an upload holds in memory (40 MiB)."""
+_PARTS_OF_A_SIZE = 1000
+"""Then they grow by PART_BYTES, so that the 10,000 that S3 allows hold 430 GiB. Up to then all but the last are of one
+size, which some servers ask for."""
+
+_SCRATCH = (".write-check/", ".conditional-write-check/")
 
 _ROOT = re.compile(r"s3://([A-Za-z0-9][A-Za-z0-9._-]{1,254})(?:/(.*))?")
 _WRITE_ID = "write-id"
@@ -79,7 +89,7 @@ class S3ObjectStore(ObjectStore):
         self._prefix = f"{found[2]}/" if found[2] else ""
 
     def check_writable(self) -> None:
-        key, data = f"{self._prefix}.write-check/{uuid4().hex}", uuid4().bytes
+        key, data = f"{self._prefix}{_SCRATCH[0]}{uuid4().hex}", uuid4().bytes
         with self._explained():
             self._put(key, data)
             try:
@@ -104,7 +114,7 @@ class S3ObjectStore(ObjectStore):
                     raise
                 self._require_bucket()
                 return None
-        return ObjectStat(key, found["ContentLength"], _bare(found["ETag"]))
+        return ObjectStat(key, found["ContentLength"], _bare(found["ETag"]), found["LastModified"])
 
     def read(self, key: str) -> bytes:
         return self.read_with_etag(key)[0]
@@ -136,17 +146,13 @@ class S3ObjectStore(ObjectStore):
 
     @contextmanager
     def publish(self, key: str) -> Iterator[BinaryIO]:
-        full_key = self._full(key)
-        with tempfile.SpooledTemporaryFile(max_size=PART_BYTES) as spool:
-            stream = cast(BinaryIO, spool)
-            yield stream
-            size = stream.seek(0, 2)
-            stream.seek(0)
-            with self._explained():
-                if size <= PART_BYTES:
-                    self._put(full_key, stream.read())
-                else:
-                    self._put_parts(full_key, stream)
+        upload = _Upload(self, self._full(key))
+        try:
+            yield cast(BinaryIO, upload)
+            upload.finish()
+        except BaseException:
+            upload.abort()
+            raise
 
     def list(self, prefix: str) -> Iterator[ObjectStat]:
         start = self._prefix + checked_prefix(prefix)
@@ -156,7 +162,7 @@ class S3ObjectStore(ObjectStore):
                     key = found["Key"].removeprefix(self._prefix)
                     # Folder markers, this module's own scratch objects, and what no key of ours can name.
                     if is_key(key):
-                        yield ObjectStat(key, found["Size"], _bare(found["ETag"]))
+                        yield ObjectStat(key, found["Size"], _bare(found["ETag"]), found["LastModified"])
 
     def list_folders(self, prefix: str) -> Iterator[str]:
         start = self._prefix + checked_prefix(prefix)
@@ -174,6 +180,25 @@ class S3ObjectStore(ObjectStore):
         full_key = self._full(key)
         with self._explained():
             self._client.delete_object(Bucket=self._bucket, Key=full_key)
+
+    def list_unfinished(self, before: datetime) -> Iterator[Unfinished]:
+        with self._explained():
+            yield from self._uploads_begun(before)
+            for scratch in _SCRATCH:
+                start = self._prefix + scratch
+                for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=start):
+                    for found in page.get("Contents", []):
+                        if found["LastModified"] < before:
+                            key = found["Key"].removeprefix(self._prefix)
+                            yield Unfinished(key, found["Size"], found["LastModified"], "", is_scratch=True)
+
+    def discard(self, unfinished: Unfinished) -> None:
+        full_key = self._prefix + unfinished.key
+        with self._explained():
+            if unfinished.token:
+                self._abort(self._full(unfinished.key), unfinished.token)
+            elif unfinished.key.startswith(_SCRATCH):
+                self._client.delete_object(Bucket=self._bucket, Key=full_key)
 
     def arrow(self, key: str) -> tuple[Any, str]:
         full_key = self._full(key)
@@ -196,8 +221,9 @@ class S3ObjectStore(ObjectStore):
         """Turn the SDK's errors into one line that names the store."""
         try:
             yield
-        except (BotoCoreError, ClientError) as error:
-            explanation = explain(error, bucket=self._bucket, endpoint=self._endpoint())
+        except (BotoCoreError, ClientError, _BodyCutShort) as error:
+            cause = cast(BotoCoreError, error.__cause__) if isinstance(error, _BodyCutShort) else error
+            explanation = explain(cause, bucket=self._bucket, endpoint=self._endpoint())
         else:
             return
         # Without the cause: a credential process's output may be in it.
@@ -227,18 +253,12 @@ class S3ObjectStore(ObjectStore):
         stop=stop_after_attempt(MAX_ATTEMPTS),
         reraise=True,
     )
-    def _get_once_more(self, full_key: str) -> tuple[bytes, str]:
+    def _get(self, full_key: str) -> tuple[bytes, str]:
         answer = self._client.get_object(Bucket=self._bucket, Key=full_key)
         try:
             return answer["Body"].read(), _bare(answer["ETag"])
         except (HTTPClientError, IncompleteReadError) as error:  # botocore retries up to the first byte of a body
             raise _BodyCutShort from error
-
-    def _get(self, full_key: str) -> tuple[bytes, str]:
-        try:
-            return self._get_once_more(full_key)
-        except _BodyCutShort as error:
-            raise cast(BotoCoreError, error.__cause__) from None
 
     def _put_if(self, full_key: str, data: bytes, **condition: str) -> bool:
         """Put under a condition; whether it held, and the object is therefore ours."""
@@ -273,40 +293,98 @@ class S3ObjectStore(ObjectStore):
         stop=stop_after_attempt(MAX_ATTEMPTS),
         reraise=True,
     )
-    def _put(self, full_key: str, data: bytes, **more: Any) -> None:
+    def _put(self, full_key: str, data: bytes | bytearray, **more: Any) -> None:
         """Put an object in one request, and see that it arrived as it was sent."""
-        md5, sha256 = _md5(data), hashlib.sha256(data).digest()
-        if self._connection.configuration.checksum_mode == "when_supported":
+        md5, sha256 = _md5(data), b""
+        if self._sends_checksums:
+            sha256 = hashlib.sha256(data).digest()
             more["ChecksumSHA256"] = _base64(sha256)
         else:
             more["ContentMD5"] = _base64(md5)
-        answer = self._client.put_object(Bucket=self._bucket, Key=full_key, Body=data, **more)
-        if _bare(answer["ETag"]) != md5.hex() and answer.get("ChecksumSHA256") != _base64(sha256):
-            self._compare(full_key, _bare(answer["ETag"]), sha256, keep="IfMatch" in more)
+        answer = self._client.put_object(Bucket=self._bucket, Key=full_key, Body=cast(bytes, data), **more)
+        if _bare(answer["ETag"]) == md5.hex() or (sha256 and answer.get("ChecksumSHA256") == _base64(sha256)):
+            return
+        self._compare(full_key, _bare(answer["ETag"]), [_Part(len(data), md5)], keep="IfMatch" in more)
 
-    def _put_parts(self, full_key: str, stream: BinaryIO) -> None:
-        """Put a large object in parts, several at a time, and see that it arrived as it was sent."""
-        from boto3.s3.transfer import TransferConfig
+    @property
+    def _sends_checksums(self) -> bool:
+        return self._connection.configuration.checksum_mode == "when_supported"
 
-        transfer = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=8)
-        with ThreadPoolExecutor(1) as aside:
-            etag_of_parts = aside.submit(_etag_of_parts, stream.fileno())
-            self._client.upload_fileobj(stream, self._bucket, full_key, Config=transfer)
-        etag = _bare(self._client.head_object(Bucket=self._bucket, Key=full_key)["ETag"])
-        if etag != etag_of_parts.result():
-            sha256 = hashlib.sha256()
-            stream.seek(0)
-            while chunk := stream.read(PART_BYTES):
-                sha256.update(chunk)
-            self._compare(full_key, etag, sha256.digest(), keep=False)
+    def _begin_parts(self, full_key: str) -> str:
+        more: dict[str, Any] = {"ChecksumAlgorithm": "CRC32"} if self._sends_checksums else {}
+        return self._client.create_multipart_upload(Bucket=self._bucket, Key=full_key, **more)["UploadId"]
 
-    def _compare(self, full_key: str, etag: str, sha256: bytes, *, keep: bool) -> None:
+    @retry(
+        retry=retry_if_exception(_was_damaged_on_the_way),
+        wait=wait_random_exponential(multiplier=0.05, max=5),
+        stop=stop_after_attempt(MAX_ATTEMPTS),
+        reraise=True,
+    )
+    def _put_part(self, full_key: str, upload_id: str, number: int, data: bytes | bytearray) -> "_Part":
+        """Put one part, numbered from 1; the server compares it with its MD5."""
+        md5 = _md5(data)
+        more: dict[str, Any] = {"ChecksumAlgorithm": "CRC32"} if self._sends_checksums else {"ContentMD5": _base64(md5)}
+        answer = self._client.upload_part(
+            Bucket=self._bucket, Key=full_key, UploadId=upload_id, PartNumber=number, Body=cast(bytes, data), **more
+        )
+        return _Part(len(data), md5, answer["ETag"], answer.get("ChecksumCRC32"))
+
+    def _complete_parts(self, full_key: str, upload_id: str, parts: Sequence["_Part"]) -> None:
+        """Make the parts an object, and see that it is the one that was sent."""
+        unknown: ClientError | None = None
+        listed = [part.listed(number) for number, part in enumerate(parts, 1)]
+        try:
+            self._client.complete_multipart_upload(
+                Bucket=self._bucket, Key=full_key, UploadId=upload_id, MultipartUpload={"Parts": listed}
+            )
+        except ClientError as error:
+            if error_code(error) != "NoSuchUpload":
+                raise
+            # The answer to our own successful request may have been lost, and the SDK asked again: then it is there.
+            unknown = error
+        try:
+            found = self._client.head_object(Bucket=self._bucket, Key=full_key)
+        except ClientError as error:
+            raise unknown or error from None
+        etag = _bare(found["ETag"])
+        if etag == _etag_of(parts) and found["ContentLength"] == sum(part.size for part in parts):
+            return
+        if unknown and not self._holds(full_key, parts):
+            raise unknown
+        self._compare(full_key, etag, parts, keep=False)
+
+    def _abort(self, full_key: str, upload_id: str) -> None:
+        try:
+            self._client.abort_multipart_upload(Bucket=self._bucket, Key=full_key, UploadId=upload_id)
+        except ClientError as error:
+            if error_code(error) != "NoSuchUpload":
+                raise
+
+    def _uploads_begun(self, before: datetime) -> Iterator[Unfinished]:
+        pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=self._prefix)
+        try:
+            for page in pages:
+                for found in page.get("Uploads", []):
+                    key = found["Key"].removeprefix(self._prefix)
+                    if is_key(key) and found["Initiated"] < before:
+                        size = self._size_of_parts(found["Key"], found["UploadId"])
+                        yield Unfinished(key, size, found["Initiated"], found["UploadId"])
+        except ClientError as error:
+            if http_status(error) != 501:  # a server that keeps no such list
+                raise
+
+    def _size_of_parts(self, full_key: str, upload_id: str) -> int:
+        pages = self._client.get_paginator("list_parts").paginate(Bucket=self._bucket, Key=full_key, UploadId=upload_id)
+        try:
+            return sum(part["Size"] for page in pages for part in page.get("Parts", []))
+        except ClientError as error:
+            if error_code(error) == "NoSuchUpload":  # it was completed or aborted meanwhile
+                return 0
+            raise
+
+    def _compare(self, full_key: str, etag: str, parts: Sequence["_Part"], *, keep: bool) -> None:
         """Read back what was just written, where the server gives no digest to go by (encryption with own keys, …)."""
-        digest = hashlib.sha256()
-        answer = self._client.get_object(Bucket=self._bucket, Key=full_key)
-        for chunk in answer["Body"].iter_chunks(2**20):
-            digest.update(chunk)
-        if digest.digest() == sha256 or _bare(answer["ETag"]) != etag:  # the second: it was replaced since
+        if self._holds(full_key, parts, unless_not=etag):
             return
         if not keep:
             self._client.delete_object(Bucket=self._bucket, Key=full_key)
@@ -315,6 +393,23 @@ class S3ObjectStore(ObjectStore):
             f"{'' if keep else ', and was removed'}. Look at the server, and leave AWS_REQUEST_CHECKSUM_CALCULATION "
             "at when_required."
         )
+
+    @retry(
+        retry=retry_if_exception_type(_BodyCutShort),
+        wait=wait_random_exponential(multiplier=0.05, max=5),
+        stop=stop_after_attempt(MAX_ATTEMPTS),
+        reraise=True,
+    )
+    def _holds(self, full_key: str, parts: Sequence["_Part"], unless_not: str | None = None) -> bool:
+        """Whether an object's bytes are those of the parts; also, whether it was replaced by one with another ETag."""
+        answer = self._client.get_object(Bucket=self._bucket, Key=full_key)
+        if unless_not is not None and _bare(answer["ETag"]) != unless_not:
+            return True
+        try:
+            same = all(_md5(answer["Body"].read(part.size)) == part.md5 for part in parts if part.size)
+            return same and not answer["Body"].read(1)
+        except (HTTPClientError, IncompleteReadError) as error:
+            raise _BodyCutShort from error
 
     def _etag_is_quoted(self) -> bool:
         """Whether `If-Match` takes the ETag in quotes, as the standard says; Ceph 16 compares it without.
@@ -331,7 +426,7 @@ class S3ObjectStore(ObjectStore):
         return known[self.root]
 
     def _try_conditions(self) -> bool:
-        key = f"{self._prefix}.conditional-write-check/{uuid4().hex}"
+        key = f"{self._prefix}{_SCRATCH[1]}{uuid4().hex}"
         try:
             self._is_refused(key, IfNoneMatch="*")
             heeded = self._is_refused(key, IfNoneMatch="*") and self._is_refused(key, IfMatch=f'"{_md5(b"").hex()}"')
@@ -359,20 +454,118 @@ class S3ObjectStore(ObjectStore):
         return False
 
 
+@dataclass(frozen=True)
+class _Part:
+    """What is known of bytes that were sent."""
+
+    size: int
+    md5: bytes
+    etag: str = ""
+    """As the server gave it, quotes included."""
+    crc32: str | None = None
+    """Likewise, where the SDK was asked to send it."""
+
+    def listed(self, number: int) -> "CompletedPartTypeDef":
+        """As the request that completes an upload names it."""
+        entry: CompletedPartTypeDef = {"PartNumber": number, "ETag": self.etag}
+        if self.crc32:
+            entry["ChecksumCRC32"] = self.crc32
+        return entry
+
+
+class _Upload(io.RawIOBase):
+    """A stream that becomes an object: in one PUT where it is short, else in parts, sent while the next is written.
+
+    No copy is kept: what arrived is told by the MD5 of each part, computed when it is sent. An upload whose process
+    dies leaves parts, which are no object, and which `list_unfinished` finds.
+    """
+
+    def __init__(self, store: S3ObjectStore, full_key: str) -> None:
+        self._store, self._full_key = store, full_key
+        self._buffer = bytearray()
+        self._written = 0
+        self._upload_id = ""
+        self._threads: ThreadPoolExecutor | None = None
+        self._in_flight: deque[Future[_Part]] = deque()
+        self._sent: list[_Part] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._written
+
+    def write(self, data: Any) -> int:
+        """Take bytes; returns when there is room for more.
+
+        Raises:
+            StoreUnavailable: a part could not be sent.
+        """
+        view = memoryview(data).cast("B")
+        taken = len(view)
+        while view:
+            room = self._part_bytes() - len(self._buffer)
+            if not room:  # only now is it known that it is not all
+                self._send_part()
+                continue
+            self._buffer += view[:room]
+            view = view[room:]
+        self._written += taken
+        return taken
+
+    def finish(self) -> None:
+        """Make what was written the object.
+
+        Raises:
+            StoreUnavailable: that failed, or another object arrived.
+        """
+        with self._store._explained():
+            if self._threads is None:
+                self._store._put(self._full_key, self._buffer)
+                return
+        self._send_part()
+        with self._store._explained():
+            while self._in_flight:
+                self._sent.append(self._in_flight.popleft().result())
+            self._store._complete_parts(self._full_key, self._upload_id, self._sent)
+        self._threads.shutdown()
+
+    def abort(self) -> None:
+        """Drop what was written, as far as the server can be reached."""
+        if self._threads is None:
+            return
+        self._threads.shutdown(cancel_futures=True)  # a part that arrives after the abortion would stay
+        with suppress(BotoCoreError, ClientError):
+            self._store._abort(self._full_key, self._upload_id)
+
+    def _part_bytes(self) -> int:
+        return PART_BYTES * (1 + (len(self._sent) + len(self._in_flight)) // _PARTS_OF_A_SIZE)
+
+    def _send_part(self) -> None:
+        with self._store._explained():
+            if self._threads is None:
+                self._upload_id = self._store._begin_parts(self._full_key)
+                self._threads = ThreadPoolExecutor(_PARTS_IN_FLIGHT)
+            if len(self._in_flight) == _PARTS_IN_FLIGHT:
+                self._sent.append(self._in_flight.popleft().result())
+        number = len(self._sent) + len(self._in_flight) + 1
+        self._in_flight.append(
+            self._threads.submit(self._store._put_part, self._full_key, self._upload_id, number, self._buffer)
+        )
+        self._buffer = bytearray()
+
+
 def _bare(etag: str) -> str:
     return etag.strip('"')
 
 
-def _md5(data: bytes) -> bytes:
+def _md5(data: bytes | bytearray) -> bytes:
     return hashlib.md5(data, usedforsecurity=False).digest()
 
 
-def _etag_of_parts(file: int) -> str:
-    """The ETag that S3 gives to an object put in parts. Leaves the file's position alone, for the upload's own use."""
-    digests: list[bytes] = []
-    while part := os.pread(file, PART_BYTES, len(digests) * PART_BYTES):
-        digests.append(_md5(part))
-    return f"{_md5(b''.join(digests)).hex()}-{len(digests)}"
+def _etag_of(parts: Sequence["_Part"]) -> str:
+    """The ETag that S3 gives to an object put in parts."""
+    return f"{_md5(b''.join(part.md5 for part in parts)).hex()}-{len(parts)}"
 
 
 def _base64(digest: bytes) -> str:

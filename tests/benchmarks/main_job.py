@@ -29,7 +29,11 @@ def run_main_job(folder: Path) -> dict[str, Any]:
     environment = os.environ | {"FMNIST_STORE": str(folder / "store"), "FMNIST_STATE_DIR": str(folder / "state")}
     began = time.perf_counter()
     result = subprocess.run(
-        [Path(sys.executable).parent / "fmnist", "run", "--json"], env=environment, stdout=subprocess.PIPE, text=True, check=True
+        [Path(sys.executable).parent / "fmnist", "run", "--json"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
     seconds = time.perf_counter() - began
     figures = json.loads(result.stdout.splitlines()[-1])
@@ -51,7 +55,7 @@ def time_installation() -> float:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, target)
         began = time.perf_counter()
-        subprocess.run(["make", "install"], cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(["make", "install"], cwd=folder, check=True, capture_output=True)
         return round(time.perf_counter() - began, 2)
 
 

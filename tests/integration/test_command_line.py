@@ -54,7 +54,7 @@ def own_store(tmp_path: Path, data_store: str) -> dict[str, str]:
         (["classify", "--table", "t"], "name at least one image"),
         (["classify", "x"], "--table"),
         (["classify", "x", "--table", "../up"], "--table: must match"),
-        (["classify", "x", "--table", "t", "--max-error-share", "2"], "--max-error-share: must be less than or equal to 1"),
+        (["classify", "x", "--table", "t", "--max-error-share", "2"], "--max-error-share: must be less than or equal"),
         (["describe", "--model", "99"], "no version 99"),
         (["describe", "--model", "nonesuch"], "'nonesuch' is no version's number"),
         (["models", "show", "champion"], "no champion yet"),
@@ -94,7 +94,12 @@ def test_store_without_permission(tmp_path: Path) -> None:
 
 
 def test_truncated_source_file_is_refused_by_name_and_leaves_no_data_set(tmp_path: Path) -> None:
-    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
+    for name in (
+        "train-images-idx3-ubyte",
+        "train-labels-idx1-ubyte",
+        "t10k-images-idx3-ubyte",
+        "t10k-labels-idx1-ubyte",
+    ):
         (tmp_path / name).write_bytes(b"\0\0\x08\x03" + (5).to_bytes(4, "big"))
     store = tmp_path / "store"
     result = fmnist("train", FMNIST_STORE=str(store), FMNIST_DATASET_DIR=str(tmp_path))
@@ -116,7 +121,9 @@ def test_image_that_is_no_image(tmp_path: Path, own_store: dict[str, str]) -> No
     assert result.returncode == 2
 
 
-def test_checkpoint_of_another_shape_is_refused_before_anything_starts(own_store: dict[str, str], tmp_path: Path) -> None:
+def test_checkpoint_of_another_shape_is_refused_before_anything_starts(
+    own_store: dict[str, str], tmp_path: Path
+) -> None:
     from infra.checkpoints import write_checkpoint
     from infra.model_registry import ModelRegistry
     from infra.object_store import open_store
@@ -151,7 +158,13 @@ def test_help_of_every_command_names_every_option() -> None:
         text = fmnist(command, "--help").stdout
         for field in model.model_fields:
             assert ("URI" if field == "inputs" else f"--{field.replace('_', '-')}") in text
-    for command in (["describe"], ["models", "list"], ["models", "show"], ["models", "promote"], ["predictions", "list"]):
+    for command in (
+        ["describe"],
+        ["models", "list"],
+        ["models", "show"],
+        ["models", "promote"],
+        ["predictions", "list"],
+    ):
         assert fmnist(*command, "--help").returncode == 0
 
 
@@ -215,7 +228,8 @@ def test_killed_run_leaves_nothing_running(own_store: dict[str, str], tmp_path: 
     children = descendants(process)
     process.kill()
     process.wait()
-    assert wait_until_gone(children, 40) == []
+    # Ray's agents try for a minute to tell the head, which is gone, that the raylet is gone.
+    assert wait_until_gone(children, 100) == []
 
 
 def test_resumed_run_ends_with_the_weights_of_an_undisturbed_one(own_store: dict[str, str], tmp_path: Path) -> None:

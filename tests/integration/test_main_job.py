@@ -9,8 +9,8 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from fmnist_model.classes import CLASS_NAMES
 from flows.parameters import ClassifyParameters, TrainParameters
+from fmnist_model.classes import CLASS_NAMES
 from infra.checkpoints import list_checkpoints, read_files, read_record
 from infra.model_registry import ModelRegistry
 from infra.object_store import open_store
@@ -146,7 +146,9 @@ def test_an_image_file_gets_the_class_of_the_same_image_in_parquet(
     save_pictures(session_store, tmp_path, [5])
     [manifest] = classify(ClassifyParameters(inputs=[str(tmp_path / "5.png")], table="one-picture")).manifests
     [from_file] = pq.read_table(f"{session_store.removeprefix('file://')}/{manifest.parts[0]}").to_pylist()
-    [in_parquet] = duckdb.sql(f"SELECT * FROM read_parquet('{parts}') WHERE image LIKE '%#row=5'").to_arrow_table().to_pylist()
+    [in_parquet] = (
+        duckdb.sql(f"SELECT * FROM read_parquet('{parts}') WHERE image LIKE '%#row=5'").to_arrow_table().to_pylist()
+    )
     assert from_file["predicted_class"] == in_parquet["predicted_class"]
     assert from_file["probabilities"] == pytest.approx(in_parquet["probabilities"], abs=1e-6)
 
@@ -179,7 +181,9 @@ def save_pictures(store: str, folder: Path, numbers: list[int]) -> None:
 
 def test_manifest_is_readable_json_with_the_model_in_it(summary: Any, session_store: str) -> None:
     [manifest] = summary.classification.manifests
-    path = Path(f"{session_store.removeprefix('file://')}/predictions/{manifest.table}/batch={manifest.batch}/_manifest.json")
+    path = Path(
+        f"{session_store.removeprefix('file://')}/predictions/{manifest.table}/batch={manifest.batch}/_manifest.json"
+    )
     recorded = json.loads(path.read_text())
     assert recorded["planned"] == recorded["predicted"] == 10_000
     assert recorded["model"]["version"] == 1

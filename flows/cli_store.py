@@ -1,0 +1,106 @@
+"""`fmnist store`: whether the store keeps its promises, and what of it can go. Neither needs Ray or Prefect."""
+
+from dataclasses import asdict
+from datetime import timedelta
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from cyclopts.validators import Number
+from rich import box
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+from flows.printing import Json, print_json
+from infra.errors import JobError
+from infra.object_store import open_store
+from infra.settings import load_settings
+
+store = App(name="store", help="The object store: whether it works, and what of it can go.")
+
+
+@store.command
+def check(*, as_json: Json = False) -> None:
+    """Show how the store is reached, and try under a scratch prefix whether it keeps every promise that is needed."""
+    from infra.store_check import check_store
+
+    report = check_store(open_store(load_settings().store))
+    if as_json:
+        print_json(asdict(report) | {"ok": report.ok})
+    else:
+        _print_settings(report.root, report.settings)
+        table = Table(box=box.SIMPLE)
+        table.add_column("tried", no_wrap=True)
+        table.add_column("ms", justify="right", no_wrap=True)
+        table.add_column("", no_wrap=True)
+        table.add_column("why", overflow="fold")
+        outcomes = {True: "[green]ok[/green]", False: "[red]failed[/red]", None: "not tried"}
+        for step in report.steps:
+            table.add_row(step.name, f"{step.milliseconds:,.1f}", outcomes[step.ok], Text(step.reason))
+        Console().print(table)
+    failed = [step for step in report.steps if step.ok is False]
+    if failed:
+        raise JobError(f"{', '.join(step.name for step in failed)} failed. {failed[0].reason}")
+
+
+@store.command
+def prune(
+    *,
+    keep_best: Annotated[int, Parameter(validator=Number(gte=0))] = 3,
+    older_than_hours: Annotated[float, Parameter(validator=Number(gte=0))] = 24,
+    dry_run: bool = False,
+    as_json: Json = False,
+) -> None:
+    """Remove checkpoints that are not needed any more, and what dead writers left.
+
+    Of each run the best checkpoints by their loss, the last one, and those of model versions stay. Prediction tables
+    and data sets are not touched.
+
+    Parameters
+    ----------
+    keep_best
+        Checkpoints of each run to keep by their loss, besides the last one.
+    older_than_hours
+        A run to which anything was written in so many hours is left alone, and so is an unfinished write.
+    dry_run
+        Show what would go, and change nothing.
+    """
+    from infra import retention
+
+    root = open_store(load_settings().store)
+    pruned = retention.prune(root, keep_best=keep_best, older_than=timedelta(hours=older_than_hours), dry_run=dry_run)
+    if as_json:
+        print_json(asdict(pruned) | {"root": root.root, "dry_run": dry_run, "bytes": pruned.size})
+        return
+    console = Console()
+    if pruned.removed:
+        table = Table(box=box.SIMPLE)
+        for name in ("what", "where", "objects", "size", "why"):
+            table.add_column(name, justify="right" if name in ("objects", "size") else "left", overflow="fold")
+        for removal in pruned.removed:
+            where = Text(removal.uri.removeprefix(f"{root.root}/"))
+            table.add_row(removal.kind, where, f"{removal.objects:,}", decimal(removal.size), removal.reason)
+        console.print(table)
+    what = f"{len(pruned.removed):,} things with {decimal(pruned.size)}" if pruned.removed else "nothing"
+    console.print(
+        f"{'Would remove' if dry_run else 'Removed'} {what} from {root.root}; {pruned.kept_checkpoints:,} checkpoints "
+        f"stay{_left_alone(pruned.active_runs, older_than_hours)}.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _left_alone(runs: list[str], hours: float) -> str:
+    if not runs:
+        return ""
+    return f", and so do all of {len(runs):,} runs that were written to in the last {hours:g} hours"
+
+
+def _print_settings(root: str, settings: dict[str, str]) -> None:
+    table = Table(title=root, title_justify="left", title_style="bold", show_header=False, box=box.SIMPLE)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in settings.items():
+        table.add_row(name, Text(value))
+    Console().print(table)

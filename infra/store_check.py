@@ -1,0 +1,203 @@
+"""Try out an object store: what it is, and whether it keeps each promise that the project relies on."""
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.errors import JobError, RequestError
+from infra.object_store import ObjectExists, ObjectStore, StoreUnavailable, SwapConflict
+
+SCRATCH = "scratch/"
+"""Everything that is tried lies below it, each time in a folder of its own."""
+
+
+@dataclass(frozen=True)
+class CheckStep:
+    """One thing that was tried."""
+
+    name: str
+    ok: bool | None
+    """None where it was not tried, since what it builds on failed."""
+    milliseconds: float
+    reason: str = ""
+    """Why it failed."""
+
+
+@dataclass(frozen=True)
+class StoreReport:
+    """What a store is and what it can do."""
+
+    root: str
+    settings: dict[str, str]
+    """Where it is and how it is reached, by what a person calls it; no secret is among them."""
+    steps: list[CheckStep] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether all that was tried works."""
+        return all(step.ok for step in self.steps)
+
+
+def check_store(store: ObjectStore) -> StoreReport:
+    """Write, read, list, create, swap and delete scratch objects; nothing is left of them where deleting works.
+
+    Takes some 15 requests on S3. Whatever fails is told in the report, and raises nothing.
+    """
+    trial = _Trial(store)
+    steps: list[CheckStep] = []
+    for name, work in trial.steps():
+        if steps and not steps[0].ok:
+            steps.append(CheckStep(name, None, 0.0, f"{steps[0].name} failed"))
+        else:
+            steps.append(_try(name, work))
+    if steps[0].ok:
+        with suppress(RequestError, JobError, OSError):
+            trial.clean()
+    return StoreReport(store.root, store_settings(store.root), steps)
+
+
+def store_settings(root: str) -> dict[str, str]:
+    """Where a store is and how it is reached, in words; secrets are left out, and of the access key id the middle."""
+    return _s3_settings(root) if root.startswith("s3://") else _local_settings(root)
+
+
+def masked(key_id: str) -> str:
+    """So much of an access key id that its owner recognizes it."""
+    shown = 4 if len(key_id) >= 12 else 1
+    return f"{key_id[:shown]}…{key_id[-shown:]}"
+
+
+class _Trial:
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self._folder = f"{SCRATCH}{uuid4().hex}"
+        self._data = os.urandom(256 * 1024)
+
+    def steps(self) -> list[tuple[str, Callable[[], None]]]:
+        """What is tried, in order; if the first fails, nothing else can work."""
+        return [
+            ("write", self._write),
+            ("read back, SHA-256", self._read_back),
+            ("list", self._list),
+            ("conditional create", self._create),
+            ("compare-and-set", self._swap),
+            ("Parquet through pyarrow", self._parquet),
+            ("delete", self._delete),
+        ]
+
+    def clean(self) -> None:
+        for found in list(self._store.list(f"{self._folder}/")):
+            self._store.delete(found.key)
+
+    def _key(self, name: str) -> str:
+        return f"{self._folder}/{name}"
+
+    def _write(self) -> None:
+        with self._store.publish(self._key("object")) as stream:
+            stream.write(self._data)
+
+    def _read_back(self) -> None:
+        found = self._store.read(self._key("object"))
+        if hashlib.sha256(found).digest() != hashlib.sha256(self._data).digest():
+            raise JobError("An object did not read back as it was written. Look at the server.")
+
+    def _list(self) -> None:
+        found = [(stat.key, stat.size) for stat in self._store.list(f"{self._folder}/")]
+        if found != [(self._key("object"), len(self._data))]:
+            raise JobError(f"A new object is not listed as it is: the listing holds {found}. Look at the server.")
+
+    def _create(self) -> None:
+        self._store.create(self._key("created"), b"first")
+        with suppress(ObjectExists):
+            self._store.create(self._key("created"), b"second")
+            raise StoreUnavailable(self._ignored("If-None-Match"))
+        if self._store.read(self._key("created")) != b"first":
+            raise StoreUnavailable(self._ignored("If-None-Match"))
+
+    def _swap(self) -> None:
+        key = self._key("swapped")
+        self._store.swap(key, b"first", seen=None)
+        _, first = self._store.read_with_etag(key)
+        self._store.swap(key, b"second", seen=first)
+        with suppress(SwapConflict):
+            self._store.swap(key, b"third", seen=first)
+            raise StoreUnavailable(self._ignored("If-Match"))
+        if self._store.read(key) != b"second":
+            raise StoreUnavailable(self._ignored("If-Match"))
+
+    def _parquet(self) -> None:
+        table = pa.table({"number": pa.array(range(10_000))})
+        filesystem, path = self._store.arrow(self._key("table.parquet"))
+        pq.write_table(table, path, filesystem=filesystem)
+        if not pq.read_table(path, filesystem=filesystem).equals(table):
+            raise JobError("A Parquet file did not read back as it was written. Look at the server.")
+
+    def _delete(self) -> None:
+        self.clean()
+        if any(True for _ in self._store.list(f"{self._folder}/")):
+            raise JobError(f"Deleted objects are still listed under {self._store.uri(self._folder)}/.")
+
+    def _ignored(self, what: str) -> str:
+        return (
+            f"The store {self._store.root} can't be used: it does not heed conditional requests ({what}), so that two "
+            "runs could overwrite each other's models unnoticed. Use a server that does, such as AWS, Ceph or MinIO."
+        )
+
+
+def _try(name: str, work: Callable[[], None]) -> CheckStep:
+    began = time.perf_counter()
+    reason = ""
+    try:
+        work()
+    except (RequestError, JobError, OSError) as error:  # OSError: pyarrow's own S3 client
+        reason = " ".join(str(error).split())[:500] or type(error).__name__
+    return CheckStep(name, not reason, round(1000 * (time.perf_counter() - began), 1), reason)
+
+
+def _local_settings(root: str) -> dict[str, str]:
+    folder = Path(root.removeprefix("file://"))
+    there = folder
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    return {
+        "kind": "folder on this machine",
+        "folder": f"{folder}{'' if folder.exists() else ' (made at the first write)'}",
+        "free": f"{free / 1e9:,.1f} GB",
+    }
+
+
+def _s3_settings(root: str) -> dict[str, str]:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    from infra.object_store.s3_configuration import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, s3_connection
+    from infra.object_store.s3_errors import explain
+
+    bucket, _, prefix = root.removeprefix("s3://").partition("/")
+    settings = {"kind": "S3", "bucket": bucket, "prefix": prefix or "none"}
+    try:
+        connection = s3_connection()
+        configuration = connection.configuration
+        settings |= {
+            "endpoint": connection.endpoint,
+            "region": configuration.region,
+            "addressing": configuration.addressing_style,
+            "profile": configuration.profile or "none",
+            "retries": f"{configuration.retry_mode} mode, {configuration.max_attempts} attempts",
+            "timeouts": f"{CONNECT_TIMEOUT_SECONDS} s to connect, {READ_TIMEOUT_SECONDS} s without a byte",
+            "checksums": configuration.checksum_mode,
+            "credentials": connection.credentials_source,
+        }
+        settings["access key id"] = masked(connection.access_key_id)
+    except (BotoCoreError, ClientError) as error:
+        settings["credentials"] = explain(error, bucket=bucket, endpoint=settings.get("endpoint", "the server"))
+    return settings
