@@ -32,7 +32,7 @@ class ProgressLine:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._entry: dict[str, Any] = {"stage": "start"}
-        self._told = (-float(_SECONDS_BETWEEN_LINES), "")
+        self._told: tuple[float, tuple[str, int | None]] = (0.0, ("start", None))
         self._spinner = Spinner("dots")
         self.stages = [("start", time.monotonic())]
         """Name and beginning of each stage, in order."""
@@ -76,8 +76,9 @@ class ProgressLine:
         if self._console.is_terminal:
             return
         text, _ = describe(entry)
-        if entry["stage"] != self._told[1] or now - self._told[0] >= _SECONDS_BETWEEN_LINES:
-            self._told = (now, entry["stage"])
+        place = (entry["stage"], entry.get("epoch"))
+        if place != self._told[1] or now - self._told[0] >= _SECONDS_BETWEEN_LINES:
+            self._told = (now, place)
             self._console.print(text, highlight=False, soft_wrap=True)
 
     def __rich__(self) -> Table:

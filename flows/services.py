@@ -12,6 +12,7 @@ _ENVIRONMENT = {
     # Errors are the command's own to tell; Prefect would print them as tracebacks first.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",  # or Prefect's client says, on the first run, that it sends usage data, and tries to
     # A call to Ray before or after the run is a mistake, and not to be mended by starting another cluster.
     "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -200,9 +200,9 @@ def _prune_run(run: _Run, references: _References, pruned: Pruned, *, keep_best:
 def _remove_checkpoint(run: _Run, epoch: int, references: _References) -> bool:
     """Remove a checkpoint unless something changed; whether it is gone."""
     epochs = run.epochs()
-    if epochs is None or (run.run_id, epoch) in references.now():
-        return False
     record_key = run.record_key(epoch)
+    if epochs is None or not run.is_complete(epoch, epochs[epoch]) or (run.run_id, epoch) in references.now():
+        return False
     record = run.store.read(record_key)
     run.store.delete(record_key)
     try:
@@ -213,8 +213,9 @@ def _remove_checkpoint(run: _Run, epoch: int, references: _References) -> bool:
     if not still_unneeded:
         _put_back(run.store, record_key, record)
         return False
-    for stat in epochs.get(epoch, []):
-        run.store.delete(stat.key)
+    for stat in epochs[epoch]:
+        if stat.key != record_key:
+            run.store.delete(stat.key)
     return True
 
 

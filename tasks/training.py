@@ -71,9 +71,8 @@ def train_network(run_id: str, dataset: DatasetRecord, recipe: dict[str, Any], w
     count = choose_workers(workers, cpus=cluster_cpus(), gpus=cluster_gpus())
     ProgressBoard().post("start workers", run_id=run_id, workers=str(count))
     scratch = settings.state_dir / "ray-train"
-    attempt = (
-        f"{run_id}-{uuid.uuid4().hex[:6]}"  # a name that Ray Train knows already would have it restore its own state
-    )
+    # Under a name that it knows already, Ray Train would restore a state of its own.
+    attempt = f"{run_id}-{uuid.uuid4().hex[:6]}"
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 import pytest
 
+from infra.ceph.gateway import INSTALL_COMMAND
 from tests.s3_server import S3Server, free_port
 
 CEPH_SCRIPT = Path(__file__).parents[1] / "infra" / "ceph" / "gateway.py"
@@ -23,6 +24,8 @@ CEPH_SCRIPT = Path(__file__).parents[1] / "infra" / "ceph" / "gateway.py"
 
 @pytest.fixture(scope="session")
 def ceph_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    if shutil.which("radosgw") is None and os.environ.get("CI") != "true":
+        _missing(f"Ceph's gateway is not installed: sudo {INSTALL_COMMAND}")
     folder = tmp_path_factory.mktemp("ceph")
     script = [sys.executable, str(CEPH_SCRIPT)]
     started = subprocess.run(

@@ -135,10 +135,16 @@ class LocalObjectStore(ObjectStore):
 
     def delete(self, key: str) -> None:
         path = self._path(key)
-        if not path.is_dir():
-            with self._written(), suppress(FileNotFoundError, NotADirectoryError):
+        if path.is_dir():
+            return
+        with self._written(), suppress(FileNotFoundError, NotADirectoryError):
+            if os.path.lexists(_lock_path(path)):
+                with self._locked(path):
+                    path.unlink()
+                    _lock_path(path).unlink()
+            else:
                 path.unlink()
-                self._remove_empty(path.parent)
+            self._remove_empty(path.parent)
 
     def list_unfinished(self, before: datetime) -> Iterator[Unfinished]:
         for folder, _, names in os.walk(self._folder):
@@ -170,24 +176,34 @@ class LocalObjectStore(ObjectStore):
         path = self._path(key)
         if not path.is_file():
             raise ObjectNotFound(self.uri(key))
-        # Neither truncated nor followed: where someone has put a link in its place, its target is left alone.
-        lock_path = path.parent / f".{path.name}.lock"
-        try:
-            lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        except FileNotFoundError:  # the object was deleted meanwhile, and its folder with it
-            raise ObjectNotFound(self.uri(key)) from None
-        except OSError as error:
-            raise StoreUnavailable(
-                f"The store {self.root} can't be used: {lock_path} can't be opened ({error.strerror}). Remove it."
-            ) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._locked(path):
             if self.read_with_etag(key)[1] != seen:
                 raise ObjectExists(self.uri(key))
             with self.publish(key) as stream:
                 stream.write(data)
-        finally:
-            os.close(lock)
+
+    @contextmanager
+    def _locked(self, path: Path) -> Iterator[None]:
+        """Hold the lock of an object that exists, against whoever else swaps or deletes it."""
+        lock_path = _lock_path(path)
+        while True:
+            try:
+                # Neither truncated nor followed: where someone has put a link in its place, its target is left alone.
+                lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            except FileNotFoundError:  # the object was deleted meanwhile, and its folder with it
+                raise ObjectNotFound(self.root) from None
+            except OSError as error:
+                raise StoreUnavailable(
+                    f"The store {self.root} can't be used: {lock_path} can't be opened ({error.strerror}). Remove it."
+                ) from error
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                with suppress(FileNotFoundError):  # whoever held it before deleted the object, and the lock with it
+                    if os.fstat(lock).st_ino == lock_path.lstat().st_ino:
+                        yield
+                        return
+            finally:
+                os.close(lock)
 
     def _path(self, key: str) -> Path:
         path = self._folder / checked_key(key)
@@ -241,9 +257,11 @@ class LocalObjectStore(ObjectStore):
 
     def _open_new(self, path: Path) -> "_NewFile":
         for _ in range(100):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError):  # the folder was empty, and somebody who deleted an object removed it
+            # Either may fail while somebody who deleted the last object of a folder removes the folder.
+            with suppress(FileNotFoundError, FileExistsError):
+                path.parent.mkdir(parents=True, exist_ok=True)
                 return _NewFile(path, self)
+        path.parent.mkdir(parents=True, exist_ok=True)
         return _NewFile(path, self)
 
     @contextmanager
@@ -278,6 +296,10 @@ def _sync(stream: BinaryIO) -> None:
     os.fsync(stream.fileno())
 
 
+def _lock_path(path: Path) -> Path:
+    return path.parent / f".{path.name}.lock"
+
+
 def _holds_object(folder: Path) -> bool:
     """Whether there is an object in a folder or below."""
     folders = []
@@ -304,7 +326,10 @@ def _stat_etag(found: os.stat_result) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:  # all that was in it has been deleted since
+        return
     try:
         os.fsync(descriptor)
     finally:

@@ -334,9 +334,11 @@ class S3ObjectStore(ObjectStore):
         unknown: ClientError | None = None
         listed = [part.listed(number) for number, part in enumerate(parts, 1)]
         try:
-            self._client.complete_multipart_upload(
+            answer = self._client.complete_multipart_upload(
                 Bucket=self._bucket, Key=full_key, UploadId=upload_id, MultipartUpload={"Parts": listed}
             )
+            if _bare(answer.get("ETag", "")) == _etag_of(parts):
+                return
         except ClientError as error:
             if error_code(error) != "NoSuchUpload":
                 raise

@@ -131,9 +131,9 @@ class Workload:
 
     def _publishing(self, data: bytes) -> Callable[[], None]:
         def publish() -> None:
-            with self._store.publish(self._fresh_key()) as stream:
+            with self._store.publish(self._fresh_key()) as stream, memoryview(data) as view:
                 for start in range(0, len(data), MEBIBYTE):
-                    stream.write(data[start : start + MEBIBYTE])
+                    stream.write(view[start : start + MEBIBYTE])
 
         return publish
 

@@ -1,6 +1,5 @@
 """Settings come from the environment or `.env`, and a value that can't be meant is told by the setting's name."""
 
-import re
 from pathlib import Path
 
 import pytest

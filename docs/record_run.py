@@ -1,0 +1,63 @@
+"""Make docs/run.svg anew: run `fmnist run` on a terminal of 100 columns, and draw what it says.
+
+python docs/record_run.py
+"""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+from io import StringIO
+from pathlib import Path
+
+from rich._export_format import CONSOLE_SVG_FORMAT
+from rich.console import Console
+from rich.text import Text
+
+ROOT = Path(__file__).parent.parent
+FMNIST = Path(sys.executable).parent / "fmnist"
+
+
+def record() -> str:
+    """Run the main job; what it said, with its colours."""
+    screen, terminal = pty.openpty()
+    pieces: list[bytes] = []
+
+    def read() -> None:
+        while True:
+            try:
+                data = os.read(screen, 65536)
+            except OSError:  # the terminal is closed
+                return
+            if not data:
+                return
+            pieces.append(data)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {
+            "FMNIST_STORE": f"{folder}/store",
+            "FMNIST_STATE_DIR": f"{folder}/state",
+            "TERM": "xterm-256color",
+            "COLUMNS": "140",
+        }
+        # Only the results go to the terminal: of the live line, which rewrites itself, a picture would show one frame.
+        done = subprocess.run(
+            [FMNIST, "run"], env=environment, stdout=terminal, stderr=subprocess.PIPE, text=True, check=True
+        )
+        os.close(terminal)
+        reader.join()
+        results = b"".join(pieces).decode().replace("\r\n", "\n")
+        return f"\x1b[1m$ make run\x1b[0m\n{done.stderr}\n{results}".replace(folder, "/home/you/fmnist-jobs/var")
+
+
+if __name__ == "__main__":
+    console = Console(record=True, width=128, file=StringIO(), force_terminal=True)
+    console.print(Text.from_ansi(record()), soft_wrap=False)
+    # Without the fonts that rich would have the reader's browser fetch.
+    picture_format = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+    console.save_svg(str(ROOT / "docs" / "run.svg"), title="make run", code_format=picture_format)

@@ -1,0 +1,813 @@
+"""`fmnist store check` and `fmnist store prune`, inputs on S3, and uploads in parts: on a folder, Ceph and rclone."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pyarrow.parquet as pq
+import pytest
+
+from infra.checkpoints import checkpoint_folder, list_checkpoints, read_files, read_record, write_checkpoint
+from infra.errors import RequestError
+from infra.input_files import InputNotFound, filesystem_of, list_input_files
+from infra.model_registry import ModelRegistry
+from infra.object_store import ObjectStore, StoreUnavailable, open_store
+from infra.object_store.s3 import PART_BYTES
+from infra.retention import Pruned, RetentionUnsafe, prune
+from infra.store_check import check_store, masked
+from tests.s3_server import Exchange, S3Server, faulty_proxy, free_port
+
+pytest_plugins = ["tests.gateways"]
+
+FMNIST = Path(sys.executable).parent / "fmnist"
+AT_ONCE = timedelta(minutes=-1)
+"""Everything is older than that: the clock of a server can't be turned back."""
+
+
+@pytest.fixture(params=["file", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    """An empty store."""
+    if request.param == "file":
+        return open_store((tmp_path / "store").as_uri())
+    return request.getfixturevalue("ceph_store")
+
+
+@pytest.fixture
+def ceph_store(ceph_gateway: S3Server, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    ceph_gateway.use(monkeypatch)
+    return s3_store(ceph_gateway)
+
+
+def s3_store(server: S3Server) -> ObjectStore:
+    return open_store(f"s3://{server.bucket}/{uuid4().hex}/tests")
+
+
+def fmnist(store: ObjectStore, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [FMNIST, *arguments],
+        env=os.environ | {"FMNIST_STORE": store.root} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def keys(store: ObjectStore) -> list[str]:
+    return [found.key for found in store.list("")]
+
+
+# --- Check ---
+
+STEPS = [
+    "write",
+    "read back, SHA-256",
+    "list",
+    "conditional create",
+    "compare-and-set",
+    "Parquet through pyarrow",
+    "delete",
+]
+
+
+def test_check_of_a_good_store_tries_everything_and_leaves_nothing(store: ObjectStore, tmp_path: Path) -> None:
+    report = check_store(store)
+
+    assert [step.name for step in report.steps] == STEPS
+    assert [(step.name, step.reason) for step in report.steps if not step.ok] == []
+    assert all(step.milliseconds > 0 for step in report.steps)
+    assert report.ok
+    assert keys(store) == []
+    assert list((tmp_path / "store").rglob("*")) == []
+
+
+def test_check_as_a_command_tells_settings_but_no_secret(store: ObjectStore) -> None:
+    result = fmnist(store, "store", "check")
+
+    assert result.returncode == 0, result.stderr
+    for word in (store.root, *STEPS):
+        assert word in result.stdout
+    if store.root.startswith("s3://"):
+        key_id = os.environ["AWS_ACCESS_KEY_ID"]
+        for word in (os.environ["AWS_ENDPOINT_URL"], "us-east-1", "path", "standard", "when_required", masked(key_id)):
+            assert word in result.stdout
+        for secret in (os.environ["AWS_SECRET_ACCESS_KEY"], key_id):
+            assert secret not in result.stdout + result.stderr
+
+
+def test_check_as_a_command_prints_json(store: ObjectStore) -> None:
+    result = fmnist(store, "store", "check", "--json")
+
+    report = json.loads(result.stdout.splitlines()[-1])
+    assert report["ok"] is True
+    assert report["root"] == store.root
+    assert [step["name"] for step in report["steps"]] == STEPS
+
+
+def test_check_says_that_a_server_ignores_conditions(rclone_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    rclone_server.use(monkeypatch)
+    store = s3_store(rclone_server)
+
+    report = check_store(store)
+
+    assert {step.name for step in report.steps if not step.ok} == {"conditional create", "compare-and-set"}
+    assert keys(store) == []
+    result = fmnist(store, "store", "check")
+    assert result.returncode == 1
+    [line] = [line for line in result.stderr.splitlines() if line.startswith("fmnist: ")]
+    assert "conditional create, compare-and-set failed" in line
+    assert "does not heed conditional requests" in line
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "finds the secret key wrong"),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "there are no credentials"),
+        ({"AWS_PROFILE": "nobody"}, "there is no AWS profile nobody"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:{port}"}, "nothing answers at http://127.0.0.1:"),
+    ],
+)
+def test_check_tells_what_is_wrong_and_tries_no_further(
+    ceph_store: ObjectStore, settings: dict[str, str], reason: str
+) -> None:
+    result = fmnist(
+        ceph_store,
+        "store",
+        "check",
+        "--json",
+        **{name: value.format(port=free_port()) for name, value in settings.items()},
+    )
+
+    report = json.loads(result.stdout.splitlines()[-1])
+    assert result.returncode == 1
+    assert reason in report["steps"][0]["reason"]
+    assert [step["ok"] for step in report["steps"]] == [False] + [None] * 6
+    assert reason in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_check_of_a_folder_that_is_a_file_fails_by_name(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    result = fmnist(open_store((tmp_path / "file").as_uri()), "store", "check")
+
+    assert result.returncode == 1
+    assert f"The store file://{tmp_path}/file can't be written" in result.stderr
+
+
+@pytest.mark.parametrize(("key_id", "shown"), [("AKIAIOSFODNN7EXAMPLE", "AKIA…MPLE"), ("tests", "t…s")])
+def test_access_key_id_is_masked(key_id: str, shown: str) -> None:
+    assert masked(key_id) == shown
+
+
+# --- Prune ---
+
+
+def write_run(store: ObjectStore, losses: dict[int, float | None], run_id: str = "run") -> None:
+    for epoch, loss in losses.items():
+        write_checkpoint(
+            store,
+            run_id=run_id,
+            epoch=epoch,
+            files={"model.safetensors": f"weights of {run_id} {epoch}".encode(), "trainer.pt": b"state"},
+            metrics={} if loss is None else {"loss": loss},
+            parameters={},
+            data_version="tests",
+        )
+
+
+def register(store: ObjectStore, epoch: int, run_id: str = "run", name: str = "fashion-mnist") -> int:
+    registered = ModelRegistry(store, name).register(
+        run_id=run_id, epoch=epoch, weights_sha256="", metrics={}, parameters={}, data_version="tests"
+    )
+    return registered.version
+
+
+def verified(store: ObjectStore, run_id: str = "run") -> list[int]:
+    """The run's complete checkpoints, each of which must verify."""
+    epochs = list_checkpoints(store, run_id)
+    for epoch in epochs:
+        read_files(store, read_record(store, run_id, epoch))
+    return epochs
+
+
+def prune_at_once(store: ObjectStore, **options: Any) -> Pruned:
+    return prune(store, older_than=AT_ONCE, **options)
+
+
+LOSSES = {1: 0.1, 2: 0.9, 3: 0.2, 4: 0.8, 5: 0.3, 6: 0.7}
+
+
+def test_best_and_last_stay_and_the_rest_goes(store: ObjectStore) -> None:
+    write_run(store, LOSSES)
+
+    pruned = prune_at_once(store, keep_best=2)
+
+    assert verified(store) == [1, 3, 6]
+    assert [removal.uri for removal in pruned.removed] == [
+        store.uri(checkpoint_folder("run", epoch)) for epoch in (2, 4, 5)
+    ]
+    assert {removal.kind for removal in pruned.removed} == {"checkpoint"}
+    assert pruned.size > 0
+    assert pruned.kept_checkpoints == 3
+    assert not [key for key in keys(store) for epoch in (2, 4, 5) if key.startswith(checkpoint_folder("run", epoch))]
+    assert prune_at_once(store, keep_best=2).removed == []
+
+
+def test_dry_run_tells_the_same_and_changes_nothing(store: ObjectStore) -> None:
+    write_run(store, LOSSES)
+    store.create("runs/run/checkpoints/epoch-0007/model.safetensors", b"half")
+    before = list(store.list(""))
+
+    told = prune_at_once(store, keep_best=2, dry_run=True)
+
+    assert list(store.list("")) == before
+    done = prune_at_once(store, keep_best=2)
+    assert (told.removed, told.size, told.kept_checkpoints) == (done.removed, done.size, done.kept_checkpoints)
+
+
+def test_what_a_version_or_an_alias_stands_for_stays(store: ObjectStore) -> None:
+    write_run(store, LOSSES)
+    register(store, 2)
+    register(store, 4, name="another-model")
+    ModelRegistry(store).point("champion", 1)
+
+    prune_at_once(store, keep_best=0)
+
+    assert verified(store) == [2, 4, 6]
+
+
+def test_alias_that_points_to_a_lost_version_stops_everything(store: ObjectStore) -> None:
+    write_run(store, LOSSES)
+    registry = ModelRegistry(store)
+    register(store, 2)
+    registry.point("champion", 1)
+    store.delete("models/fashion-mnist/versions/00000001.json")
+
+    with pytest.raises(RetentionUnsafe, match="model fashion-mnist"):
+        prune_at_once(store, keep_best=0)
+
+    assert verified(store) == list(LOSSES)
+
+
+def test_version_registered_while_its_checkpoint_is_removed_keeps_it(store: ObjectStore, monkeypatch: Any) -> None:
+    write_run(store, LOSSES)
+    delete = store.delete
+
+    def delete_and_register(key: str) -> None:
+        delete(key)
+        if key == f"{checkpoint_folder('run', 4)}/checkpoint.json":
+            register(store, 4)
+
+    monkeypatch.setattr(store, "delete", delete_and_register)
+
+    pruned = prune_at_once(store, keep_best=0)
+
+    assert verified(store) == [4, 6]
+    assert len(pruned.removed) == 4
+
+
+def test_version_registered_after_the_plan_keeps_its_checkpoint(store: ObjectStore, monkeypatch: Any) -> None:
+    write_run(store, LOSSES)
+    delete = store.delete
+
+    def register_then_delete(key: str) -> None:
+        if not ModelRegistry(store).versions():
+            register(store, 5)
+        delete(key)
+
+    monkeypatch.setattr(store, "delete", register_then_delete)
+
+    prune_at_once(store, keep_best=0)
+
+    assert verified(store) == [5, 6]
+
+
+def test_prune_that_is_cut_short_leaves_whole_checkpoints_and_is_finished_by_the_next(
+    store: ObjectStore, monkeypatch: Any
+) -> None:
+    write_run(store, LOSSES)
+    delete = store.delete
+    left = [2]
+
+    def delete_twice(key: str) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        delete(key)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "delete", delete_twice)
+        with pytest.raises(KeyboardInterrupt):
+            prune_at_once(store, keep_best=0)
+
+    assert verified(store) == [2, 3, 4, 5, 6]
+    assert [key for key in keys(store) if "epoch-0001" in key] == ["runs/run/checkpoints/epoch-0001/trainer.pt"]
+    prune_at_once(store, keep_best=0)
+    assert {key.split("/")[3] for key in keys(store)} == {"epoch-0006"}
+
+
+def test_run_with_something_new_is_left_alone(store: ObjectStore) -> None:
+    write_run(store, LOSSES)
+    store.create("runs/run/checkpoints/epoch-0007/model.safetensors", b"half")
+    before = keys(store)
+
+    pruned = prune(store, keep_best=0)
+
+    assert keys(store) == before
+    assert pruned.removed == []
+    assert pruned.active_runs == ["run"]
+
+
+def test_runs_of_some_age_are_pruned_and_young_ones_not(tmp_path: Path) -> None:
+    store = open_store((tmp_path / "store").as_uri())
+    for run_id, hours in (("old", 30), ("young", 10)):
+        write_run(store, LOSSES, run_id)
+        age(tmp_path / "store" / "runs" / run_id, hours)
+    age(tmp_path / "store" / "runs" / "young" / "checkpoints" / "epoch-0001", 30)
+
+    prune(store, keep_best=0)
+
+    assert (verified(store, "old"), verified(store, "young")) == ([6], list(LOSSES))
+
+
+def test_leftovers_of_a_checkpoint_that_never_completed_go(store: ObjectStore) -> None:
+    write_run(store, {1: 0.5})
+    for epoch in (2, 3):
+        store.create(f"{checkpoint_folder('run', epoch)}/model.safetensors", b"half")
+    store.create(f"{checkpoint_folder('never', 1)}/model.safetensors", b"half")
+
+    pruned = prune_at_once(store)
+
+    assert verified(store) == [1]
+    assert {removal.kind for removal in pruned.removed} == {"incomplete checkpoint"}
+    assert [removal.size for removal in pruned.removed] == [4, 4, 4]
+    assert len(keys(store)) == 3
+
+
+def test_checkpoints_without_the_metric_rank_last_the_newest_first(store: ObjectStore) -> None:
+    write_run(store, {1: None, 2: None, 3: None, 4: 0.5, 5: None, 6: None})
+
+    prune_at_once(store, keep_best=3)
+
+    assert verified(store) == [4, 5, 6]
+
+
+def test_checkpoint_whose_record_is_damaged_is_left_to_a_person(store: ObjectStore) -> None:
+    write_run(store, {1: 0.5, 3: 0.4})
+    store.create(f"{checkpoint_folder('run', 2)}/checkpoint.json", b"{")
+
+    prune_at_once(store, keep_best=0)
+
+    assert list_checkpoints(store, "run") == [2, 3]
+
+
+def test_all_else_in_the_store_stays(store: ObjectStore) -> None:
+    others = [
+        "datasets/d/dataset.json",
+        "predictions/t/batch=1/_plan.parquet",
+        "predictions/t/batch=1/part-00000.parquet",
+        "runs/run/metrics.parquet",
+        "runs/run/checkpoints/notes.txt",
+        "runs/run/checkpoints/epoch-00007/checkpoint.json",
+        "runs/run/report/curve.png",
+        "runs/not a run/checkpoints/epoch-0001/file",
+        "somebody/else",
+    ]
+    for key in others:
+        store.create(key, b"data")
+
+    assert prune_at_once(store).removed == []
+    assert keys(store) == sorted(others)
+
+
+def test_scratch_objects_of_a_dead_check_go(store: ObjectStore) -> None:
+    store.create("scratch/one/object", b"data")
+
+    assert prune(store).removed == []
+    assert [removal.kind for removal in prune_at_once(store).removed] == ["scratch"]
+    assert keys(store) == []
+
+
+def test_deleted_object_takes_its_lock_and_folder_with_it(tmp_path: Path) -> None:
+    store = open_store((tmp_path / "store").as_uri())
+    store.swap("models/m/alias", b"first", seen=None)
+    store.swap("models/m/alias", b"second", seen=store.read_with_etag("models/m/alias")[1])
+
+    store.delete("models/m/alias")
+
+    assert list((tmp_path / "store").rglob("*")) == []
+
+
+def test_writers_and_deleters_of_one_folder_do_not_disturb_each_other(tmp_path: Path) -> None:
+    store = open_store((tmp_path / "store").as_uri())
+
+    def write_and_delete(number: int) -> None:
+        for _ in range(200):
+            store.create(f"a/b/{number}", b"data")
+            store.delete(f"a/b/{number}")
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(write_and_delete, range(4)))
+
+    assert keys(store) == []
+
+
+def test_hidden_files_of_dead_writers_go_and_locks_stay(tmp_path: Path) -> None:
+    store = open_store((tmp_path / "store").as_uri())
+    folder = tmp_path / "store" / "predictions" / "t"
+    folder.mkdir(parents=True)
+    dead, alive = folder / f".part.parquet.{'a' * 32}", folder / f".part.parquet.{'b' * 32}"
+    lock, foreign = folder / ".champion.json.lock", folder / ".gitignore"
+    for file in (dead, alive, lock, foreign):
+        file.write_bytes(b"four")
+    for file in (dead, lock, foreign):
+        age(file, 30)
+
+    told = prune(store, dry_run=True)
+    assert dead.exists()
+    [removal] = prune(store).removed
+
+    assert told.removed == [removal]
+    assert (removal.kind, removal.uri, removal.size) == ("unfinished write", store.uri("predictions/t/part.parquet"), 4)
+    assert sorted(folder.iterdir()) == sorted([alive, lock, foreign])
+
+
+def test_uploads_of_dead_writers_go(ceph_store: ObjectStore) -> None:
+    from infra.object_store.s3_configuration import s3_connection
+
+    bucket, _, prefix = ceph_store.root.removeprefix("s3://").partition("/")
+    client = s3_connection().client
+    for key in ("predictions/t/part.parquet", "somebody/else"):
+        begun = client.create_multipart_upload(Bucket=bucket, Key=f"{prefix}/{key}")
+        client.upload_part(
+            Bucket=bucket, Key=f"{prefix}/{key}", UploadId=begun["UploadId"], PartNumber=1, Body=b"x" * 1000
+        )
+
+    assert prune(ceph_store).removed == []
+    told = prune_at_once(ceph_store, dry_run=True).removed
+    [removal] = prune_at_once(ceph_store).removed
+
+    assert told == [removal]
+    assert (removal.uri, removal.size) == (ceph_store.uri("predictions/t/part.parquet"), 1000)
+    assert [found.key for found in ceph_store.list_unfinished(datetime.now(UTC) + timedelta(minutes=1))] == [
+        "somebody/else"
+    ]
+
+
+def test_prune_as_a_command(store: ObjectStore) -> None:
+    write_run(store, LOSSES)
+
+    dry = fmnist(store, "store", "prune", "--keep-best", "1", "--older-than-hours", "0", "--dry-run", "--json")
+    left_alone = fmnist(store, "store", "prune", "--keep-best", "1")
+    done = fmnist(store, "store", "prune", "--keep-best", "1", "--older-than-hours", "0")
+
+    assert [len(json.loads(dry.stdout.splitlines()[-1])["removed"]), dry.returncode] == [4, 0]
+    assert "Removed nothing" in left_alone.stdout
+    assert "1 runs that were written to in the last 24 hours" in left_alone.stdout
+    assert "epoch-0004" in done.stdout
+    assert "2 checkpoints stay" in done.stdout
+    assert verified(store) == [1, 6]
+
+
+def test_prune_refuses_numbers_that_make_no_sense(tmp_path: Path) -> None:
+    store = open_store((tmp_path / "store").as_uri())
+    for option in ("--keep-best", "--older-than-hours"):
+        result = fmnist(store, "store", "prune", f"{option}=-1")
+        assert result.returncode == 2
+        assert option in result.stderr
+
+
+def age(path: Path, hours: float) -> None:
+    """Let a file, or all below a folder, be that old."""
+    moment = (datetime.now(UTC) - timedelta(hours=hours)).timestamp()
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        os.utime(file, (moment, moment))
+
+
+# --- Folders that can't be written ---
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file can be larger than 64 KiB, which ends a write as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_full_disk_is_told_by_the_stores_name_and_leaves_nothing(tmp_path: Path, small_files: None) -> None:
+    store = open_store((tmp_path / "store").as_uri())
+
+    def publish() -> None:
+        with store.publish("folder/published") as stream:
+            for _ in range(100):
+                stream.write(b"x" * 10_000)
+
+    for write in (publish, lambda: store.create("folder/created", b"x" * 100_000)):
+        with pytest.raises(StoreUnavailable, match=rf"The store file://{tmp_path}/store can't be written: .+\. \w+ .+"):
+            write()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_error_of_the_writers_own_is_not_the_stores(tmp_path: Path) -> None:
+    store = open_store((tmp_path / "store").as_uri())
+
+    def publish() -> None:
+        with store.publish("object") as stream:
+            stream.write(b"x" * 2**21)
+            stream.write((tmp_path / "nowhere").read_bytes())
+
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        publish()
+
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_file_in_place_of_a_folder_is_told(tmp_path: Path) -> None:
+    store = open_store((tmp_path / "store").as_uri())
+    store.create("runs", b"a file")
+
+    for write in (lambda: store.create("runs/object", b""), lambda: store.publish("runs/object").__enter__()):
+        with pytest.raises(StoreUnavailable, match=r"can't be written: .*Make the folder writable"):
+            write()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes where others may not")
+def test_missing_rights_are_told(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    store = open_store((tmp_path / "store").as_uri())
+
+    for write in (lambda: store.create("object", b""), lambda: store.publish("object").__enter__()):
+        with pytest.raises(StoreUnavailable, match=r"Permission denied\. Make the folder writable"):
+            write()
+
+
+# --- Uploads in parts ---
+
+
+@pytest.mark.parametrize("size", [PART_BYTES - 1, PART_BYTES, PART_BYTES + 1, 2 * PART_BYTES, 6 * PART_BYTES + 7])
+def test_object_of_about_a_part_is_whole(ceph_store: ObjectStore, size: int) -> None:
+    data = os.urandom(size)
+
+    with ceph_store.publish("object") as stream:
+        for start in range(0, size, 3_000_001):
+            stream.write(data[start : start + 3_000_001])
+        assert stream.tell() == size
+
+    assert ceph_store.read("object") == data
+
+
+def test_object_is_whole_where_the_sdk_sends_its_own_checksums(
+    ceph_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_supported")
+    data = os.urandom(2 * PART_BYTES + 1)
+
+    with ceph_store.publish("object") as stream:
+        stream.write(data)
+
+    assert ceph_store.read("object") == data
+
+
+def first(times: int, method: str, words: str, seen: list[str]) -> Any:
+    """Whether an exchange is one of the first of its kind; `seen` gets the paths of all of that kind."""
+
+    def befalls(exchange: Exchange) -> bool:
+        if exchange.method == method and words in exchange.path:
+            seen.append(exchange.path)
+            return len(seen) <= times
+        return False
+
+    return befalls
+
+
+def publish_parts(store: ObjectStore) -> bytes:
+    data = os.urandom(2 * PART_BYTES + 1)
+    with store.publish("object") as stream:
+        stream.write(data)
+    return data
+
+
+def test_part_damaged_on_the_way_is_sent_again(ceph_gateway: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    befalls = first(1, "PUT", "partNumber=2", seen)
+
+    def damage(exchange: Exchange) -> None:
+        if befalls(exchange):
+            exchange.body = exchange.body[:-1] + bytes([exchange.body[-1] ^ 1])
+
+    with faulty_proxy(ceph_gateway, before=damage) as server:
+        server.use(monkeypatch)
+        store = s3_store(server)
+        assert publish_parts(store) == store.read("object")
+    assert len(seen) == 2
+
+
+def test_completion_whose_answer_was_lost_is_found_out(ceph_gateway: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    befalls = first(1, "POST", "uploadId=", seen)
+
+    def lose(exchange: Exchange) -> None:
+        exchange.lose_answer = befalls(exchange)
+
+    with faulty_proxy(ceph_gateway, after=lose) as server:
+        server.use(monkeypatch)
+        store = s3_store(server)
+        assert publish_parts(store) == store.read("object")
+    assert len(seen) >= 2
+
+
+def test_writer_that_fails_leaves_no_parts(ceph_store: ObjectStore) -> None:
+    def publish() -> None:
+        with ceph_store.publish("object") as stream:
+            stream.write(os.urandom(3 * PART_BYTES))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        publish()
+
+    assert list(ceph_store.list_unfinished(datetime.now(UTC) + timedelta(minutes=1))) == []
+
+
+def test_part_that_can_not_be_sent_fails_the_write_by_name(ceph_store: ObjectStore, monkeypatch: Any) -> None:
+    def publish() -> None:
+        with ceph_store.publish("object") as stream:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+            for _ in range(6):
+                stream.write(os.urandom(PART_BYTES))
+
+    with pytest.raises(StoreUnavailable, match="nothing answers at"):
+        publish()
+
+
+def test_object_is_read_back_where_the_etag_tells_nothing(
+    rclone_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """rclone's ETag of an object put in parts is not the digest of the parts' digests."""
+    read_back: list[str] = []
+    befalls = first(99, "GET", "/object", read_back)
+    damaged = [False]
+
+    def damage(exchange: Exchange) -> None:
+        if befalls(exchange) and damaged[0]:
+            exchange.answer_body = exchange.answer_body[:-1] + bytes([exchange.answer_body[-1] ^ 1])
+
+    with faulty_proxy(rclone_server, after=damage) as server:
+        server.use(monkeypatch)
+        store = s3_store(server)
+        data = publish_parts(store)
+        assert len(read_back) == 1
+        assert store.read("object") == data
+
+        damaged[0] = True
+        with pytest.raises(StoreUnavailable, match="holds other bytes than were sent, and was removed"):
+            publish_parts(store)
+        assert keys(store) == []
+
+
+# --- Inputs on S3 ---
+
+NAMES = ["a.png", "b.png", "c.jpg", "x/d.png", "x/y/e.png", ".hidden/f.png", "_g.png", "x/_h/i.png", "two #1 50%?.png"]
+
+
+@pytest.fixture
+def images(ceph_store: ObjectStore) -> str:
+    """URI of a prefix with objects, some with names that the store itself would not give."""
+    from infra.object_store.s3_configuration import s3_connection
+
+    uri = f"{ceph_store.root}/images"
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    for name in [*NAMES, "", "x/"]:
+        s3_connection().client.put_object(Bucket=bucket, Key=f"{prefix}/{name}", Body=name.encode())
+    return uri
+
+
+def listed(location: str, below: str) -> list[str]:
+    return [file.uri.removeprefix(f"{below}/") for file in list_input_files(location)]
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("", ["a.png", "b.png", "c.jpg", "two #1 50%?.png", "x/d.png", "x/y/e.png"]),
+        ("/", ["a.png", "b.png", "c.jpg", "two #1 50%?.png", "x/d.png", "x/y/e.png"]),
+        ("/x", ["x/d.png", "x/y/e.png"]),
+        ("/a.png", ["a.png"]),
+        ("/_g.png", ["_g.png"]),
+        ("/.hidden", [".hidden/f.png"]),
+        ("/two #1 50%?.png", ["two #1 50%?.png"]),
+        ("/*.png", ["a.png", "b.png", "two #1 50%?.png"]),
+        ("/?.png", ["a.png", "b.png"]),
+        ("/[ac].*", ["a.png", "c.jpg"]),
+        ("/**/*.png", ["a.png", "b.png", "two #1 50%?.png", "x/d.png", "x/y/e.png"]),
+        ("/*/*.png", ["x/d.png"]),
+        ("/x*/d.*", ["x/d.png"]),
+        ("/*.webp", []),
+    ],
+)
+def test_s3_input_lists_what_the_same_folder_would(
+    images: str, location: str, expected: list[str], tmp_path: Path
+) -> None:
+    for name in NAMES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+
+    assert listed(images + location, images) == expected
+    assert listed(f"file://{tmp_path}{location}", f"file://{tmp_path}") == expected
+
+
+def test_s3_input_is_read_by_its_uri(images: str) -> None:
+    for file in list_input_files(images):
+        filesystem, path = filesystem_of(file.uri)
+        with filesystem.open_input_file(path) as stream:
+            assert stream.read() == file.uri.removeprefix(f"{images}/").encode()
+        assert list(list_input_files(file.uri)) == [file]
+
+
+def test_s3_fingerprint_changes_with_the_object(ceph_store: ObjectStore) -> None:
+    fingerprints = []
+    for data in (b"one", b"one", b"two", b"three"):
+        with ceph_store.publish("object.png") as stream:
+            stream.write(data)
+        [file] = list_input_files(ceph_store.uri("object.png"))
+        assert file.size == len(data)
+        fingerprints.append(file.fingerprint)
+
+    assert fingerprints[0] == fingerprints[1]
+    assert len(set(fingerprints)) == 3
+
+
+def test_s3_listing_of_many_pages_is_whole(ceph_store: ObjectStore) -> None:
+    ceph_store.check_conditional_writes()
+    names = [f"{number:04d}.png" for number in range(1050)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda name: ceph_store.create(f"many/{name}", b""), names))
+
+    assert listed(ceph_store.uri("many"), ceph_store.uri("many")) == names
+
+
+@pytest.mark.parametrize("location", ["/nowhere", "/nowhere/", "/nowhere/*.png", "/a.png/*.png"])
+def test_missing_s3_input_is_not_found_by_name(images: str, location: str) -> None:
+    with pytest.raises(InputNotFound) as refused:
+        list(list_input_files(images + location))
+
+    assert images + location in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("s3://no-such-bucket/x", "there is no bucket no-such-bucket"),
+        ("s3://", "names no bucket"),
+        ("s3://b*/x", "names no bucket"),
+        ("s3://key:canary@bucket/x", "has a user or password in it"),
+    ],
+)
+def test_s3_input_that_can_not_be_is_refused(ceph_store: ObjectStore, location: str, expected: str) -> None:
+    with pytest.raises(RequestError, match=expected) as refused:
+        list(list_input_files(location))
+
+    assert "canary" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": "canary"}, "secret key wrong|refuses HeadObject"),
+        ({"AWS_PROFILE": "nobody"}, "there is no AWS profile nobody"),
+    ],
+)
+def test_s3_input_with_wrong_settings_tells_them(
+    images: str, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], expected: str
+) -> None:
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+
+    with pytest.raises(RequestError, match=expected) as refused:
+        list(list_input_files(images))
+
+    assert "canary" not in str(refused.value)
+
+
+def test_parquet_on_s3_is_read_by_row_groups(ceph_store: ObjectStore) -> None:
+    import pyarrow as pa
+
+    with ceph_store.publish("inputs/table.parquet") as stream:
+        pq.write_table(pa.table({"number": range(100)}), stream, row_group_size=10)
+    [file] = list_input_files(ceph_store.uri("inputs"))
+
+    filesystem, path = filesystem_of(file.uri)
+    with pq.ParquetFile(path, filesystem=filesystem) as parquet:
+        assert parquet.read_row_group(3).column("number").to_pylist() == list(range(30, 40))
