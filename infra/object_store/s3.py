@@ -334,11 +334,10 @@ class S3ObjectStore(ObjectStore):
         unknown: ClientError | None = None
         listed = [part.listed(number) for number, part in enumerate(parts, 1)]
         try:
-            answer = self._client.complete_multipart_upload(
+            # Its answer is not relied on: some servers tell the ETag that the parts should give, whatever they stored.
+            self._client.complete_multipart_upload(
                 Bucket=self._bucket, Key=full_key, UploadId=upload_id, MultipartUpload={"Parts": listed}
             )
-            if _bare(answer.get("ETag", "")) == _etag_of(parts):
-                return
         except ClientError as error:
             if error_code(error) != "NoSuchUpload":
                 raise
