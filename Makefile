@@ -39,7 +39,7 @@ imports: .venv/.installed-dev
 check: lint types imports ## Lint, types and import rules
 
 benchmark: .venv/.installed-dev ## Measure; figures go to tests/benchmarks/results
-	$(bin)/python -m tests.benchmarks.main_job
+	$(bin)/python -m tests.benchmarks.main_job --install
 
 s3-up: .venv/.installed ## Start a Ceph S3 gateway here: eval "$$(make -s s3-up)"
 	@$(bin)/python infra/ceph/gateway.py start var/ceph
