@@ -91,10 +91,9 @@ def list_predictions(*, as_json: Json = False) -> None:
     if as_json:
         print_json([_books(manifest) for manifest in batches])
         return
-    table = _table("table", "batch", "model", "planned", "predicted", "quarantined", "images/s", "committed")
+    table = _table("table", "batch", "model", "predicted", "quarantined", "committed")
     for manifest in batches:
-        counts = (manifest.planned, manifest.predicted, manifest.quarantined, round(manifest.images_per_second))
-        cells = [f"{count:,}" for count in counts]
+        cells = [f"{count:,}" for count in (manifest.predicted, manifest.quarantined)]
         when = _when(manifest.provenance.created_at)
         table.add_row(manifest.table, manifest.batch, manifest.model_version, *cells, when)
     _print(table, f"No committed batches in {store.root} yet: make one with `fmnist classify`.")
@@ -251,7 +250,9 @@ def _table(*columns: str) -> Table:
             "images",
             "share",
         }
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        # A name or a count that is folded can't be read; of what is too long, only the first column is.
+        folded = column == columns[0]
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=not folded)
     return table
 
 
