@@ -8,9 +8,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from flows.printing import Json, print_json
+from flows.printing import Json, print_json, print_table
 from infra.object_store import ObjectStore, open_store
 from infra.settings import load_settings
+
+_NUMERIC = frozenset({"version", "test accuracy", "planned", "predicted", "quarantined", "images", "share"})
 
 models = App(name="models", help="Versions of the model, and which one is champion.")
 predictions = App(name="predictions", help="Prediction tables and their committed batches.")
@@ -101,7 +103,7 @@ def list_predictions(*, as_json: Json = False) -> None:
 
 @predictions.command(name="show")
 def show_predictions(table: str, *, as_json: Json = False) -> None:
-    """Show a table's committed batches, and counts by class, confidence and, where labels exist, accuracy.
+    """Show a table's committed batches, and what the newest model predicted: classes, confidence, accuracy.
 
     Parameters
     ----------
@@ -129,9 +131,12 @@ def show_predictions(table: str, *, as_json: Json = False) -> None:
     for manifest in manifests:
         counts = [f"{count:,}" for count in (manifest.planned, manifest.predicted, manifest.quarantined)]
         batches.add_row(manifest.batch, manifest.model_version, *counts, _when(manifest.provenance.created_at))
-    console.print(batches)
-    for version, summary in by_model.items():
-        _print_summary(console, version, summary)
+    print_table(batches)
+    newest = manifests[-1].model_version
+    _print_summary(console, newest, by_model[newest])
+    if len(by_model) > 1:
+        others = ", ".join(version for version in by_model if version != newest)
+        console.print(f"--json has the same of model versions {others}.", highlight=False, soft_wrap=True)
 
 
 @dataset.command
@@ -175,10 +180,10 @@ def _print_dataset(store: ObjectStore, record: dict[str, Any], *, as_json: bool)
 def _print_record(title: str, record: dict[str, Any]) -> None:
     table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=box.SIMPLE)
     table.add_column(style="cyan", no_wrap=True)
-    table.add_column(overflow="fold")
+    table.add_column(no_wrap=True)
     for name, value in _flat(record):
         table.add_row(name, str(value))
-    Console().print(table)
+    print_table(table)
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -203,13 +208,17 @@ def _print_summary(console: Console, version: str, summary: dict[str, Any]) -> N
         f", accuracy {summary['accuracy']:.2%} of {summary['labelled']:,} labelled" if summary["labelled"] else ""
     )
     confidence = f"mean confidence {summary['mean_confidence']:.3f}"
-    console.print(f"Model version {version}: {summary['images']:,} images, {confidence}{accuracy}", highlight=False)
-    console.print(table)
+    console.print(
+        f"Model version {version}: {summary['images']:,} images, {confidence}{accuracy}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    print_table(table)
     if summary["confusion"]:
-        _print_confusion(console, summary["confusion"])
+        _print_confusion(summary["confusion"])
 
 
-def _print_confusion(console: Console, confusion: list[list[int]]) -> None:
+def _print_confusion(confusion: list[list[int]]) -> None:
     from fmnist_model.classes import CLASS_NAMES
 
     table = Table(
@@ -221,7 +230,7 @@ def _print_confusion(console: Console, confusion: list[list[int]]) -> None:
     for number, row in enumerate(confusion):
         cells = [f"[bold]{count}[/bold]" if column == number else str(count or "·") for column, count in enumerate(row)]
         table.add_row(f"{number} {CLASS_NAMES[number]}", *cells)
-    console.print(table)
+    print_table(table)
 
 
 def _books(manifest: Any) -> dict[str, Any]:
@@ -240,21 +249,12 @@ def _when(moment: datetime) -> str:
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE)
     for column in columns:
-        numeric = column in {
-            "version",
-            "test accuracy",
-            "planned",
-            "predicted",
-            "quarantined",
-            "images/s",
-            "images",
-            "share",
-        }
-        # A name or a count that is folded can't be read; of what is too long, only the first column is.
-        folded = column == columns[0]
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=not folded)
+        table.add_column(column, justify="right" if column in _NUMERIC else "left", no_wrap=True)
     return table
 
 
 def _print(table: Table, if_empty: str) -> None:
-    Console().print(table if table.row_count else if_empty, highlight=False, soft_wrap=not table.row_count)
+    if table.row_count:
+        print_table(table)
+    else:
+        Console().print(if_empty, highlight=False, soft_wrap=True)

@@ -5,6 +5,9 @@ import sys
 from typing import Annotated, Any
 
 from cyclopts import Parameter
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
 Json = Annotated[bool, Parameter(name="--json", help="Print one JSON object as the last line of standard output.")]
 
@@ -12,3 +15,10 @@ Json = Annotated[bool, Parameter(name="--json", help="Print one JSON object as t
 def print_json(figures: dict[str, Any] | list[Any]) -> None:
     """Print one line of JSON on standard output."""
     sys.stdout.write(json.dumps(figures, default=str) + "\n")
+
+
+def print_table(table: Table) -> None:
+    """Print a table on standard output, in lines as long as it needs: what is folded can't be copied."""
+    console = Console()
+    needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    Console(width=max(console.width, needed)).print(table)

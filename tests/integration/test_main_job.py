@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -187,3 +189,14 @@ def test_manifest_is_readable_json_with_the_model_in_it(summary: Any, session_st
     recorded = json.loads(path.read_text())
     assert recorded["planned"] == recorded["predicted"] == 10_000
     assert recorded["model"]["version"] == 1
+
+
+def test_predictions_show_tells_the_same_accuracy(summary: Any, session_store: str) -> None:
+    fmnist = Path(sys.executable).parent / "fmnist"
+    shown = subprocess.run(
+        [fmnist, "predictions", "show", "fashion-mnist-test", "--json"], capture_output=True, text=True, check=True
+    )
+    model = json.loads(shown.stdout.splitlines()[-1])["models"]["1"]
+    assert model["accuracy"] == pytest.approx(summary.training.result.accuracy)
+    assert model["confusion"] == summary.training.result.confusion
+    assert sum(row["images"] for row in model["classes"].values()) == 10_000

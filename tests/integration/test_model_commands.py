@@ -1,0 +1,78 @@
+"""`fmnist models`: which version is champion, and who may become it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fmnist_model.network import NeuralNetwork, save_weights
+from infra.checkpoints import write_checkpoint
+from infra.model_registry import ModelRegistry
+from infra.object_store import ObjectStore, open_store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ObjectStore:
+    """A store with two versions: the champion, 90 % right, and version 2, 80 % right on the same test images."""
+    store = open_store(f"file://{tmp_path}/store")
+    registry = ModelRegistry(store)
+    for run_id, accuracy in (("first", 0.9), ("second", 0.8)):
+        files = {"model.safetensors": save_weights(NeuralNetwork())}
+        checkpoint = write_checkpoint(
+            store, run_id=run_id, epoch=1, files=files, metrics={}, parameters={}, data_version="data"
+        )
+        registry.register(
+            run_id=run_id,
+            epoch=1,
+            weights_sha256=checkpoint.files[0].sha256,
+            metrics={"test_accuracy": accuracy},
+            parameters={},
+            data_version="data",
+        )
+    registry.point("champion", 1)
+    return store
+
+
+def models(store: ObjectStore, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    fmnist = Path(sys.executable).parent / "fmnist"
+    environment = {"FMNIST_STORE": store.root, "PATH": "/usr/bin:/bin", "HOME": "/nonexistent"}
+    return subprocess.run(
+        [fmnist, "models", *arguments], env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_worse_version_is_not_promoted(store: ObjectStore) -> None:
+    refused = models(store, "promote", "2")
+    assert refused.returncode == 2
+    assert "Version 2 classifies 80.00% of the test images rightly, the champion (version 1) 90.00%" in refused.stderr
+    assert ModelRegistry(store).resolve("champion").version == 1
+
+
+def test_worse_version_is_promoted_by_force_and_the_alias_says_whence(store: ObjectStore) -> None:
+    promoted = json.loads(models(store, "promote", "2", "--force", "--json").stdout)
+    assert (promoted["version"], promoted["previous"]) == (2, 1)
+    assert "@" in promoted["provenance"]["created_by"]
+    assert ModelRegistry(store).resolve("champion").version == 2
+
+
+def test_version_whose_weights_were_changed_is_not_promoted_even_by_force(store: ObjectStore) -> None:
+    path = Path(store.root.removeprefix("file://")) / "runs/second/checkpoints/epoch-0001/model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
+    refused = models(store, "promote", "2", "--force")
+    assert refused.returncode == 1
+    assert "but checkpoint.json records" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert ModelRegistry(store).resolve("champion").version == 1
+
+
+def test_list_names_the_champion(store: ObjectStore) -> None:
+    listed = json.loads(models(store, "list", "--json").stdout)
+    assert listed["aliases"] == {"champion": 1}
+    assert [version["version"] for version in listed["versions"]] == [2, 1]
+
+
+def test_show_names_the_checkpoint(store: ObjectStore) -> None:
+    shown = json.loads(models(store, "show", "2", "--json").stdout)
+    assert shown["checkpoint"] == f"{store.root}/runs/second/checkpoints/epoch-0001"
