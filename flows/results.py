@@ -133,7 +133,7 @@ def print_main_job(summary: MainJobSummary, settings: Settings, timeline: dict[s
 def duckdb_query(manifests: list[BatchManifest], settings: Settings) -> str:
     """A query that reads the rows of these batches, and of no other."""
     store = open_store(settings.store)
-    folders = [store.uri(manifest_key(m.table, m.batch)).rpartition("/")[0].removeprefix("file://") for m in manifests]
+    folders = [store.uri(manifest_key(m.table, m.batch)).rpartition("/")[0] for m in manifests]
     files = ", ".join(f"'{folder}/part-*.parquet'" for folder in folders)
     lines = ["SELECT predicted_label, count(*) AS images, avg(confidence) AS confidence"]
     return "\n".join([*lines, f"  FROM read_parquet([{files}])", "  GROUP BY ALL ORDER BY ALL;"])

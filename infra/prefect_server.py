@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.errors import JobError
+from infra.errors import JobError, RequestError
 
 _START_SECONDS = 180
 
@@ -35,6 +35,9 @@ def prefect_api(state_dir: Path) -> Iterator[Callable[[], str]]:
     Yields:
         A function that waits until the API answers, and returns its URL: the one that Prefect's settings name, else
         that of a server started here. It raises JobError, with the end of the log, where the server does not come up.
+
+    Raises:
+        RequestError: the folder can't be written.
     """
     from prefect.logging.handlers import APILogHandler
     from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
@@ -75,8 +78,14 @@ class _Server:
 
 @contextmanager
 def _server(home: Path) -> Iterator[_Server]:
-    home.mkdir(parents=True, exist_ok=True)
     log = home / "server.log"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        log.touch()
+    except OSError as error:
+        raise RequestError(
+            f"FMNIST_STATE_DIR: {home} can't be written: {error.strerror}. Make it writable, or name another folder."
+        ) from None
     environment = {
         **os.environ,
         "PREFECT_HOME": os.environ.get("PREFECT_HOME", str(home)),

@@ -177,8 +177,9 @@ def _download(scratch: Path) -> Path:
     try:
         FashionMNIST(str(scratch), download=True)
     except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
         raise RequestError(
-            f"Fashion-MNIST is not on this machine and can't be downloaded ({error}). Put its four IDX files into a "
+            f"Fashion-MNIST is not on this machine and can't be downloaded ({reason}). Put its four IDX files into a "
             f"folder and name that with FMNIST_DATASET_DIR, or install Debian's package {DEBIAN_PACKAGE}."
         ) from None
     finally:

@@ -92,6 +92,12 @@ def test_store_that_nobody_may_write() -> None:
     assert result.returncode == 2
 
 
+def test_state_folder_that_nobody_may_write(own_store: dict[str, str]) -> None:
+    result = fmnist("train", **(own_store | {"FMNIST_STATE_DIR": "/proc/state"}))
+    assert "FMNIST_STATE_DIR: /proc/state/prefect can't be written" in one_clear_line(result)
+    assert result.returncode == 2
+
+
 def test_truncated_source_file_is_refused_by_name_and_leaves_no_data_set(tmp_path: Path) -> None:
     for name in (
         "train-images-idx3-ubyte",
