@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -193,8 +194,9 @@ def processes_of(folder: Path) -> list[str]:
     return found
 
 
-def started(*arguments: str, wait_for: str, **environment: str) -> "subprocess.Popen[str]":
-    """Start the command and wait until it says something."""
+@contextlib.contextmanager
+def started(*arguments: str, wait_for: str, **environment: str) -> Iterator["subprocess.Popen[str]"]:
+    """Start the command and wait until it says something; what is left of it at the end of the block is killed."""
     process = subprocess.Popen(
         [FMNIST, *arguments],
         env=os.environ | environment,
@@ -206,10 +208,22 @@ def started(*arguments: str, wait_for: str, **environment: str) -> "subprocess.P
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     assert process.stderr is not None
-    for line in process.stderr:
-        if wait_for in line:
-            return process
-    raise AssertionError(f"{arguments} ended before it said {wait_for!r}")
+    try:
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if wait_for in line:
+                break
+        else:
+            raise AssertionError(f"{arguments} ended before it said {wait_for!r}: {''.join(said)}")
+        yield process
+    finally:
+        left = descendants(process) if process.poll() is None else []
+        process.kill()
+        process.wait()
+        for child in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
 
 
 def descendants(process: "subprocess.Popen[str]") -> list[psutil.Process]:
@@ -229,10 +243,10 @@ def wait_until_gone(processes: list[psutil.Process], seconds: float) -> list[str
 def test_interrupted_run_exits_130_leaves_nothing_running_and_can_be_resumed(
     own_store: dict[str, str], tmp_path: Path
 ) -> None:
-    process = started("train", "--epochs", "200", wait_for="epoch 2/", **own_store)
-    children = descendants(process)
-    os.kill(process.pid, signal.SIGINT)
-    errors = process.communicate(timeout=60)[1]
+    with started("train", "--epochs", "200", wait_for="epoch 2/", **own_store) as process:
+        children = descendants(process)
+        os.kill(process.pid, signal.SIGINT)
+        errors = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert "Interrupted. Its checkpoints are kept; `fmnist train --resume " in errors
     assert "Traceback" not in errors
@@ -244,10 +258,10 @@ def test_interrupted_run_exits_130_leaves_nothing_running_and_can_be_resumed(
 def test_killed_run_leaves_nothing_running_and_resumed_ends_with_the_weights_of_an_undisturbed_one(
     own_store: dict[str, str], tmp_path: Path
 ) -> None:
-    process = started("train", "--epochs", "2", wait_for="epoch 2/2", **own_store)
-    children = descendants(process)
-    process.kill()
-    process.wait()
+    with started("train", "--epochs", "2", wait_for="epoch 2/2", **own_store) as process:
+        children = descendants(process)
+        process.kill()
+        process.wait()
     [killed] = [run.name for run in (tmp_path / "store" / "runs").iterdir()]
     resumed = json.loads(fmnist("train", "--resume", killed, "--json", **own_store).stdout.splitlines()[-1])
     undisturbed = json.loads(fmnist("train", "--epochs", "2", "--json", **own_store).stdout.splitlines()[-1])
