@@ -17,29 +17,10 @@ from flows.terminal_description import render_description
 from fmnist_model.description import Description, describe
 from fmnist_model.network import NeuralNetwork
 from fmnist_model.pictures import plot_predictions
+from tests.unit.tutorial_network import TutorialNetwork
 
 LABELS = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 WINNER_COLOR = (0xC2, 0x41, 0x0C)
-
-
-class TutorialNetwork(nn.Module):
-    """The tutorial's class, as it stands there."""
-
-    def __init__(self):
-        super().__init__()
-        self.flatten = nn.Flatten()
-        self.linear_relu_stack = nn.Sequential(
-            nn.Linear(28 * 28, 512),
-            nn.ReLU(),
-            nn.Linear(512, 512),
-            nn.ReLU(),
-            nn.Linear(512, 10),
-        )
-
-    def forward(self, x):
-        x = self.flatten(x)
-        logits = self.linear_relu_stack(x)
-        return logits  # noqa: RET504 (to the letter)
 
 
 class OtherNetwork(nn.Module):

@@ -8,31 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 import fmnist_model
 from fmnist_model.errors import InvalidWeights
 from fmnist_model.network import NeuralNetwork, load_weights, save_weights
 from fmnist_model.weights import PARAMETER_SHAPES
-
-
-class TutorialNetwork(nn.Module):
-    """The code of https://pytorch.org/tutorials/beginner/basics/buildmodel_tutorial.html: the reference."""
-
-    def __init__(self):
-        super().__init__()
-        self.flatten = nn.Flatten()
-        self.linear_relu_stack = nn.Sequential(
-            nn.Linear(28 * 28, 512),
-            nn.ReLU(),
-            nn.Linear(512, 512),
-            nn.ReLU(),
-            nn.Linear(512, 10),
-        )
-
-    def forward(self, x):
-        x = self.flatten(x)
-        return self.linear_relu_stack(x)
+from tests.unit.tutorial_network import TutorialNetwork
 
 
 class Planted:
