@@ -125,16 +125,26 @@ def _job(title: str) -> Iterator[Callable[[Settings], Timeline]]:
         try:
             yield start
         except KeyboardInterrupt:
-            raise Interrupted(_way_on(lines[0].run_id if lines else None)) from None
+            raise Interrupted(way_on(lines[0].run_id if lines else None)) from None
 
 
 class Interrupted(KeyboardInterrupt):
     """A job was interrupted; the text says how to go on with it."""
 
 
-def _way_on(run_id: str | None) -> str:
+def way_on(run_id: str | None) -> str:
+    """How to go on after an interruption.
+
+    Args:
+        run_id: the training run that was under way, if any.
+    """
+    from infra.checkpoints import list_checkpoints
+    from infra.object_store import open_store
+
     if run_id is None:
-        return "What was finished is kept; the same command goes on from there."
+        return "What was finished is kept; `fmnist classify` finishes a batch that was begun."
+    if not list_checkpoints(open_store(load_settings().store), run_id):
+        return "The run had no checkpoint yet: begin it again."
     return f"Its checkpoints are kept; `fmnist train --resume {run_id}` goes on from the newest."
 
 
