@@ -1,6 +1,6 @@
 # `make run` and `make test` do all on a fresh machine; `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint types imports check benchmark s3-up s3-down lock clean
+.PHONY: help install run test chaos lint types imports check benchmark s3-up s3-down lock clean
 bin := .venv/bin
 
 help: ## List the commands
@@ -21,6 +21,9 @@ run: .venv/.installed ## Train on Fashion-MNIST and classify its test images: th
 
 test: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## Run the tests
 	@$(bin)/python -m pytest
+
+chaos: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## Faults and kills, many rounds; short=1: few
+	@$(bin)/python -m pytest tests/chaos $(if $(short),--short)
 
 # Here rather than in the tests, so that they need no network once this is done.
 var/test-data/datasets/fashion-mnist/dataset.json: | .venv/.installed-dev

@@ -49,6 +49,16 @@ class TrainParameters(BaseModel):
         int,
         Field(title="Seed", ge=0, le=2**31 - 1, description="Of initial weights, image order and augmentation."),
     ] = 0
+    keep_best: Annotated[
+        int,
+        Field(
+            title="Checkpoints to keep",
+            ge=0,
+            le=10_000,
+            description="When the run is finished: its best so many, besides the last and those that versions stand "
+            "for.",
+        ),
+    ] = 3
     resume: Annotated[
         str | None,
         Field(

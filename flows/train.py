@@ -6,7 +6,7 @@ from flows.parameters import TrainParameters
 from infra.ray_cluster import ClusterTaskRunner, on_ray
 from tasks.dataset import prepare_dataset
 from tasks.evaluation import evaluate_checkpoint
-from tasks.registration import register_model
+from tasks.registration import prune_checkpoints, register_model
 from tasks.run import begin_run
 from tasks.summaries import TrainingSummary
 from tasks.training import train_network
@@ -21,4 +21,5 @@ def train(parameters: TrainParameters | None = None) -> TrainingSummary:
     trained = on_ray(train_network, run.id, dataset, run.recipe, parameters.workers)
     result = on_ray(evaluate_checkpoint, trained, dataset)
     registration = register_model(trained, result)
+    prune_checkpoints(trained, parameters.keep_best)
     return TrainingSummary(dataset=dataset, run=trained, result=result, registration=registration)

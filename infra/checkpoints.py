@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from infra.errors import JobError, RequestError
 from infra.object_store import ObjectExists, ObjectNotFound, ObjectStore
@@ -43,6 +43,8 @@ class CheckpointFile(BaseModel):
 
 class Checkpoint(BaseModel):
     """What `checkpoint.json` holds."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")  # or a loss that is no number would be written as null
 
     run_id: str
     epoch: int

@@ -99,6 +99,23 @@ def prune(
     return pruned
 
 
+def prune_run(store: ObjectStore, run_id: str, *, keep_best: int) -> Pruned:
+    """Remove the checkpoints of one finished run that are neither among its best, nor its last, nor any version's.
+
+    Args:
+        store: where the run is.
+        run_id: a run to which nobody writes any more.
+        keep_best: checkpoints to keep by `METRIC`, besides the last one and those of versions.
+
+    Raises:
+        RetentionUnsafe, StoreUnavailable: as `prune`.
+    """
+    pruned = Pruned()
+    finished = datetime.max.replace(tzinfo=UTC)
+    _prune_run(_Run(store, run_id, finished), _References(store), pruned, keep_best=keep_best, dry_run=False)
+    return pruned
+
+
 class _References:
     """The checkpoints that versions stand for. Versions are immutable, so each is read once."""
 

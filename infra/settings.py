@@ -43,6 +43,9 @@ class Settings(BaseSettings):
     ray_address: str | None = None
     """Address of a Ray cluster, `host:port` or `ray://host:port`; without one, Ray is started for the run."""
 
+    s3_timeout_seconds: float = Field(default=20, ge=0.1, le=3600)
+    """Seconds without a byte after which a request to S3 is given up and tried again; raise it for a slow server."""
+
     dataset_dir: Annotated[Path, AfterValidator(_absolute)] | None = None
     """Folder with the four Fashion-MNIST IDX files, plain or gzipped."""
 

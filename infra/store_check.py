@@ -179,7 +179,7 @@ def _local_settings(root: str) -> dict[str, str]:
 def _s3_settings(root: str) -> dict[str, str]:
     from botocore.exceptions import BotoCoreError, ClientError
 
-    from infra.object_store.s3_configuration import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, s3_connection
+    from infra.object_store.s3_configuration import CONNECT_TIMEOUT_SECONDS, s3_connection
     from infra.object_store.s3_errors import explain
 
     bucket, _, prefix = root.removeprefix("s3://").partition("/")
@@ -193,7 +193,7 @@ def _s3_settings(root: str) -> dict[str, str]:
             "addressing": configuration.addressing_style,
             "profile": configuration.profile or "none",
             "retries": f"{configuration.retry_mode} mode, {configuration.max_attempts} attempts",
-            "timeouts": f"{CONNECT_TIMEOUT_SECONDS} s to connect, {READ_TIMEOUT_SECONDS} s without a byte",
+            "timeouts": f"{CONNECT_TIMEOUT_SECONDS} s to connect, {configuration.read_timeout_seconds:g} s for a byte",
             "checksums": configuration.checksum_mode,
             "credentials": connection.credentials_source,
         }

@@ -10,6 +10,7 @@ from infra.checkpoints import read_file, read_record
 from infra.errors import RequestError
 from infra.model_registry import AliasRecord, ModelRegistry, ModelVersion
 from infra.object_store import ObjectStore, open_store
+from infra.retention import prune_run
 from infra.settings import load_settings
 from tasks.evaluation import TestResult
 from tasks.training import WEIGHTS, TrainedRun
@@ -43,6 +44,12 @@ def register_model(run: TrainedRun, result: TestResult) -> Registration:
     if champion is None or not is_worse(version, registry.version(champion.version)):
         champion = registry.point("champion", version.version)
     return Registration(version=version, champion=champion.version)
+
+
+@task(name="prune checkpoints", cache_policy=NO_CACHE)
+def prune_checkpoints(run: TrainedRun, keep_best: int) -> None:
+    """Keep a finished run's best checkpoints, its last, and those that versions stand for."""
+    prune_run(open_store(load_settings().store), run.run_id, keep_best=keep_best)
 
 
 def is_worse(version: ModelVersion, champion: ModelVersion) -> bool:

@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from fmnist_model.dataset import LabelledImages
-from infra.checkpoints import list_checkpoints, read_files, read_record, write_checkpoint
+from infra.checkpoints import CheckpointNotFound, list_checkpoints, read_files, read_record, write_checkpoint
 from infra.datasets import DatasetRecord
 from infra.errors import JobError
 from infra.object_store import ObjectStore, open_store
@@ -94,14 +95,12 @@ def train_network(run_id: str, dataset: DatasetRecord, recipe: dict[str, Any], w
     try:
         outcome = trainer.fit().return_value
     except TrainingFailedError as error:
-        raise JobError(
-            f"Training run {run_id} failed: {_cause(error)}. `--resume {run_id}` goes on with it."
-        ) from error
+        raise JobError(f"Training run {run_id} failed: {_cause(error)} `--resume {run_id}` goes on with it.") from error
     finally:
         shutil.rmtree(scratch / attempt, ignore_errors=True)
     if not isinstance(outcome, TrainedRun):
         raise JobError(f"Training run {run_id} stopped: {outcome}")
-    _write_metrics(open_store(settings.store), run_id)
+    _write_metrics(open_store(settings.store), outcome)
     return outcome
 
 
@@ -218,15 +217,21 @@ class _CheckpointWriter:
             self._writing.result()
 
 
-def _write_metrics(store: ObjectStore, run_id: str) -> None:
+def _write_metrics(store: ObjectStore, run: TrainedRun) -> None:
     """Gather what the checkpoints record into `runs/<run id>/metrics.parquet`, a row an epoch."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    records = [read_record(store, run_id, epoch) for epoch in list_checkpoints(store, run_id)]
-    table = pa.Table.from_pylist([{"epoch": record.epoch} | record.metrics for record in records])
-    with store.publish(f"runs/{run_id}/metrics.parquet") as stream:
-        pq.write_table(table, stream)
+    key = f"runs/{run.run_id}/metrics.parquet"
+    rows: dict[int, dict[str, Any]] = {}
+    if store.stat(key) is not None:  # of checkpoints that are gone, it is all that is left
+        filesystem, path = store.arrow(key)
+        rows = {row["epoch"]: row for row in pq.read_table(path, filesystem=filesystem).to_pylist()}
+    for epoch in range(1, run.epoch + 1):
+        with suppress(CheckpointNotFound):
+            rows[epoch] = {"epoch": epoch} | read_record(store, run.run_id, epoch).metrics
+    with store.publish(key) as stream:
+        pq.write_table(pa.Table.from_pylist([rows[epoch] for epoch in sorted(rows)]), stream)
 
 
 def _cause(error: Exception) -> str:
@@ -235,4 +240,5 @@ def _cause(error: Exception) -> str:
     while first.__cause__ is not None:
         first = first.__cause__
     logging.getLogger(__name__).debug("training failed", exc_info=error)
-    return str(first).strip().splitlines()[-1] if str(first).strip() else type(first).__name__
+    text = str(first).strip().splitlines()[-1] if str(first).strip() else type(first).__name__
+    return text if text.endswith(".") else f"{text}."

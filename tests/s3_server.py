@@ -3,7 +3,10 @@
 import http.client
 import os
 import socket
+import struct
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,6 +63,14 @@ class Exchange:
     """Close the connection instead of answering, after the server has done what was asked."""
     cut_answer_at: int | None = None
     """Close the connection after so many bytes of the answer's body."""
+    answer_instead: int | None = None
+    """Answer with this status, and an S3 error, without asking the server."""
+    cut_request_at: int | None = None
+    """Pass only so many bytes of the body on, then close both connections."""
+    hang_seconds: float = 0.0
+    """Wait so long before anything is passed on or answered."""
+    fault: str = ""
+    """What a schedule drew for it."""
 
 
 Fault = Callable[[Exchange], None]
@@ -78,9 +89,18 @@ def faulty_proxy(server: S3Server, before: Fault | None = None, after: Fault | N
             exchange = Exchange(self.command, self.path, body)
             if before:
                 before(exchange)
+            if exchange.hang_seconds:
+                time.sleep(exchange.hang_seconds)
+            if exchange.answer_instead:
+                self._refuse(exchange.answer_instead)
+                return
             upstream = http.client.HTTPConnection(target, timeout=30)
             headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
-            upstream.request(self.command, self.path, exchange.body, headers)
+            upstream.request(self.command, self.path, exchange.body[: exchange.cut_request_at], headers)
+            if exchange.cut_request_at is not None:
+                upstream.close()
+                self._reset()
+                return
             answer = upstream.getresponse()
             exchange.answer_body = answer.read()
             upstream.close()
@@ -99,6 +119,19 @@ def faulty_proxy(server: S3Server, before: Fault | None = None, after: Fault | N
             self.wfile.write(exchange.answer_body[: exchange.cut_answer_at])
             self.close_connection = exchange.cut_answer_at is not None
 
+        def _reset(self) -> None:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close_connection = True
+
+        def _refuse(self, status: int) -> None:
+            code = {500: "InternalError", 503: "SlowDown"}.get(status, "AccessDenied")
+            body = f"<Error><Code>{code}</Code><Message>{code} by the proxy.</Message></Error>".encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
         def __getattr__(self, name: str) -> Callable[[], None]:
             if name.startswith("do_"):
                 return self._pass_on
@@ -107,8 +140,7 @@ def faulty_proxy(server: S3Server, before: Fault | None = None, after: Fault | N
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class names it so)
             pass
 
-    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    proxy.daemon_threads = True
+    proxy = _Proxy(("127.0.0.1", 0), Handler)
     threading.Thread(target=proxy.serve_forever, daemon=True).start()
     try:
         endpoint = f"http://127.0.0.1:{proxy.server_port}"
@@ -116,3 +148,11 @@ def faulty_proxy(server: S3Server, before: Fault | None = None, after: Fault | N
     finally:
         proxy.shutdown()
         proxy.server_close()
+
+
+class _Proxy(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a client that gave up waiting
+            super().handle_error(request, client_address)

@@ -1,8 +1,8 @@
 """The one place that says how S3 is reached: for boto3 and for pyarrow, in the driver and in every worker.
 
-Everything comes from the AWS SDK's own chain, so that one configuration serves every tool of the user's: environment,
-`~/.aws/config` and `~/.aws/credentials`, SSO, container and instance roles. boto3's session resolves it, and pyarrow is
-told what came out.
+Everything that the AWS SDK knows comes from its own chain, so that one configuration serves every tool of the user's:
+environment, `~/.aws/config` and `~/.aws/credentials`, SSO, container and instance roles. boto3's session resolves it,
+and pyarrow is told what came out.
 """
 
 import os
@@ -13,6 +13,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import urlsplit
 
+from infra.settings import load_settings
+
 if TYPE_CHECKING:
     from botocore.session import Session
     from mypy_boto3_s3 import S3Client
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
 CHECKSUM_VARIABLE = "AWS_REQUEST_CHECKSUM_CALCULATION"
 
 CONNECT_TIMEOUT_SECONDS = 5
-READ_TIMEOUT_SECONDS = 20
-"""Without a byte; a request as a whole may take longer."""
 MAX_ATTEMPTS = 8
 """A request, first try included, unless AWS_MAX_ATTEMPTS says another number. A server that drops one request in five
 then fails one in 400,000 for good; one that refuses connections is given up after about 3 s."""
@@ -35,6 +35,7 @@ _WORKER_VARIABLES = (
     "AWS_MAX_ATTEMPTS",
     "AWS_RETRY_MODE",
     "AWS_RESPONSE_CHECKSUM_VALIDATION",
+    "FMNIST_S3_TIMEOUT_SECONDS",
 )
 
 
@@ -57,6 +58,8 @@ class S3Configuration:
     trailing checksum, is refused by Ceph (411) and stored corrupted by some small servers."""
     ca_bundle: str | None
     """File of certificates for https."""
+    read_timeout_seconds: float
+    """Without a byte, after which a request is given up and tried again; as a whole it may take longer."""
 
 
 class S3Connection:
@@ -156,7 +159,7 @@ class S3Connection:
             endpoint_override=(endpoint.netloc + endpoint.path.rstrip("/")) or None,
             force_virtual_addressing=bool(endpoint.netloc) and configuration.addressing_style == "virtual",
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
-            request_timeout=READ_TIMEOUT_SECONDS,
+            request_timeout=configuration.read_timeout_seconds,
             retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=configuration.max_attempts),
             proxy_options=get_environ_proxies(self.client.meta.endpoint_url).get(scheme),
             tls_ca_file_path=configuration.ca_bundle if scheme == "https" else None,
@@ -206,7 +209,7 @@ os.register_at_fork(after_in_child=_forget)
 
 
 def _concerns_s3(variable: str) -> bool:
-    return variable.startswith("AWS_") or variable.lower().endswith("_proxy")
+    return variable.startswith(("AWS_", "FMNIST_S3_")) or variable.lower().endswith("_proxy")
 
 
 def _resolve(session: "Session") -> S3Configuration:
@@ -228,6 +231,7 @@ def _resolve(session: "Session") -> S3Configuration:
         max_attempts=session.get_config_variable("max_attempts") or MAX_ATTEMPTS,
         checksum_mode=session.get_config_variable("request_checksum_calculation").lower(),
         ca_bundle=session.get_config_variable("ca_bundle"),
+        read_timeout_seconds=load_settings().s3_timeout_seconds,
     )
 
 
@@ -254,7 +258,7 @@ def _client_config(configuration: S3Configuration) -> Any:
         s3=s3_options,
         retries={"mode": configuration.retry_mode, "total_max_attempts": configuration.max_attempts},
         connect_timeout=CONNECT_TIMEOUT_SECONDS,
-        read_timeout=READ_TIMEOUT_SECONDS,
+        read_timeout=configuration.read_timeout_seconds,
         request_checksum_calculation=configuration.checksum_mode,
         max_pool_connections=32,
         tcp_keepalive=True,

@@ -52,6 +52,8 @@ _BY_CODE = {
     "QuotaExceeded": ("{endpoint} says that the quota is used up", "Free space, or have the quota raised."),
     "InternalError": ("{endpoint} failed at {operation} again and again", "Look at the server; then try again."),
 }
+_TOLD_IN_FULL = frozenset({"AccessDenied", "SlowDown", "QuotaExceeded", "InternalError"})
+"""Codes whose cause is the server's own affair, and in its own words."""
 _SAME = {
     "403": "AccessDenied",
     "AllAccessDisabled": "AccessDenied",
@@ -140,10 +142,12 @@ def _client_error(error: ClientError) -> tuple[str, str]:
     if error.operation_name == "HeadBucket" and http_status(error) == 404:
         code = "NoSuchBucket"
     code = _SAME.get(code, code)
+    message = str(error.response.get("Error", {}).get("Message") or "").replace("{", "{{").replace("}", "}}")
     if code in _BY_CODE:
-        return _BY_CODE[code]
-    message = str(error.response.get("Error", {}).get("Message") or "no message")
-    answer = f"{http_status(error)} {code} ({message})".replace("{", "{{").replace("}", "}}")
+        what, advice = _BY_CODE[code]
+        told = code in _TOLD_IN_FULL and message not in ("", "Unknown", "Forbidden", error_code(error))
+        return f'{what} ("{message}")' if told else what, advice
+    answer = f"{http_status(error)} {code} ({message or 'no message'})"
     return f"{{endpoint}} answers {answer} to {{operation}}", "See the server's documentation."
 
 

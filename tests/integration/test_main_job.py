@@ -73,11 +73,12 @@ def test_rows_are_consistent_with_themselves(parts: str) -> None:
     assert bad == 0
 
 
-def test_a_checkpoint_an_epoch_is_complete_and_verifies(summary: Any, session_store: str) -> None:
+def test_the_best_checkpoints_and_the_last_are_kept_and_verify(summary: Any, session_store: str) -> None:
     store = open_store(session_store)
     run_id = summary.training.run.run_id
-    assert list_checkpoints(store, run_id) == [1, 2, 3, 4]
-    for epoch in (1, 2, 3, 4):
+    assert list_checkpoints(store, run_id) == [2, 3, 4]  # the loss falls
+    assert list(store.list_folders(f"runs/{run_id}/checkpoints/")) == ["epoch-0002", "epoch-0003", "epoch-0004"]
+    for epoch in (2, 3, 4):
         assert set(read_files(store, read_record(store, run_id, epoch))) == {"model.safetensors", "trainer.pt"}
 
 

@@ -1,0 +1,77 @@
+"""The chaos suite's own store: on Ceph's gateway, behind a proxy whose faults each test sets."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from infra.object_store import ObjectStore, open_store
+from tests.chaos.faults import FaultSchedule
+from tests.s3_server import S3Server, faulty_proxy, isolate_aws
+
+FIRST_SEED = 20_261_123
+
+TIMEOUT_SECONDS = 1.0
+"""Without a byte, after which a request is given up here: hung connections should not take the suite's time."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--short", action="store_true", help="few rounds of what takes long")
+    parser.addoption("--rounds", type=int, help="so many rounds of each test")
+    parser.addoption("--seed", type=int, default=FIRST_SEED, help="the first round's; the next ones follow it")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test with an argument `seed` once a seed; its mark `rounds` says how many."""
+    if "seed" not in metafunc.fixturenames:
+        return
+    [mark] = metafunc.definition.iter_markers("rounds")
+    config = metafunc.config
+    rounds = config.getoption("--rounds") or mark.kwargs["short" if config.getoption("--short") else "full"]
+    first = config.getoption("--seed")
+    metafunc.parametrize("seed", range(first, first + rounds))
+
+
+@dataclass
+class FaultyStore:
+    """A store on S3 whose way there fails on demand."""
+
+    root: str
+    faults: FaultSchedule
+    server: S3Server
+    """The server itself."""
+
+    @contextmanager
+    def past_the_proxy(self) -> Iterator[ObjectStore]:
+        """The store as it is, for looking at what was left."""
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            for name, value in self.server.environment.items():
+                monkeypatch.setenv(name, value)
+            yield open_store(self.root)
+
+
+@pytest.fixture(scope="session")
+def faulty_store(ceph_gateway: S3Server, session_folder: Path) -> Iterator[FaultyStore]:
+    faults = FaultSchedule(hang_seconds=2 * TIMEOUT_SECONDS)
+    with (
+        pytest.MonkeyPatch.context() as monkeypatch,
+        faulty_proxy(ceph_gateway, faults.before, faults.after) as server,
+    ):
+        isolate_aws(monkeypatch)
+        root = f"s3://{server.bucket}/chaos"
+        variables = server.environment | {
+            "FMNIST_STORE": root,
+            "FMNIST_STATE_DIR": str(session_folder / "state"),
+            "FMNIST_S3_TIMEOUT_SECONDS": str(TIMEOUT_SECONDS),
+        }
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        yield FaultyStore(root, faults, ceph_gateway)
+
+
+@pytest.fixture(scope="session")
+def session_store(faulty_store: FaultyStore) -> str:
+    """Root of the session's store, in the place of the folder that the other suites use."""
+    return faulty_store.root

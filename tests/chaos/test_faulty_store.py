@@ -1,0 +1,116 @@
+"""Train and classify while requests to the store go wrong, then look at what was left."""
+
+import pyarrow.compute as pc
+import pytest
+
+from flows.parameters import ClassifyParameters, TrainParameters
+from infra.checkpoints import list_checkpoints, list_runs, read_files, read_record
+from infra.datasets import read_dataset
+from infra.errors import JobError
+from infra.model_registry import ModelRegistry
+from infra.object_store import ObjectStore
+from infra.prediction_table import committed_batches, read_rows
+from tests.chaos.conftest import FaultyStore
+
+pytest_plugins = ["tests.gateways"]
+
+SHARE = 0.2
+"""Of the requests that go wrong."""
+
+
+@pytest.mark.rounds(full=20, short=4)
+def test_runs_over_a_failing_store_end_right(running_services: None, faulty_store: FaultyStore, seed: int) -> None:
+    from flows.train_and_classify import train_and_classify
+
+    with faulty_store.past_the_proxy() as store:
+        before = ModelRegistry(store).versions()
+    faulty_store.faults.begin(seed, SHARE)
+    try:
+        summary = train_and_classify(TrainParameters(workers="1", epochs=2, seed=seed))
+    finally:
+        print(f"seed {seed}: {faulty_store.faults.requests.total()} requests, {dict(faulty_store.faults.faults)}")
+        faulty_store.faults.begin(0, 0.0)
+
+    with faulty_store.past_the_proxy() as store:
+        check_checkpoints(store)
+        check_versions(store, [*before, len(before) + 1])
+        check_books(store)
+        assert summary.training.registration.version.version == len(before) + 1
+        assert summary.checked.images == 10_000
+        assert summary.checked.correct == summary.training.result.correct
+
+
+def test_checkpoint_that_can_not_be_written_fails_the_run_by_the_stores_message(
+    running_services: None, faulty_store: FaultyStore
+) -> None:
+    from flows.train import train
+
+    faulty_store.faults.begin(0, 0.0)
+    with faulty_store.past_the_proxy() as store:
+        runs, versions = set(list_runs(store)), ModelRegistry(store).versions()
+    faulty_store.faults.refuse_writes_to = "epoch-0002/"
+    try:
+        with pytest.raises(JobError) as failure:
+            train(TrainParameters(workers="1", epochs=3))
+        refused = faulty_store.faults.faults["refused write"]
+    finally:
+        faulty_store.faults.begin(0, 0.0)
+
+    assert "InternalError by the proxy" in str(failure.value)
+    assert faulty_store.root in str(failure.value)
+    assert refused >= 8  # it was tried again
+    with faulty_store.past_the_proxy() as store:
+        [run_id] = set(list_runs(store)) - runs
+        assert f"--resume {run_id}" in str(failure.value)
+        assert list_checkpoints(store, run_id) == [1]
+        assert ModelRegistry(store).versions() == versions
+        train(TrainParameters(workers="1", resume=run_id))
+        assert list_checkpoints(store, run_id) == [1, 2, 3]
+
+
+def test_requests_are_by_the_shard_and_not_by_the_image(running_services: None, faulty_store: FaultyStore) -> None:
+    from flows.classify import classify
+
+    with faulty_store.past_the_proxy() as store:
+        dataset = read_dataset(store, "fashion-mnist")
+        assert dataset is not None, "the tests before this one bring the data set into the store"
+        inputs = [store.uri(key) for key in dataset.splits["train"].parts]
+    faulty_store.faults.begin(0, 0.0)
+
+    summary = classify(ClassifyParameters(inputs=inputs, table="requests"))
+
+    [manifest] = summary.manifests
+    assert manifest.predicted == 60_000
+    print(f"{faulty_store.faults.requests.total()} requests: {dict(faulty_store.faults.requests)}")
+    assert faulty_store.faults.requests.total() < 200
+
+
+def check_checkpoints(store: ObjectStore) -> None:
+    """Every checkpoint that is listed verifies, and each run has all of its epochs."""
+    for run_id in list_runs(store):
+        epochs = list_checkpoints(store, run_id)
+        assert epochs in ([1, 2], [1, 2, 3])
+        for epoch in epochs:
+            assert set(read_files(store, read_record(store, run_id, epoch))) == {"model.safetensors", "trainer.pt"}
+
+
+def check_versions(store: ObjectStore, expected: list[int]) -> None:
+    """Versions have no gap, none stands for another's run, and the aliases point to some of them."""
+    registry = ModelRegistry(store)
+    assert registry.versions() == expected
+    runs = [registry.version(number).run_id for number in expected]
+    assert len(set(runs)) == len(runs)
+    for alias in ("champion", "candidate"):
+        record = registry.alias(alias)
+        assert record is not None
+        assert record.version in expected
+
+
+def check_books(store: ObjectStore) -> None:
+    """Every image of every batch is there once."""
+    manifests = committed_batches(store, "fashion-mnist-test")
+    assert len({manifest.model_version for manifest in manifests}) == len(manifests)
+    for manifest in manifests:
+        assert manifest.predicted + manifest.quarantined == manifest.planned == 10_000
+        rows = read_rows(store, [manifest], ["image"])
+        assert len(rows) == pc.count_distinct(rows["image"]).as_py() == manifest.predicted
