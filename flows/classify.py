@@ -14,9 +14,9 @@ from tasks.summaries import ClassificationSummary
 def classify(parameters: ClassifyParameters) -> ClassificationSummary:
     """Classify every image that the table does not hold yet, and commit the predictions as a batch."""
     model = resolve_model(parameters.model)
-    work = plan_batch(parameters.inputs, parameters.table, model)
+    work = plan_batch(parameters.inputs, parameters.table, model, parameters.read_options())
     if not work.plans:
         return ClassificationSummary(table=parameters.table, work=work, manifests=[])
-    batches = on_ray(classify_shards, work)
+    batches = on_ray(classify_shards, work, parameters.resources())
     manifests = commit_batches(work, batches, parameters.max_error_share)
     return ClassificationSummary(table=parameters.table, work=work, manifests=manifests)

@@ -74,7 +74,13 @@ def classify(parameters: ClassifyParameters, *, as_json: Json = False) -> None:
         from tasks.preflight import check_classification
 
         settings = load_settings()
-        check_classification(settings, inputs=parameters.inputs, table=parameters.table, model=parameters.model)
+        check_classification(
+            settings,
+            inputs=parameters.inputs,
+            table=parameters.table,
+            model=parameters.model,
+            options=parameters.read_options(),
+        )
         start(settings)
         from flows.classify import classify as classify_flow
 

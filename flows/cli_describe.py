@@ -65,9 +65,8 @@ def describe(
 
 
 def _network(store: ObjectStore, reference: str) -> tuple["NeuralNetwork", str]:
-    from infra.checkpoints import list_checkpoints, list_runs, read_file, read_record
+    from infra.checkpoints import WEIGHTS, list_checkpoints, list_runs, read_file, read_record
     from infra.model_registry import ALIASES, ModelNotFound, ModelRegistry
-    from tasks.training import WEIGHTS
 
     if reference == "fresh":
         from fmnist_model.network import NeuralNetwork

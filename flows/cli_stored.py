@@ -1,5 +1,6 @@
 """`fmnist models`, `fmnist predictions`, `fmnist dataset`: what the store holds. None of them needs Ray or Prefect."""
 
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -86,7 +87,8 @@ def promote(version: int, *, force: bool = False, as_json: Json = False) -> None
 @predictions.command(name="list")
 def list_predictions(*, as_json: Json = False) -> None:
     """List the prediction tables with the books of their committed batches."""
-    from infra.prediction_table import committed_batches, list_tables
+    from infra.batch_log import committed_batches
+    from infra.prediction_table import list_tables
 
     store = _store()
     batches = [manifest for table in list_tables(store) for manifest in committed_batches(store, table)]
@@ -110,9 +112,10 @@ def show_predictions(table: str, *, as_json: Json = False) -> None:
     table
         The prediction table's name.
     """
+    from infra.batch_log import committed_batches
     from infra.errors import RequestError
-    from infra.prediction_table import committed_batches, list_tables, read_rows
-    from tasks.report import summarize_rows
+    from infra.prediction_table import list_tables, open_rows
+    from tasks.report import class_mix_shift, summarize_rows
 
     store = _store()
     manifests = committed_batches(store, table)
@@ -120,11 +123,14 @@ def show_predictions(table: str, *, as_json: Json = False) -> None:
         known = ", ".join(list_tables(store)) or "none"
         raise RequestError(f"{store.root} has no committed batch in a table {table!r} (tables: {known}).")
     by_model = {
-        version: summarize_rows(read_rows(store, [m for m in manifests if m.model_version == version]))
+        version: summarize_rows(open_rows(store, [m for m in manifests if m.model_version == version]))
         for version in dict.fromkeys(manifest.model_version for manifest in manifests)
     }
+    shift = class_mix_shift(store, manifests)
     if as_json:
-        print_json({"table": table, "batches": [_books(manifest) for manifest in manifests], "models": by_model})
+        moved = asdict(shift) | {"verdict": shift.verdict} if shift else None
+        books = [_books(manifest) for manifest in manifests]
+        print_json({"table": table, "batches": books, "models": by_model, "class_mix_shift": moved})
         return
     console = Console()
     batches = _table("batch", "model", "planned", "predicted", "quarantined", "committed")
@@ -134,6 +140,14 @@ def show_predictions(table: str, *, as_json: Json = False) -> None:
     print_table(batches)
     newest = manifests[-1].model_version
     _print_summary(console, newest, by_model[newest])
+    if shift:
+        style = {"moved much": "bold red", "moved some": "yellow"}.get(shift.verdict, "green")
+        console.print(
+            f"Class mix since the batch before: [{style}]{shift.verdict}[/{style}], population stability index "
+            f"{shift.index:.3f} (from 0.1 some, from 0.25 much)",
+            highlight=False,
+            soft_wrap=True,
+        )
     if len(by_model) > 1:
         others = ", ".join(version for version in by_model if version != newest)
         console.print(f"--json has the same of model versions {others}.", highlight=False, soft_wrap=True)

@@ -1,9 +1,13 @@
 """What a flow is asked to do: drawn as a form by the Prefect UI, taken as options by the command line."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+if TYPE_CHECKING:
+    from infra.actor_resources import ActorResources
+    from tasks.inputs import ReadOptions
 
 _WORKERS = r"^(auto|[1-9][0-9]*(:[1-9][0-9]*)?)$"
 
@@ -91,7 +95,8 @@ class ClassifyParameters(BaseModel):
         Field(
             title="Images",
             min_length=1,
-            description="Image files, folders, globs, or Parquet files with images; as paths or URIs.",
+            description="Image files, containers of images (Parquet, WebDataset tar, IDX), lists of them (.txt, .csv, "
+            ".tsv, .parquet), folders or globs; as paths or URIs.",
         ),
     ]
     table: Annotated[
@@ -115,3 +120,46 @@ class ClassifyParameters(BaseModel):
             description="The run fails if a larger share of a batch's images can't be classified.",
         ),
     ] = 0.01
+    invert: Annotated[
+        Literal["auto", "always", "never"],
+        Field(
+            title="Invert",
+            description="The network knows light things on a dark ground. auto inverts pictures whose border is light.",
+        ),
+    ] = "never"
+    image_column: Annotated[
+        str | None, Field(title="Image column", description="Of Parquet files; found by name and type where not given.")
+    ] = None
+    label_column: Annotated[str | None, Field(title="Label column", description="Likewise; there need be none.")] = None
+    worker_cpus: Annotated[
+        float, Field(title="CPUs a worker", ge=0, le=1024, description="That each classifying worker takes.")
+    ] = 1.0
+    worker_gpus: Annotated[
+        float | None,
+        Field(
+            title="GPUs a worker",
+            ge=0,
+            le=64,
+            description="Likewise; a share such as 0.5 lets two have the same. One where there are GPUs, if not given.",
+        ),
+    ] = None
+    worker_memory_gib: Annotated[
+        float, Field(title="Memory a worker", ge=0, le=16384, description="GiB that Ray reckons with; 0: none.")
+    ] = 0.0
+    max_workers: Annotated[
+        int | None,
+        Field(title="Most workers", ge=1, le=100_000, description="As many as the cluster has room for, if not given."),
+    ] = None
+
+    def read_options(self) -> "ReadOptions":
+        """How images are read."""
+        from tasks.inputs import ReadOptions
+
+        return ReadOptions(invert=self.invert, image_column=self.image_column, label_column=self.label_column)
+
+    def resources(self) -> "ActorResources":
+        """What each worker takes."""
+        from infra.actor_resources import ActorResources
+
+        memory = int(self.worker_memory_gib * 2**30)
+        return ActorResources(self.worker_cpus, self.worker_gpus, memory, self.max_workers)

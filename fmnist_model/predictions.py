@@ -1,6 +1,6 @@
 """Predictions, and the Arrow schemas in which they are kept."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +30,9 @@ def prediction_schema() -> pa.Schema:
 
     return pa.schema(
         [
-            field("image", pa.string(), "URI of the image; #row=N inside a Parquet file counts from 0"),
+            field(
+                "image", pa.string(), "URI of the image; inside a container file with #row=N, from 0, or #member=NAME"
+            ),
             field("predicted_class", pa.int8(), "0 to 9"),
             field("predicted_label", pa.dictionary(pa.int8(), pa.string()), "name of the predicted class"),
             field("confidence", pa.float32(), "softmax of the predicted class"),
@@ -77,3 +79,16 @@ def quarantine_schema() -> pa.Schema:
             pa.field("label", pa.int8(), metadata={"description": "true class, where the input has one"}),
         ]
     )
+
+
+def quarantine_batch(images: pa.Array, reasons: Mapping[int, str], labels: pa.Array) -> pa.RecordBatch:
+    """Arrange images that could not be classified as rows of `quarantine_schema`.
+
+    Args:
+        images: `n` URIs.
+        reasons: by row of `images`.
+        labels: `n` true classes as int8, null where unknown.
+    """
+    rows = pa.array(list(reasons), pa.int64())
+    columns = [images.take(rows), pa.array(reasons.values(), pa.string()), labels.take(rows)]
+    return pa.record_batch(columns, schema=quarantine_schema())

@@ -18,6 +18,9 @@ from infra.object_store import ObjectExists, ObjectNotFound, ObjectStore
 from infra.object_store.interface import is_key
 from infra.provenance import Provenance
 
+WEIGHTS = "model.safetensors"
+STATE = "trainer.pt"
+"""What a run needs to go on, besides the weights."""
 _RECORD = "checkpoint.json"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 

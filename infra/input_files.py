@@ -1,18 +1,26 @@
 """Files to read, by URI: what a path, folder, glob or URI names, each with a fingerprint that changes when it does."""
 
+import errno
+import itertools
 import os
 import re
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fsspec.utils import glob_translate
 
 from infra.errors import RequestError
+from infra.object_store.s3_configuration import MAX_ATTEMPTS
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+
+NOT_THERE = "none"
+"""The fingerprint of a file that a list names and that is not there."""
 
 _GLOB_SIGN = re.compile(r"[*?\[]")
 
@@ -21,7 +29,7 @@ class InputNotFound(RequestError):
     """Nothing is there that could be read."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class InputFile:
     """A file that is to be read."""
 
@@ -72,15 +80,14 @@ def filesystem_of(uri: str) -> tuple[Any, str]:
 def list_input_files(location: str) -> Iterator[InputFile]:
     """List the files that a path or URI names: a file, a folder with all below it, or a glob (`*`, `?`, `[…]`, `**`).
 
-    Hidden files and folders (names that begin with `.` or `_`) are passed over, in folders and globs. The order is that
-    of the paths. On S3 a folder is a prefix up to a slash, listed as it is read, whatever the number of its objects.
+    Hidden files and folders (names that begin with `.` or `_`) are passed over, in folders and globs. Files come as
+    they are listed, whatever their number: on S3 in the order of their keys, else in none. A folder on S3 is a prefix
+    up to a slash.
 
     Raises:
         InputNotFound: there is no such file or folder.
         RequestError: it can't be listed: no rights, an invalid glob, a name that is not UTF-8.
     """
-    from pyarrow import fs
-
     if not location:
         raise InputNotFound("An input is empty: name a file, a folder or a glob.")
     uri = input_uri(location)
@@ -89,25 +96,202 @@ def list_input_files(location: str) -> Iterator[InputFile]:
         with _clear_s3_errors(location, bucket), _clear_errors(location):
             yield from _list_s3(location, bucket, path)
         return
-    filesystem, path = filesystem_of(uri)
-    pattern = None
-    base = path
+    path = filesystem_of(uri)[1]
     with _clear_errors(location):
-        if _GLOB_SIGN.search(path) and filesystem.get_file_info(path).type == fs.FileType.NotFound:
-            pattern = re.compile(glob_translate(path))
-            base = _GLOB_SIGN.split(path, maxsplit=1)[0].rpartition("/")[0] or "/"
-        info = filesystem.get_file_info(base)
-    if info.type == fs.FileType.File and pattern is None:
-        yield _input_file(info)
+        yield from _list_local(location, path)
+
+
+class InputUnreadable(Exception):
+    """A file can't be had, through no fault of the store's; the text begins with the kind of reason."""
+
+
+def stat_input(uri: str) -> InputFile | None:
+    """A file by its URI, or None where there is none.
+
+    Raises:
+        InputUnreadable: it may not be looked at, or the URI can't be one.
+        RequestError: S3 does not answer, or is not set up.
+    """
+    if uri.lower().startswith("s3://"):
+        bucket, key = _place_on_s3(uri)
+        with _clear_s3_errors(uri, bucket):
+            from infra.object_store.s3_configuration import s3_connection
+
+            return _named_object(s3_connection().client, bucket, key)
+    path = _local_path(uri)
+    try:
+        with _clear_local_errors(uri):
+            return _local_file(path, Path(path).stat())
+    except InputUnreadable as reason:
+        if str(reason).startswith("vanished"):
+            return None
+        raise
+
+
+def read_input(uri: str, fingerprint: str, largest: int) -> bytes:
+    """Read a whole file that was listed before.
+
+    Args:
+        uri: its URI.
+        fingerprint: as it was listed.
+        largest: bytes; a larger file is not read.
+
+    Raises:
+        InputUnreadable: it is gone, was changed since, is too large, or may not be read.
+        RequestError: S3 does not answer, or is not set up, or this machine fails.
+    """
+    if uri.lower().startswith("s3://"):
+        return _read_s3(uri, fingerprint, largest)
+    path = _local_path(uri)
+    with _clear_local_errors(uri):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # or a pipe would be waited for
+        try:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise InputUnreadable("unreadable: it is no file")
+            _check_version(local_fingerprint(found), fingerprint, found.st_size, largest)
+            return os.read(descriptor, found.st_size)
+        finally:
+            os.close(descriptor)
+
+
+def open_input(uri: str) -> Any:
+    """Open a file as a random-access `pyarrow.NativeFile`.
+
+    Raises:
+        InputUnreadable: it is gone, or may not be read, or is no file.
+        RequestError: S3 does not answer, or is not set up, or this machine fails.
+    """
+    if uri.lower().startswith("s3://"):
+        _place_on_s3(uri)
+        filesystem, path = filesystem_of(uri)
+        try:
+            return filesystem.open_input_file(path)
+        except FileNotFoundError:
+            raise InputUnreadable("vanished: there is no such object") from None
+        except OSError as error:
+            if "ACCESS_DENIED" in str(error):
+                raise InputUnreadable("permission: it may not be read") from None
+            raise RequestError(f"{uri} can't be read: {error}.") from None
+    from pyarrow import fs
+
+    path = _local_path(uri)
+    with _clear_local_errors(uri):
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise InputUnreadable("unreadable: it is no file")
+        return fs.LocalFileSystem().open_input_file(path)
+
+
+_OF_THE_MACHINE = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN}
+)
+"""What is no fault of a file's, and may pass."""
+
+
+@contextmanager
+def _clear_local_errors(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputUnreadable("vanished: there is no such file") from None
+    except PermissionError:
+        raise InputUnreadable("permission: it may not be read") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in its name
+        if getattr(error, "errno", None) in _OF_THE_MACHINE:
+            raise RequestError(f"{uri} can't be read: {error}.") from None
+        raise InputUnreadable(f"unreadable: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _local_path(uri: str) -> str:
+    try:
+        return str(filesystem_of(uri)[1])
+    except RequestError as error:
+        raise InputUnreadable(f"unreadable: {error}") from None
+
+
+def _place_on_s3(uri: str) -> tuple[str, str]:
+    try:
+        return _bucket_and_key(uri)
+    except RequestError as error:
+        raise InputUnreadable(f"unreadable: {error}") from None
+
+
+def _read_s3(uri: str, fingerprint: str, largest: int) -> bytes:
+    from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
+
+    from infra.object_store.s3_configuration import s3_connection
+    from infra.object_store.s3_errors import error_code, http_status
+
+    bucket, key = _place_on_s3(uri)
+    attempts = itertools.count(1)
+    with _clear_s3_errors(uri, bucket):
+        client = s3_connection().client
+        while True:
+            try:
+                answer = client.get_object(Bucket=bucket, Key=key)
+                size = answer["ContentLength"]
+                _check_version(s3_fingerprint(size, answer["ETag"]), fingerprint, size, largest)
+                return answer["Body"].read()
+            except (HTTPClientError, IncompleteReadError):  # botocore retries up to the first byte of a body
+                if next(attempts) == MAX_ATTEMPTS:
+                    raise
+            except ClientError as error:
+                if http_status(error) == 404 and error_code(error) != "NoSuchBucket":
+                    raise InputUnreadable("vanished: there is no such object") from None
+                if http_status(error) == 403 and error_code(error) == "AccessDenied":
+                    raise InputUnreadable("permission: it may not be read") from None
+                raise
+
+
+def _check_version(found: str, planned: str, size: int, largest: int) -> None:
+    if planned == NOT_THERE:
+        raise InputUnreadable("vanished: it was not there when the batch was planned")
+    if found != planned:
+        raise InputUnreadable("changed: it is not the file that was planned; the next run classifies it")
+    if size > largest:
+        raise InputUnreadable(f"too large: {size:,} bytes")
+
+
+def _list_local(location: str, path: str) -> Iterator[InputFile]:
+    pattern, base = None, path
+    if _GLOB_SIGN.search(path) and not os.path.lexists(path):
+        pattern = re.compile(glob_translate(path))
+        base = _GLOB_SIGN.split(path, maxsplit=1)[0].rpartition("/")[0] or "/"
+    if pattern is None and Path(path).is_file():
+        yield _local_file(path, Path(path).stat())
         return
-    if info.type != fs.FileType.Directory:
+    if not Path(base).is_dir():
         raise InputNotFound(f"{location}: there is no such file or folder.")
-    with _clear_errors(location):
-        selected = sorted(filesystem.get_file_info(fs.FileSelector(base, recursive=True)), key=lambda entry: entry.path)
-    for found in selected:
-        hidden = _is_hidden(found.path[len(base) :])
-        if found.type == fs.FileType.File and not hidden and (pattern is None or pattern.fullmatch(found.path)):
-            yield _input_file(found)
+    for entry in _walk(base.rstrip("/") or "/", ()):
+        if pattern is None or pattern.fullmatch(entry.path):
+            with suppress(FileNotFoundError):  # it went while its folder was listed
+                yield _local_file(entry.path, entry.stat())
+
+
+def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator["os.DirEntry[str]"]:
+    """All files below a folder that are not hidden; links are followed, but not into a folder that they are in."""
+    found = Path(folder).stat()
+    identity = (found.st_dev, found.st_ino)
+    if identity in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith((".", "_")):
+                continue
+            if entry.is_dir():
+                yield from _walk(entry.path, (*above, identity))
+            elif entry.is_file():
+                yield entry
+
+
+def _local_file(path: str, found: os.stat_result) -> InputFile:
+    os.fsencode(path).decode()  # a name that is not UTF-8 can't be a URI
+    return InputFile(f"file://{path}", found.st_size, local_fingerprint(found))
+
+
+def local_fingerprint(found: os.stat_result) -> str:
+    """Tells versions of a local file apart: its size and the time of its last change."""
+    return f"{found.st_size:x}-{found.st_mtime_ns:x}"
 
 
 def _list_s3(location: str, bucket: str, path: str) -> Iterator[InputFile]:
@@ -120,8 +304,8 @@ def _list_s3(location: str, bucket: str, path: str) -> Iterator[InputFile]:
         return
     folder = f"{path.rstrip('/')}/" if path else ""
     if _holds_any(client, bucket, folder):
-        for file in _listed(client, bucket, folder):
-            if not _is_hidden(_key_of(file)[len(folder) :]):
+        for key, file in _listed(client, bucket, folder):
+            if not _is_hidden(key[len(folder) :]):
                 yield file
         return
     literal = _GLOB_SIGN.split(path, maxsplit=1)[0]
@@ -129,8 +313,8 @@ def _list_s3(location: str, bucket: str, path: str) -> Iterator[InputFile]:
     if literal == path or (base and not _holds_any(client, bucket, base)):
         raise InputNotFound(f"{location}: there is no such object, and none below such a prefix.")
     pattern = re.compile(glob_translate(path))
-    for file in _listed(client, bucket, literal):
-        if not _is_hidden(_key_of(file)[len(base) :]) and pattern.fullmatch(_key_of(file)):
+    for key, file in _listed(client, bucket, literal):
+        if not _is_hidden(key[len(base) :]) and pattern.fullmatch(key):
             yield file
 
 
@@ -154,20 +338,21 @@ def _holds_any(client: "S3Client", bucket: str, prefix: str) -> bool:
     return bool(client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1).get("Contents"))
 
 
-def _listed(client: "S3Client", bucket: str, prefix: str) -> Iterator[InputFile]:
+def _listed(client: "S3Client", bucket: str, prefix: str) -> Iterator[tuple[str, InputFile]]:
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
         for found in page.get("Contents", []):
             if not found["Key"].endswith("/"):  # what some tools put in the place of a folder
-                yield _s3_file(bucket, found["Key"], found["Size"], found["ETag"])
+                yield found["Key"], _s3_file(bucket, found["Key"], found["Size"], found["ETag"])
 
 
 def _s3_file(bucket: str, key: str, size: int, etag: str) -> InputFile:
+    return InputFile(f"s3://{bucket}/{key}", size, s3_fingerprint(size, etag))
+
+
+def s3_fingerprint(size: int, etag: str) -> str:
+    """Tells versions of an S3 object apart: its size and ETag."""
     bare = etag.strip('"')
-    return InputFile(uri=f"s3://{bucket}/{key}", size=size, fingerprint=f"{size:x}-{bare}")
-
-
-def _key_of(file: InputFile) -> str:
-    return _bucket_and_key(file.uri)[1]
+    return f"{size:x}-{bare}"
 
 
 def _bucket_and_key(uri: str) -> tuple[str, str]:
@@ -181,7 +366,7 @@ def _bucket_and_key(uri: str) -> tuple[str, str]:
 
 
 def _is_hidden(inside: str) -> bool:
-    return any(part.startswith((".", "_")) for part in inside.strip("/").split("/"))
+    return inside.startswith((".", "_")) or "/." in inside or "/_" in inside
 
 
 @contextmanager
@@ -215,7 +400,3 @@ def _clear_errors(location: str) -> Iterator[None]:
         raise RequestError(f"{location} holds a file whose name is not UTF-8: {error.object!r}. Rename it.") from None
     except (OSError, ValueError, re.error) as error:  # ValueError: a name with a NUL, or a glob like `a**b`
         raise RequestError(f"{location} can't be listed: {error}.") from None
-
-
-def _input_file(info: Any) -> InputFile:
-    return InputFile(uri=f"file://{info.path}", size=info.size, fingerprint=f"{info.size:x}-{info.mtime_ns:x}")

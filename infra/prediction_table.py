@@ -1,6 +1,6 @@
 """Prediction tables: batches of parts, each committed by a manifest that is written last.
 
-    predictions/<table>/batch=<id>/_plan.parquet            written first: the inputs of this batch, cut into shards
+    predictions/<table>/batch=<id>/_plan.parquet            written first (infra/batch_plan.py)
     predictions/<table>/batch=<id>/part-00017.parquet       rows of shard 17
     predictions/<table>/batch=<id>/_errors/part-00017.parquet
     predictions/<table>/batch=<id>/_manifest.json           written last: the commit
@@ -8,10 +8,10 @@
 A part's footer holds its shard's books, so that what a killed run left is taken over without being read.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,20 +23,16 @@ from infra.errors import JobError, RequestError
 from infra.object_store import ObjectExists, ObjectNotFound, ObjectStore
 from infra.provenance import Provenance
 
-PLAN_SCHEMA = pa.schema(
-    [
-        pa.field("shard", pa.int32(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("fingerprint", pa.string(), nullable=False),
-        pa.field("kind", pa.string(), nullable=False),
-        pa.field("first_row", pa.int64(), nullable=False),
-        pa.field("rows", pa.int64(), nullable=False),
-    ]
-)
-"""One row a piece of input: `rows` images of the file `uri`, from `first_row` on; `fingerprint` tells its versions."""
-
 _TABLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-_BOOKS = b"fmnist_books"
+_BOOKS = "fmnist_books"
+
+ROW_GROUP = 65_536
+"""Rows in a row group of a part: 5 MB, so that readers that skip row groups skip enough and hold little."""
+_PARQUET: dict[str, Any] = {
+    "compression": "zstd",
+    # Of the other columns a dictionary would only be tried, and given up.
+    "use_dictionary": ["predicted_label", "predicted_class", "label", "model_version", "reason"],
+}
 
 
 class BooksDontBalance(JobError):
@@ -69,7 +65,7 @@ class BatchPlan(BaseModel):
     @property
     def key(self) -> str:
         """Key of the batch's folder."""
-        return f"{table_folder(self.table)}/batch={self.batch}"
+        return batch_folder(self.table, self.batch)
 
 
 class BatchManifest(BaseModel):
@@ -111,9 +107,14 @@ def table_folder(table: str) -> str:
     return f"predictions/{table}"
 
 
+def batch_folder(table: str, batch: str) -> str:
+    """Key of a batch's folder."""
+    return f"{table_folder(table)}/batch={batch}"
+
+
 def manifest_key(table: str, batch: str) -> str:
     """Key of a batch's manifest."""
-    return f"{table_folder(table)}/batch={batch}/_manifest.json"
+    return f"{batch_folder(table, batch)}/_manifest.json"
 
 
 def part_key(plan: BatchPlan, shard: int) -> str:
@@ -131,12 +132,6 @@ def list_tables(store: ObjectStore) -> list[str]:
     return list(store.list_folders("predictions/"))
 
 
-def list_batches(store: ObjectStore, table: str) -> list[str]:
-    """Ids of all batches, committed or not, in order."""
-    folders = store.list_folders(f"{table_folder(table)}/")
-    return [name.removeprefix("batch=") for name in folders if name.startswith("batch=")]
-
-
 def read_manifest(store: ObjectStore, table: str, batch: str) -> BatchManifest | None:
     """A batch's manifest, or None where it is not committed."""
     try:
@@ -145,69 +140,12 @@ def read_manifest(store: ObjectStore, table: str, batch: str) -> BatchManifest |
         return None
 
 
-def committed_batches(store: ObjectStore, table: str) -> list[BatchManifest]:
-    """The manifests of all committed batches, oldest first."""
-    manifests = (read_manifest(store, table, batch) for batch in list_batches(store, table))
-    return sorted((m for m in manifests if m is not None), key=lambda manifest: manifest.provenance.created_at)
+def open_rows(store: ObjectStore, manifests: Iterable[BatchManifest]) -> Any:
+    """The rows of committed batches as a `pyarrow.dataset.Dataset`, to be read as a stream; at least one batch."""
+    from pyarrow import dataset
 
-
-def uncommitted_plans(store: ObjectStore, table: str) -> Iterator[BatchPlan]:
-    """The batches that have a plan but no manifest."""
-    for batch in list_batches(store, table):
-        if store.stat(manifest_key(table, batch)) is None and (plan := find_plan(store, table, batch)) is not None:
-            yield plan
-
-
-def find_plan(store: ObjectStore, table: str, batch: str) -> BatchPlan | None:
-    """A batch's plan without its inputs, or None where it was never written."""
-    key = f"{table_folder(table)}/batch={batch}/_plan.parquet"
-    if store.stat(key) is None:
-        return None
-    filesystem, path = store.arrow(key)
-    metadata = pq.read_schema(path, filesystem=filesystem).metadata
-    return BatchPlan.model_validate_json(metadata[b"fmnist_plan"])
-
-
-def read_plan_inputs(store: ObjectStore, table: str, batch: str) -> pa.Table:
-    """The inputs of a batch, by `PLAN_SCHEMA`, in the order of their shards."""
-    filesystem, path = store.arrow(f"{table_folder(table)}/batch={batch}/_plan.parquet")
-    return pq.read_table(path, filesystem=filesystem)
-
-
-def write_plan(
-    store: ObjectStore, *, table: str, model_version: str, options: dict[str, Any], inputs: pa.Table
-) -> BatchPlan:
-    """Write a batch's plan. Its id is a digest of inputs, model and options, so that planning twice is planning once.
-
-    Args:
-        store: where to.
-        table: the prediction table's name.
-        model_version: the model that is to classify.
-        options: whatever else decides what the rows will be.
-        inputs: by `PLAN_SCHEMA`, in the order of their shards, numbered from 0 without gaps.
-    """
-    identity = hashlib.sha256(json.dumps([model_version, options], sort_keys=True).encode())
-    for batch in inputs.to_batches():
-        for row in zip(*(batch.column(name).to_pylist() for name in PLAN_SCHEMA.names), strict=True):
-            identity.update(repr(row).encode())
-    plan = BatchPlan(
-        table=table,
-        batch=identity.hexdigest()[:16],
-        model_version=model_version,
-        options=options,
-        shards=inputs.column("shard")[-1].as_py() + 1,
-        planned=sum(inputs.column("rows").to_pylist()),
-    )
-    described = inputs.replace_schema_metadata({"fmnist_plan": plan.model_dump_json()})
-    buffer = pa.BufferOutputStream()
-    pq.write_table(described, buffer, compression="zstd")
-    try:
-        store.create(f"{plan.key}/_plan.parquet", buffer.getvalue().to_pybytes())
-    except ObjectExists:
-        found = find_plan(store, table, plan.batch)
-        if found is not None:
-            return found
-    return plan
+    places = [store.arrow(key) for manifest in manifests for key in manifest.parts]
+    return dataset.dataset([path for _, path in places], filesystem=places[0][0], format="parquet")
 
 
 def read_rows(store: ObjectStore, manifests: Iterable[BatchManifest], columns: list[str] | None = None) -> pa.Table:
@@ -216,20 +154,54 @@ def read_rows(store: ObjectStore, manifests: Iterable[BatchManifest], columns: l
     return pa.concat_tables(pq.read_table(path, filesystem=filesystem, columns=columns) for filesystem, path in parts)
 
 
-def write_part(
-    store: ObjectStore, key: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], books: ShardBooks | None
-) -> None:
-    """Write a Parquet object: zstd, with statistics, and with a shard's books in its footer."""
-    metadata = dict(schema.metadata or {})
-    if books is not None:
+@contextmanager
+def open_part(store: ObjectStore, key: str, schema: pa.Schema) -> Iterator["PartWriter"]:
+    """Write a Parquet object as a stream; it is there when the block ends, and absent if it raises."""
+    with store.publish(key) as stream, pq.ParquetWriter(stream, schema, **_PARQUET) as writer:
+        part = PartWriter(writer)
+        yield part
+        part.flush()
+
+
+class PartWriter:
+    """A Parquet object that is being written: zstd, with statistics, in row groups of a fixed size."""
+
+    def __init__(self, writer: pq.ParquetWriter) -> None:
+        self._writer = writer
+        self._held: list[pa.RecordBatch] = []
+        self._held_rows = 0
+        self.rows = 0
+        """Written so far."""
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Append rows."""
+        self.rows += len(batch)
+        while self._held_rows + len(batch) >= ROW_GROUP:
+            room = ROW_GROUP - self._held_rows
+            self._held.append(batch.slice(0, room))
+            self.flush()
+            batch = batch.slice(room)
+        if len(batch):
+            self._held.append(batch)
+            self._held_rows += len(batch)
+
+    def note(self, books: ShardBooks) -> None:
+        """Put a shard's books into the footer."""
         # Not how long it took: a part's bytes are a function of its shard, so that writing it twice changes nothing.
-        metadata[_BOOKS] = json.dumps(books.__dict__ | {"seconds": 0.0}).encode()
-    with (
-        store.publish(key) as stream,
-        pq.ParquetWriter(stream, schema.with_metadata(metadata), compression="zstd") as writer,
-    ):
-        for batch in batches:
-            writer.write_table(pa.Table.from_batches([batch]))
+        self._writer.add_key_value_metadata({_BOOKS: json.dumps(books.__dict__ | {"seconds": 0.0})})
+
+    def flush(self) -> None:
+        """End a row group."""
+        if self._held:
+            self._writer.write_table(pa.Table.from_batches(self._held), row_group_size=ROW_GROUP)
+        self._held, self._held_rows = [], 0
+
+
+def existing_parts(store: ObjectStore, plan: BatchPlan) -> list[int]:
+    """The shards of a batch that have their part; one that was written this moment may be missing."""
+    names = (stat.key.removeprefix(f"{plan.key}/") for stat in store.list(f"{plan.key}/"))
+    found = (int(match[1]) for name in names if (match := re.fullmatch(r"part-(\d{5,})\.parquet", name)))
+    return [shard for shard in found if shard < plan.shards]
 
 
 def read_books(store: ObjectStore, plan: BatchPlan, shard: int) -> ShardBooks | None:
@@ -238,8 +210,8 @@ def read_books(store: ObjectStore, plan: BatchPlan, shard: int) -> ShardBooks | 
     if store.stat(key) is None:
         return None
     filesystem, path = store.arrow(key)
-    books = json.loads(pq.read_schema(path, filesystem=filesystem).metadata[_BOOKS])
-    return ShardBooks(**(books | {"seconds": 0.0}))
+    books = json.loads(pq.read_metadata(path, filesystem=filesystem).metadata[_BOOKS.encode()])
+    return ShardBooks(**books)
 
 
 def commit(

@@ -3,6 +3,7 @@
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from infra.batch_log import mark_committed
 from infra.errors import JobError
 from infra.object_store import open_store
 from infra.prediction_table import BatchManifest, commit
@@ -27,6 +28,8 @@ def commit_batches(work: PlannedWork, batches: list[ClassifiedBatch], max_error_
     store = open_store(load_settings().store)
     model = work.model.model_dump(mode="json")
     manifests = [commit(store, batch.plan, batch.books, model=model, seconds=batch.seconds) for batch in batches]
+    if manifests:
+        mark_committed(store, manifests[0].table, {manifest.batch for manifest in manifests})
     for manifest in manifests:
         if manifest.quarantined > max_error_share * manifest.planned:
             raise TooManyErrors(

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from infra.checkpoints import read_file, read_record
+from infra.checkpoints import WEIGHTS, read_file, read_record
 from infra.datasets import DatasetRecord
 from infra.object_store import open_store
 from infra.progress import ProgressBoard
 from infra.settings import load_settings
 from tasks.dataset import load_split
-from tasks.training import WEIGHTS, TrainedRun
+from tasks.training import TrainedRun
 
 
 @dataclass(frozen=True)

@@ -1,32 +1,35 @@
-"""Plan a batch: list the inputs, drop what is done already, cut the rest into shards."""
+"""Plan a batch: list the inputs, drop what is planned already, cut the rest into shards."""
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from fmnist_model.images import IMAGE_COLUMN, holds_images, is_image_name
-from infra.errors import RequestError
-from infra.input_files import InputFile, InputNotFound, filesystem_of, list_input_files
-from infra.model_registry import ModelRegistry, ModelVersion
-from infra.object_store import ObjectStore, open_store
-from infra.prediction_table import (
-    PLAN_SCHEMA,
-    BatchPlan,
-    committed_batches,
-    read_plan_inputs,
-    uncommitted_plans,
+from infra.batch_log import BatchLog, LoggedBatch, append_batch, mark_committed, read_batch_log
+from infra.batch_plan import (
+    CHUNK_ROWS,
+    PIECE_SCHEMA,
+    cut_into_shards,
+    find_plan,
+    plan_files,
+    rechunked,
+    shard_work,
+    work_of,
     write_plan,
 )
+from infra.errors import JobError, RequestError
+from infra.model_registry import ModelRegistry, ModelVersion
+from infra.object_store import ObjectStore, SwapConflict, open_store
+from infra.prediction_table import BatchPlan, manifest_key
 from infra.settings import load_settings
-
-_SHARD_IMAGES = 50_000
-"""A second or two of work for a CPU: enough to make the cost of a shard small, and enough shards to share out."""
+from infra.staged_inputs import StagedInputs
+from tasks.inputs import ReadOptions, list_files, pieces_of
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,10 @@ class PlannedWork:
     """What a run of `classify` is to do."""
 
     plans: list[BatchPlan]
-    """Batches to finish: those that an earlier run left, or else one with what is new. Empty where nothing is."""
+    """Batches to finish: those that an earlier run left, then one with what is new. Empty where nothing is."""
     model: ModelVersion
     already_done: int
-    """Images among the inputs that committed batches of this table and model hold already."""
+    """Images among the inputs that committed batches of this table and model hold."""
 
 
 @task(name="resolve model", cache_policy=NO_CACHE)
@@ -51,106 +54,116 @@ def resolve_model(reference: str) -> ModelVersion:
 
 
 @task(name="plan batch", cache_policy=NO_CACHE)
-def plan_batch(inputs: list[str], table: str, model: ModelVersion) -> PlannedWork:
+def plan_batch(inputs: list[str], table: str, model: ModelVersion, options: ReadOptions) -> PlannedWork:
     """Write the plan of a batch with the inputs that this table and model don't hold yet.
 
     A batch of this model that was begun and not committed is finished first, so its images count as planned.
 
     Raises:
         InputNotFound: an input names nothing, or nothing that holds images.
+        RequestError: the table has batches of this model whose images were read with other options.
     """
-    store = open_store(load_settings().store)
-    model_version = str(model.version)
-    unfinished = [plan for plan in uncommitted_plans(store, table) if plan.model_version == model_version]
-    done = _done(store, table, model_version, unfinished)
-    new: list[dict[str, Any]] = []
-    already_done = 0
-    for location in inputs:
-        for piece in _pieces(location):
-            known = (piece["uri"], piece["fingerprint"], piece["first_row"]) in done
-            already_done += piece["rows"] if known else 0
-            if not known:
-                done.add((piece["uri"], piece["fingerprint"], piece["first_row"]))
-                new.append(piece)
-    plans = list(unfinished)
-    if new:
-        table_of_inputs = pa.Table.from_pylist(_cut_into_shards(new), schema=PLAN_SCHEMA)
-        options = {"transform": 1}
-        plans.append(
-            write_plan(store, table=table, model_version=model_version, options=options, inputs=table_of_inputs)
+    settings = load_settings()
+    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="planning-", dir=settings.state_dir) as scratch:
+        return plan_inputs(
+            open_store(settings.store), inputs, table=table, model=model, options=options, scratch=Path(scratch)
         )
-    return PlannedWork(plans=plans, model=model, already_done=already_done)
 
 
-def check_inputs(inputs: list[str]) -> None:
-    """Make sure that every input names something to classify, before anything is started.
+def plan_inputs(
+    store: ObjectStore, inputs: list[str], *, table: str, model: ModelVersion, options: ReadOptions, scratch: Path
+) -> PlannedWork:
+    """What `plan_batch` does, with a folder for what does not fit into memory."""
+    check_options(read_batch_log(store, table), str(model.version), options)
+    staged = StagedInputs(scratch)
+    staged.stage(list_files(inputs, options))
+    return _plan_staged(store, staged, table=table, model=model, options=options, scratch=scratch)
+
+
+def check_options(log: BatchLog, model_version: str, options: ReadOptions) -> None:
+    """Make sure that a table's images are all read in one way for a model.
 
     Raises:
-        InputNotFound: one does not.
+        RequestError: they were read in another way before.
     """
-    for location in inputs:
-        next(_pieces(location), None)  # a Parquet file without rows is an input, if without images
+    for entry in log.of_model(model_version):
+        before = ReadOptions.model_validate(entry.options)
+        if before != options:
+            differing = [
+                f"{name} {getattr(before, name)}"
+                for name in ReadOptions.model_fields
+                if getattr(before, name) != getattr(options, name)
+            ]
+            raise RequestError(
+                f"Table {log.table} holds predictions of model version {model_version} made with "
+                f"{', '.join(differing)}. Ask for the same, or name another table."
+            )
 
 
-def _done(store: ObjectStore, table: str, model_version: str, unfinished: list[BatchPlan]) -> set[tuple[str, str, int]]:
-    done: set[tuple[str, str, int]] = set()
-    committed = (manifest for manifest in committed_batches(store, table) if manifest.model_version == model_version)
-    for batch in [manifest.batch for manifest in committed] + [plan.batch for plan in unfinished]:
-        columns = read_plan_inputs(store, table, batch).select(["uri", "fingerprint", "first_row"])
-        done.update(zip(*(column.to_pylist() for column in columns.columns), strict=True))
-    return done
-
-
-def _pieces(location: str) -> Iterator[dict[str, Any]]:
-    """Pieces of input by `PLAN_SCHEMA`, without their shards."""
-    found = False
-    for file in list_input_files(location):
-        if file.uri.lower().endswith(".parquet"):
-            yield from _parquet_pieces(file)
-        elif is_image_name(file.uri):
-            yield _piece(file, "image", 0, 1)
-        else:
-            continue
-        found = True
-    if not found:
-        raise InputNotFound(f"{location} holds no images: neither image files nor Parquet files with images.")
-
-
-def _piece(file: InputFile, kind: str, first_row: int, rows: int) -> dict[str, Any]:
-    return {"uri": file.uri, "fingerprint": file.fingerprint, "kind": kind, "first_row": first_row, "rows": rows}
-
-
-def _parquet_pieces(file: InputFile) -> Iterator[dict[str, Any]]:
-    filesystem, path = filesystem_of(file.uri)
-    try:
-        metadata = pq.read_metadata(path, filesystem=filesystem)
-        schema = metadata.schema.to_arrow_schema()
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise RequestError(f"{file.uri} can't be read as Parquet: {error}. Remove or replace the file.") from None
-    if schema.names.count(IMAGE_COLUMN) != 1 or not holds_images(schema.field(IMAGE_COLUMN).type):
-        raise RequestError(
-            f"{file.uri} needs one column '{IMAGE_COLUMN}' with image files or raw pixels; its columns are: "
-            f"{', '.join(f'{field.name} ({field.type})' for field in schema)}."
+@retry(
+    retry=retry_if_exception_type(SwapConflict),
+    wait=wait_random_exponential(multiplier=0.1, max=2),
+    stop=stop_after_attempt(10),
+    reraise=True,
+)
+def _plan_staged(
+    store: ObjectStore, staged: StagedInputs, *, table: str, model: ModelVersion, options: ReadOptions, scratch: Path
+) -> PlannedWork:
+    version = str(model.version)
+    log = _log_with_commits(store, table, version)
+    check_options(log, version, options)
+    batches = log.of_model(version)
+    plans = [_plan_of(store, table, entry) for entry in batches if not entry.committed]
+    done = plan_files(store, table, [entry.batch for entry in batches], scratch)
+    finished = plan_files(store, table, [entry.batch for entry in batches if entry.committed], scratch)
+    pieces = scratch / "pieces.parquet"
+    work = _write_pieces(pieces, pieces_of(staged.new_files(done), options))
+    if work:
+        plan = write_plan(
+            store,
+            table=table,
+            model_version=version,
+            options=options.model_dump(),
+            inputs=cut_into_shards(_read(pieces), shard_work(work)),
+            scratch=scratch,
         )
-    first_row = rows = 0
-    for number in range(metadata.num_row_groups):
-        rows += metadata.row_group(number).num_rows
-        if rows >= _SHARD_IMAGES or number == metadata.num_row_groups - 1:
-            if rows:
-                yield _piece(file, "parquet", first_row, rows)
-            first_row, rows = first_row + rows, 0
+        # After the plan: a batch that is in the log can be finished by anyone.
+        append_batch(store, log, LoggedBatch(batch=plan.batch, model_version=version, options=plan.options))
+        plans.append(plan)
+    return PlannedWork(plans=plans, model=model, already_done=staged.images_done(finished))
 
 
-def _cut_into_shards(pieces: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Number the pieces by shards of as nearly as possible the same number of images, keeping their order."""
-    total = sum(piece["rows"] for piece in pieces)
-    share = total / max(1, round(total / _SHARD_IMAGES))
-    before = 0
-    for piece in pieces:
-        piece["shard"] = int((before + piece["rows"] / 2) / share)
-        before += piece["rows"]
-    # A piece larger than a share leaves numbers without pieces: close the gaps.
-    renumbered: list[dict[str, Any]] = []
-    for number, (_, group) in enumerate(groupby(pieces, key=lambda piece: piece["shard"])):
-        renumbered += [piece | {"shard": number} for piece in group]
-    return renumbered
+def _log_with_commits(store: ObjectStore, table: str, model_version: str) -> BatchLog:
+    """The log, with the batches marked whose committer was killed before he could do that."""
+    log = read_batch_log(store, table)
+    unmarked = [entry.batch for entry in log.of_model(model_version) if not entry.committed]
+    committed = {batch for batch in unmarked if store.stat(manifest_key(table, batch)) is not None}
+    if not committed:
+        return log
+    mark_committed(store, table, committed)
+    return read_batch_log(store, table)
+
+
+def _plan_of(store: ObjectStore, table: str, entry: LoggedBatch) -> BatchPlan:
+    plan = find_plan(store, table, entry.batch)
+    if plan is None:
+        raise JobError(
+            f"{store.root} has lost the plan of batch {entry.batch} of table {table}, which is not finished. Restore "
+            "the object, or classify into another table."
+        )
+    return plan
+
+
+def _write_pieces(path: Path, pieces: Iterator[pa.RecordBatch]) -> float:
+    work = 0.0
+    with pq.ParquetWriter(path, PIECE_SCHEMA, compression="lz4") as writer:
+        for chunk in rechunked(pieces):
+            work += float(work_of(chunk).sum())
+            writer.write_batch(chunk)
+    return work
+
+
+def _read(path: Path) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(path) as file:
+        yield from file.iter_batches(CHUNK_ROWS)

@@ -4,16 +4,17 @@ import os
 from pathlib import Path
 
 from fmnist_model.weights import check_weights
-from infra.checkpoints import read_file, read_record
+from infra.batch_log import read_batch_log
+from infra.checkpoints import WEIGHTS, read_file, read_record
 from infra.model_registry import ModelRegistry
 from infra.object_store import open_store
 from infra.prediction_table import table_folder
 from infra.ray_address import check_ray_address
 from infra.settings import Settings
 from tasks.dataset import check_source
-from tasks.planning import check_inputs
+from tasks.inputs import ReadOptions, check_inputs
+from tasks.planning import check_options
 from tasks.run import run_recipe
-from tasks.training import WEIGHTS
 from tasks.workers import choose_workers
 
 
@@ -36,18 +37,22 @@ def check_training(settings: Settings, *, workers: str, resume: str | None) -> N
         run_recipe(store, resume)
 
 
-def check_classification(settings: Settings, *, inputs: list[str], table: str, model: str) -> None:
+def check_classification(
+    settings: Settings, *, inputs: list[str], table: str, model: str, options: ReadOptions
+) -> None:
     """Refuse a classification run that can't succeed.
 
     Raises:
-        RequestError: the store can't be written, no cluster listens, the model or an input does not exist.
+        RequestError: the store can't be written, no cluster listens, the model or an input does not exist, or the table
+            holds images of this model that were read with other options.
         CheckpointCorrupt: the model's checkpoint is not the one that was written.
         InvalidWeights: the model's weights are another network's.
     """
     store = open_store(settings.store)
     table_folder(table)
-    check_inputs(inputs)
+    check_inputs(inputs, options)
     version = ModelRegistry(store).resolve(model)
+    check_options(read_batch_log(store, table), str(version.version), options)
     record = read_record(store, version.run_id, version.epoch)
     check_weights(read_file(store, record, WEIGHTS), store.uri(record.key))
     store.check_writable()

@@ -6,14 +6,14 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from fmnist_model.weights import check_weights
-from infra.checkpoints import read_file, read_record
+from infra.checkpoints import WEIGHTS, read_file, read_record
 from infra.errors import RequestError
 from infra.model_registry import AliasRecord, ModelRegistry, ModelVersion
 from infra.object_store import ObjectStore, open_store
 from infra.retention import prune_run
 from infra.settings import load_settings
 from tasks.evaluation import TestResult
-from tasks.training import WEIGHTS, TrainedRun
+from tasks.training import TrainedRun
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from fmnist_model.classes import CLASS_NAMES
+from fmnist_model.drift import MOVED_MUCH, MOVED_SOME, population_stability_index
 from infra.datasets import DatasetRecord
 from infra.object_store import ObjectStore, open_store
-from infra.prediction_table import BatchManifest, read_rows
+from infra.prediction_table import BatchManifest, open_rows, read_rows
 from infra.settings import load_settings
 
 
@@ -55,8 +56,40 @@ def _labels(store: ObjectStore, dataset: DatasetRecord, split: str) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def summarize_rows(rows: pa.Table) -> dict[str, Any]:
-    """Counts by class, mean confidence and, where labels exist, accuracy and confusion of prediction rows."""
+@dataclass(frozen=True)
+class ClassMixShift:
+    """How the mix of predicted classes moved from one batch to the next of the same model."""
+
+    before: str
+    after: str
+    """Ids of the batches."""
+    index: float
+    """Population stability index."""
+
+    @property
+    def verdict(self) -> str:
+        """The customary word for it."""
+        if self.index >= MOVED_MUCH:
+            return "moved much"
+        return "moved some" if self.index >= MOVED_SOME else "steady"
+
+
+def class_mix_shift(store: ObjectStore, manifests: list[BatchManifest]) -> ClassMixShift | None:
+    """From the last batch but one of the newest model to the last; None where one of them is missing or empty."""
+    newest = [m for m in manifests if m.model_version == manifests[-1].model_version and m.predicted]
+    if len(newest) < 2:
+        return None
+    before, after = (summarize_rows(open_rows(store, [manifest]))["classes"] for manifest in newest[-2:])
+    counts = [[mix.get(name, {"images": 0})["images"] for name in CLASS_NAMES] for mix in (before, after)]
+    return ClassMixShift(newest[-2].batch, newest[-1].batch, population_stability_index(*counts))
+
+
+def summarize_rows(rows: Any) -> dict[str, Any]:
+    """Counts by class, mean confidence and, where labels exist, accuracy and confusion of prediction rows.
+
+    Args:
+        rows: a `pyarrow.Table` or `pyarrow.dataset.Dataset`; the latter is read as a stream.
+    """
     with duckdb.connect() as connection:
         connection.register("rows", rows)
         by_class = connection.execute(

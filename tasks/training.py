@@ -14,7 +14,15 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from fmnist_model.dataset import LabelledImages
-from infra.checkpoints import CheckpointNotFound, list_checkpoints, read_files, read_record, write_checkpoint
+from infra.checkpoints import (
+    STATE,
+    WEIGHTS,
+    CheckpointNotFound,
+    list_checkpoints,
+    read_files,
+    read_record,
+    write_checkpoint,
+)
 from infra.datasets import DatasetRecord
 from infra.errors import JobError
 from infra.object_store import ObjectStore, open_store
@@ -23,9 +31,6 @@ from infra.ray_cluster import cluster_cpus, cluster_gpus
 from infra.settings import load_settings
 from tasks.dataset import load_split
 from tasks.workers import choose_workers
-
-WEIGHTS = "model.safetensors"
-STATE = "trainer.pt"
 
 _RESTARTS = 2
 """Of the worker group, after workers died; each goes on from the newest checkpoint."""

@@ -57,3 +57,10 @@ def running_services(session_store: str) -> Iterator[None]:
 
     with services(load_settings()):
         yield
+
+
+@pytest.fixture
+def own_store(tmp_path: Path, data_store: str) -> dict[str, str]:
+    """Environment with a store of the test's own, the data set in it."""
+    shutil.copytree(data_store.removeprefix("file://"), tmp_path / "store")
+    return {"FMNIST_STORE": str(tmp_path / "store"), "FMNIST_STATE_DIR": str(tmp_path / "state")}

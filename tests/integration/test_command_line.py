@@ -4,14 +4,12 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -32,13 +30,6 @@ def one_clear_line(result: "subprocess.CompletedProcess[str]") -> str:
     assert "Traceback" not in result.stderr + result.stdout
     [line] = [line for line in result.stderr.splitlines() if line.startswith("fmnist: ")]
     return line
-
-
-@pytest.fixture
-def own_store(tmp_path: Path, data_store: str) -> dict[str, str]:
-    """Environment with a store of the test's own, the data set in it."""
-    shutil.copytree(data_store.removeprefix("file://"), tmp_path / "store")
-    return {"FMNIST_STORE": str(tmp_path / "store"), "FMNIST_STATE_DIR": str(tmp_path / "state")}
 
 
 @pytest.mark.parametrize(
@@ -262,27 +253,3 @@ def test_interrupted_run_exits_130_leaves_nothing_running_and_can_be_resumed(
     assert wait_until_gone(children, 20) == []
     [run] = (tmp_path / "store" / "runs").iterdir()
     assert list(run.glob("checkpoints/epoch-*/checkpoint.json"))
-
-
-def test_killed_run_leaves_nothing_running_and_resumed_ends_with_the_weights_of_an_undisturbed_one(
-    own_store: dict[str, str], tmp_path: Path
-) -> None:
-    with started("train", "--epochs", "2", wait_for="epoch 2/2", **own_store) as process:
-        children = descendants(process)
-        process.kill()
-        process.wait()
-    [killed] = [run.name for run in (tmp_path / "store" / "runs").iterdir()]
-    resumed = json.loads(fmnist("train", "--resume", killed, "--json", **own_store).stdout.splitlines()[-1])
-    undisturbed = json.loads(fmnist("train", "--epochs", "2", "--json", **own_store).stdout.splitlines()[-1])
-    assert (resumed["run_id"], resumed["epochs"]) == (killed, 2)
-    assert weights(tmp_path, killed, 2) == pytest.approx(weights(tmp_path, undisturbed["run_id"], 2), abs=1e-6)
-    # Ray's agents try for a minute to tell the head, which is gone, that the raylet is gone; by now they have given up.
-    assert wait_until_gone(children, 60) == []
-    assert processes_of(tmp_path) == []
-
-
-def weights(folder: Path, run_id: str, epoch: int) -> Any:
-    from safetensors.numpy import load_file
-
-    state = load_file(folder / f"store/runs/{run_id}/checkpoints/epoch-{epoch:04d}/model.safetensors")
-    return np.concatenate([state[name].ravel() for name in sorted(state)])

@@ -11,19 +11,17 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from flows.parameters import ClassifyParameters, TrainParameters
+from flows.parameters import ClassifyParameters
 from fmnist_model.classes import CLASS_NAMES
+from infra.batch_log import committed_batches
 from infra.checkpoints import list_checkpoints, read_files, read_record
 from infra.model_registry import ModelRegistry
 from infra.object_store import open_store
-from infra.prediction_table import committed_batches
 
 
 @pytest.fixture(scope="module")
-def summary(running_services: None, session_store: str) -> Any:
-    from flows.train_and_classify import train_and_classify
-
-    return train_and_classify(TrainParameters(workers="2", epochs=4))
+def summary(main_job: Any) -> Any:
+    return main_job
 
 
 @pytest.fixture(scope="module")
@@ -101,17 +99,21 @@ def test_prefect_knows_one_flow_run_of_subflows_and_tasks(summary: Any) -> None:
     from prefect.client.orchestration import get_client
 
     async def runs() -> tuple[dict[str, str], dict[str, str]]:
+        """States of the flow runs and task runs of the main job, by name; other tests' runs are beside them."""
         async with get_client() as client:
-            flow_runs = await client.read_flow_runs()
-            flows = {run.flow_id: (await client.read_flow(run.flow_id)).name for run in flow_runs}
-            task_runs = await client.read_task_runs(limit=200)
+            names = {flow.id: flow.name for flow in await client.read_flows()}
+            flow_runs, task_runs = await client.read_flow_runs(), await client.read_task_runs(limit=200)
+        [main] = [run.id for run in flow_runs if names[run.flow_id] == "train-and-classify"]
+        own_tasks = {run.id for run in task_runs if run.flow_run_id == main}
+        own_flows = [run for run in flow_runs if run.id == main or run.parent_task_run_id in own_tasks]
+        flow_ids = {run.id for run in own_flows}
         return (
-            {flows[run.flow_id]: run.state_name or "" for run in flow_runs},
-            {run.name.rpartition("-")[0]: run.state_name or "" for run in task_runs},
+            {names[run.flow_id]: run.state_name or "" for run in own_flows},
+            {run.name.rpartition("-")[0]: run.state_name or "" for run in task_runs if run.flow_run_id in flow_ids},
         )
 
     flow_runs, task_runs = asyncio.run(runs())
-    assert {"train-and-classify", "train", "classify"} <= flow_runs.keys()
+    assert flow_runs.keys() == {"train-and-classify", "train", "classify"}
     expected = {"prepare dataset", "begin run", "train network", "evaluate checkpoint", "register model"}
     expected |= {"resolve model", "plan batch", "classify shards", "commit batch", "compare predictions with labels"}
     assert expected <= task_runs.keys()

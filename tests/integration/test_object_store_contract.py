@@ -24,6 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from infra.batch_log import LoggedBatch, append_batch, committed_batches, mark_committed, read_batch_log
+from infra.batch_plan import PLAN_SCHEMA, ShardInputs, find_plan, plan_files, write_plan
 from infra.checkpoints import (
     CheckpointCorrupt,
     CheckpointNotFound,
@@ -39,20 +41,14 @@ from infra.model_registry import ModelRegistry
 from infra.object_store import ObjectExists, ObjectNotFound, ObjectStore, StoreUnavailable, SwapConflict, open_store
 from infra.object_store.s3_configuration import CHECKSUM_VARIABLE, s3_connection, worker_environment
 from infra.prediction_table import (
-    PLAN_SCHEMA,
     ShardBooks,
     commit,
-    committed_batches,
-    find_plan,
-    list_batches,
+    existing_parts,
     list_tables,
+    open_part,
     part_key,
     read_books,
-    read_plan_inputs,
     read_rows,
-    uncommitted_plans,
-    write_part,
-    write_plan,
 )
 from tests.s3_server import Exchange, S3Server, faulty_proxy, free_port, isolate_aws
 
@@ -592,40 +588,98 @@ def test_alias_keeps_pace_with_those_who_move_it(store: ObjectStore) -> None:
     assert registry.alias("candidate") is None
 
 
-def test_batch_is_planned_written_and_committed(store: ObjectStore) -> None:
-    inputs = pa.table(
-        [[0, 1], ["file:///a", "file:///b"], ["f", "g"], ["parquet"] * 2, [0, 0], [3, 2]], schema=PLAN_SCHEMA
+PLANNED = pa.table(
+    [[0, 1], ["file:///a", "file:///b"], ["f", "g"], ["parquet"] * 2, [0, 0], [3, 2], [0, 0], [9, 9], [None, None]],
+    schema=PLAN_SCHEMA,
+)
+
+
+def write_planned(store: ObjectStore, scratch: Path) -> Any:
+    return write_plan(
+        store,
+        table="t",
+        model_version="1",
+        options={"invert": "auto"},
+        inputs=PLANNED.to_batches(),
+        scratch=scratch,
     )
-    arguments: dict[str, Any] = {"table": "t", "model_version": "1", "options": {"invert": "auto"}, "inputs": inputs}
-    plan = write_plan(store, **arguments)
-    assert write_plan(store, **arguments) == plan == find_plan(store, "t", plan.batch)
-    assert read_plan_inputs(store, "t", plan.batch).equals(inputs)
-    assert list(uncommitted_plans(store, "t")) == [plan]
+
+
+def test_plan_reads_back_by_shards_and_is_the_same_written_twice(store: ObjectStore, tmp_path: Path) -> None:
+    plan = write_planned(store, tmp_path)
+
+    assert write_planned(store, tmp_path) == plan == find_plan(store, "t", plan.batch)
+    inputs = ShardInputs(store, plan)
+    assert pa.concat_tables([inputs.of(0), inputs.of(1)]).equals(PLANNED)
+
+
+def test_plan_is_a_file_on_this_machine(store: ObjectStore, tmp_path: Path) -> None:
+    plan = write_planned(store, tmp_path)
+
+    for _ in range(2):
+        [path] = plan_files(store, "t", [plan.batch], tmp_path)
+        assert pq.read_table(path, partitioning=None).equals(PLANNED)
+
+
+def test_batch_is_planned_written_and_committed(store: ObjectStore, tmp_path: Path) -> None:
+    plan = write_planned(store, tmp_path)
+    append_batch(store, read_batch_log(store, "t"), LoggedBatch(batch=plan.batch, model_version="1", options={}))
+    assert existing_parts(store, plan) == []
     assert committed_batches(store, "t") == []
 
     rows = pa.table({"image": ["x", "y"]})
     for shard, planned in enumerate([3, 2]):
         assert read_books(store, plan, shard) is None
-        books = ShardBooks(shard, planned, predicted=planned, quarantined=0, seconds=1.5)
-        write_part(store, part_key(plan, shard), rows.schema, rows.to_batches(), books)
+        write_rows(store, part_key(plan, shard), rows, ShardBooks(shard, planned, planned, quarantined=0, seconds=1.5))
+    assert existing_parts(store, plan) == [0, 1]
     found = [read_books(store, plan, shard) for shard in range(2)]
     manifest = commit(store, plan, [books for books in found if books], model={"version": 1}, seconds=2.0)
+    mark_committed(store, "t", {plan.batch})
 
     assert commit(store, plan, [books for books in found if books], model={"version": 1}, seconds=3.0) == manifest
-    assert (list_tables(store), list_batches(store, "t")) == (["t"], [plan.batch])
+    assert list_tables(store) == ["t"]
     assert committed_batches(store, "t") == [manifest]
-    assert list(uncommitted_plans(store, "t")) == []
+    assert [entry.committed for entry in read_batch_log(store, "t").batches] == [True]
     assert read_rows(store, [manifest]).equals(pa.concat_tables([rows, rows]))
 
 
+def write_rows(store: ObjectStore, key: str, rows: pa.Table, books: ShardBooks) -> None:
+    with open_part(store, key, rows.schema) as part:
+        for batch in rows.to_batches():
+            part.write(batch)
+        part.note(books)
+
+
 def test_part_written_twice_is_the_same_object(store: ObjectStore) -> None:
-    rows = pa.table({"image": ["x", "y"]})
     written = []
     for seconds in (1.0, 2.0):
-        write_part(store, "part.parquet", rows.schema, rows.to_batches(), ShardBooks(0, 2, 2, 0, seconds))
+        write_rows(store, "part.parquet", pa.table({"image": ["x", "y"]}), ShardBooks(0, 2, 2, 0, seconds))
         written.append(store.read("part.parquet"))
 
     assert written[0] == written[1]
+
+
+def append_to_log(number: int, root: str) -> int:
+    """Append a batch to a log, and mark it; how often another was first."""
+    store = open_store(root)
+    for conflicts in range(1000):
+        entry = LoggedBatch(batch=f"{number}", model_version="1", options={})
+        try:
+            append_batch(store, read_batch_log(store, "t"), entry)
+        except SwapConflict:
+            time.sleep(random.random() * 0.02)
+            continue
+        mark_committed(store, "t", {f"{number}"})
+        return conflicts
+    raise AssertionError(f"batch {number} was never appended")
+
+
+def test_ten_processes_append_and_mark_ten_batches(store: ObjectStore) -> None:
+    in_processes(10, append_to_log, store.root)
+
+    logged = read_batch_log(store, "t").batches
+    assert sorted(entry.batch for entry in logged) == sorted(f"{number}" for number in range(10))
+    assert all(entry.committed for entry in logged)
 
 
 # --- S3: a server that can't be trusted ---

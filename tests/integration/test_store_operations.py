@@ -1,10 +1,12 @@
 """`fmnist store check` and `fmnist store prune`, inputs on S3, and uploads in parts: on a folder, Ceph and rclone."""
 
+import io
 import json
 import os
 import resource
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,13 +20,23 @@ import pytest
 
 from infra.checkpoints import checkpoint_folder, list_checkpoints, read_files, read_record, write_checkpoint
 from infra.errors import RequestError
-from infra.input_files import InputNotFound, filesystem_of, list_input_files
+from infra.input_files import (
+    NOT_THERE,
+    InputFile,
+    InputNotFound,
+    InputUnreadable,
+    filesystem_of,
+    list_input_files,
+    read_input,
+    stat_input,
+)
 from infra.model_registry import ModelRegistry
 from infra.object_store import ObjectStore, StoreUnavailable, open_store
 from infra.object_store.s3 import PART_BYTES
 from infra.retention import Pruned, RetentionUnsafe, prune
 from infra.store_check import check_store, masked
 from tests.s3_server import Exchange, S3Server, faulty_proxy, free_port
+from tests.unit.image_inputs import OPTIONS, model_version, picture, plan_of, png
 
 pytest_plugins = ["tests.gateways"]
 
@@ -738,7 +750,7 @@ def test_s3_input_lists_what_the_same_folder_would(
         (tmp_path / name).write_bytes(name.encode())
 
     assert listed(images + location, images) == expected
-    assert listed(f"file://{tmp_path}{location}", f"file://{tmp_path}") == expected
+    assert sorted(listed(f"file://{tmp_path}{location}", f"file://{tmp_path}")) == expected
 
 
 def test_s3_input_is_read_by_its_uri(images: str) -> None:
@@ -824,3 +836,191 @@ def test_parquet_on_s3_is_read_by_row_groups(ceph_store: ObjectStore) -> None:
     filesystem, path = filesystem_of(file.uri)
     with pq.ParquetFile(path, filesystem=filesystem) as parquet:
         assert parquet.read_row_group(3).column("number").to_pylist() == list(range(30, 40))
+
+
+def test_s3_input_is_looked_at_as_it_is_listed(images: str) -> None:
+    for file in list_input_files(images):
+        assert stat_input(file.uri) == file
+
+
+@pytest.mark.parametrize("name", ["nowhere.png", "a.png/b.png", "x", "x/", ""])
+def test_s3_input_that_is_no_object_is_none(images: str, name: str) -> None:
+    assert stat_input(f"{images}/{name}") is None
+
+
+def test_s3_input_is_read_whole(images: str) -> None:
+    for file in list_input_files(images):
+        assert read_input(file.uri, file.fingerprint, 1000) == file.uri.removeprefix(f"{images}/").encode()
+
+
+def test_s3_input_that_vanished_is_told(ceph_store: ObjectStore, images: str) -> None:
+    [file] = list_input_files(f"{images}/a.png")
+    ceph_store.delete("images/a.png")
+
+    with pytest.raises(InputUnreadable, match=r"^vanished: "):
+        read_input(file.uri, file.fingerprint, 1000)
+
+
+def test_s3_input_that_was_not_there_when_it_was_planned_is_told(images: str) -> None:
+    with pytest.raises(InputUnreadable, match=r"^vanished: "):
+        read_input(f"{images}/a.png", NOT_THERE, 1000)
+
+
+def test_s3_input_that_changed_is_told(ceph_store: ObjectStore, images: str) -> None:
+    [file] = list_input_files(f"{images}/a.png")
+    with ceph_store.publish("images/a.png") as stream:
+        stream.write(b"A.png")
+
+    with pytest.raises(InputUnreadable, match=r"^changed: "):
+        read_input(file.uri, file.fingerprint, 1000)
+
+
+def test_s3_input_that_is_too_large_is_told(images: str) -> None:
+    [file] = list_input_files(f"{images}/a.png")
+
+    with pytest.raises(InputUnreadable, match=r"^too large: 5 bytes"):
+        read_input(file.uri, file.fingerprint, 4)
+
+
+@pytest.fixture
+def large_image(ceph_store: ObjectStore) -> tuple[InputFile, bytes]:
+    """An object of more bytes than come at once."""
+    data = os.urandom(1_000_000)
+    with ceph_store.publish("large.png") as stream:
+        stream.write(data)
+    [file] = list_input_files(ceph_store.uri("large.png"))
+    return file, data
+
+
+def test_s3_input_whose_answer_breaks_off_is_read_again(
+    large_image: tuple[InputFile, bytes], ceph_gateway: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, data = large_image
+    seen: list[str] = []
+    befalls = first(2, "GET", "/large.png", seen)
+
+    def cut(exchange: Exchange) -> None:
+        exchange.cut_answer_at = 300_000 if befalls(exchange) else None
+
+    with faulty_proxy(ceph_gateway, after=cut) as server:
+        server.use(monkeypatch)
+        assert read_input(file.uri, file.fingerprint, 2_000_000) == data
+    assert len(seen) == 3
+
+
+def test_s3_input_whose_answers_all_break_off_is_no_fault_of_the_image(
+    large_image: tuple[InputFile, bytes], ceph_gateway: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, _ = large_image
+    seen: list[str] = []
+    befalls = first(1000, "GET", "/large.png", seen)
+
+    def cut(exchange: Exchange) -> None:
+        exchange.cut_answer_at = 300_000 if befalls(exchange) else None
+
+    with faulty_proxy(ceph_gateway, after=cut) as server:
+        server.use(monkeypatch)
+        with pytest.raises(RequestError, match="can't be read: "):
+            read_input(file.uri, file.fingerprint, 2_000_000)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"AWS_SECRET_ACCESS_KEY": "wrong"}, {"AWS_PROFILE": "nobody"}, {"AWS_ENDPOINT_URL": "http://127.0.0.1:{port}"}],
+    ids=lambda settings: next(iter(settings)),
+)
+@pytest.mark.parametrize("act", ["look", "read"])
+def test_s3_that_does_not_answer_is_no_fault_of_the_image(
+    images: str, settings: dict[str, str], act: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [file] = list_input_files(f"{images}/a.png")
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value.format(port=free_port()))
+
+    with pytest.raises(RequestError, match="can't be read: "):
+        stat_input(file.uri) if act == "look" else read_input(file.uri, file.fingerprint, 1000)
+
+
+# --- Classification from S3 ---
+
+
+@pytest.fixture
+def pictures(ceph_store: ObjectStore) -> str:
+    """URI of a prefix with 11 images: files, a tar, and Parquet."""
+    import pyarrow as pa
+
+    for number in range(4):
+        ceph_store.create(f"pictures/{number} größe #.png", png(number))
+    with ceph_store.publish("pictures/x/a.tar") as stream, tarfile.open(fileobj=stream, mode="w|") as archive:
+        for number in range(4, 8):
+            member = tarfile.TarInfo(f"{number}.png")
+            member.size = len(png(number))
+            archive.addfile(member, io.BytesIO(png(number)))
+    with ceph_store.publish("pictures/y.parquet") as stream:
+        pq.write_table(pa.table({"image": [png(number) for number in range(8, 11)]}), stream)
+    return ceph_store.uri("pictures")
+
+
+def test_images_on_s3_are_read_as_they_were_planned(pictures: str) -> None:
+    from fmnist_model.images import decode_images
+    from tasks.reading import read_shard
+
+    found = {}
+    for batch in read_shard(plan_of(pictures), OPTIONS):
+        decoded = decode_images(batch.encoded)
+        assert (decoded.rejected, batch.reasons) == ([], {})
+        found |= dict(zip(batch.images.to_pylist(), decoded.pixels.tolist(), strict=True))
+
+    names = [f"{number} größe #.png" for number in range(4)]
+    names += [f"x/a.tar#member={number}.png" for number in range(4, 8)] + [f"y.parquet#row={row}" for row in range(3)]
+    assert found == {f"{pictures}/{name}": picture(number).tolist() for number, name in enumerate(names)}
+
+
+def test_images_on_s3_that_are_gone_or_changed_are_told(ceph_store: ObjectStore, pictures: str) -> None:
+    from tasks.reading import read_shard
+
+    plan = plan_of(pictures)
+    ceph_store.delete("pictures/1 größe #.png")
+    ceph_store.delete("pictures/y.parquet")
+    with ceph_store.publish("pictures/x/a.tar") as stream:
+        stream.write(b"changed")
+
+    reasons = [
+        batch.reasons.get(row, "").partition(":")[0]
+        for batch in read_shard(plan, OPTIONS)
+        for row in range(len(batch.images))
+    ]
+    assert reasons == ["", "vanished", "", "", *["changed"] * 4, *["vanished"] * 3]
+
+
+def test_images_on_s3_are_planned_once(store: ObjectStore, pictures: str, tmp_path: Path) -> None:
+    from tasks.planning import plan_inputs
+
+    work = []
+    for run in range(2):
+        (tmp_path / f"{run}").mkdir()
+        work.append(
+            plan_inputs(
+                store,
+                [pictures],
+                table="t",
+                model=model_version(1),
+                options=OPTIONS,
+                scratch=tmp_path / f"{run}",
+            )
+        )
+
+    assert [plan.planned for plan in work[0].plans] == [11]
+    assert (work[1].plans, work[1].already_done) == (work[0].plans, 0)  # to be finished first
+
+
+def test_list_on_s3_names_images_beside_it_and_elsewhere(ceph_store: ObjectStore, pictures: str) -> None:
+    ceph_store.create("pictures/list.csv", f"uri,label\n0 größe #.png,7\n{pictures}/x/a.tar,\nnowhere.png,3\n".encode())
+
+    found = plan_of(f"{pictures}/list.csv").select(["uri", "kind", "rows", "label"]).to_pylist()
+
+    assert [(row["uri"].removeprefix(f"{pictures}/"), row["kind"], row["rows"], row["label"]) for row in found] == [
+        ("0 größe #.png", "image", 1, 7),
+        ("nowhere.png", "image", 1, 3),
+        ("x/a.tar", "tar", 4, None),
+    ]

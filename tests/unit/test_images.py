@@ -2,7 +2,11 @@
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +24,7 @@ from fmnist_model.errors import InvalidDataset
 from fmnist_model.images import (
     DecodedImages,
     ImageRejected,
+    Invert,
     decode_image,
     decode_images,
     encode_png,
@@ -334,21 +339,112 @@ def test_decompression_bomb_is_rejected_as_too_large(size: tuple[int, int]):
         decode_image(png_header(*size))
 
 
+def tiff_header(width: int, height: int) -> bytes:
+    """A grey TIFF of any size on paper, compressed, with next to no pixels."""
+    data = zlib.compress(bytes(1_000))
+    tags = [(256, width), (257, height), (258, 8), (259, 8), (262, 1), (273, 8), (277, 1), (278, height)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in [*tags, (279, len(data))])
+    directory = struct.pack("<H", len(tags) + 1) + entries + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured as Linux tells it")
+@pytest.mark.parametrize("encoded", [png_header, tiff_header])
+def test_decompression_bomb_takes_no_memory_and_no_time(encoded: Callable[[int, int], bytes], tmp_path: Path):
+    (tmp_path / "small").write_bytes(encoded(28, 28))
+    (tmp_path / "bomb").write_bytes(encoded(50_000, 50_000))
+    code = """
+import sys, time
+from pathlib import Path
+from fmnist_model.images import ImageRejected, decode_image
+
+def peak_megabytes():  # not `ru_maxrss`, which a process takes over from the one that started it
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024
+
+for name in ("small", "bomb"):
+    data = (Path(sys.argv[1]) / name).read_bytes()
+    before, began = peak_megabytes(), time.perf_counter()
+    try:
+        decode_image(data)
+        print("decoded")
+    except ImageRejected as reason:
+        print(reason)
+print(peak_megabytes() - before, time.perf_counter() - began)
+"""
+    child = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(child, capture_output=True, text=True, check=True, timeout=120).stdout.splitlines()
+    megabytes, seconds = done[2].split()
+    assert done[1].startswith("too large: ")
+    assert int(megabytes) < 20
+    assert float(seconds) < 1
+
+
 @pytest.mark.filterwarnings("error")
 def test_large_picture_below_the_limit_is_no_bomb():
     assert decode_image(encode(Image.new("1", (8_000, 8_000), 1), "PNG")).min() == 255
 
 
+# Dark on light
+
+
+@pytest.mark.parametrize("invert", ["auto", "always", "never"])
+def test_light_on_dark_and_dark_on_light_are_told_apart(invert: Invert):
+    light_on_dark = np.zeros((28, 28), np.uint8)
+    light_on_dark[4:24, 8:20] = 200
+    pixels = np.stack([light_on_dark, 255 - light_on_dark])
+    expected = {"auto": [0, 0], "always": [255, 0], "never": [0, 255]}[invert]
+    decoded = decode_images(pa.array([encode_png(image) for image in pixels], pa.binary()), invert=invert)
+    assert decoded.pixels[:, 0, 0].tolist() == expected
+    assert [int(decode_image(encode_png(image), invert=invert)[0, 0]) for image in pixels] == expected
+
+
+@pytest.mark.parametrize(("corners", "inverted"), [((127, 127, 128, 128), False), ((127, 128, 128, 128), True)])
+def test_four_corners_decide_what_is_dark_on_light(corners: tuple[int, ...], inverted: bool):
+    pixels = random_grey(28, 28)
+    pixels[[0, 0, -1, -1], [0, -1, 0, -1]] = corners
+    np.testing.assert_array_equal(decode_image(encode_png(pixels), invert="auto"), 255 - pixels if inverted else pixels)
+
+
+def test_light_border_between_dark_corners_does_not_invert():
+    pixels = np.full((28, 28), 255, np.uint8)
+    pixels[[0, 0, -1, -1], [0, -1, 0, -1]] = 0
+    np.testing.assert_array_equal(decode_image(encode_png(pixels), invert="auto"), pixels)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_negative_is_taken_after_the_transform(mode: str):
+    data = encode(picture(mode)[0].resize((40, 50)), "PNG")
+    np.testing.assert_array_equal(decode_image(data, invert="always"), 255 - decode_image(data))
+
+
+def test_inverting_leaves_the_column_as_it_is():
+    pixels = np.full((2, 28, 28), 255, np.uint8)
+    column = COLUMNS["raw pixels"]([image.tobytes() for image in pixels])
+    assert decode_images(column, invert="auto").pixels.max() == 0
+    assert decode_images(column).pixels.min() == 255
+
+
 # Columns
 
 
-COLUMNS = {
+COLUMNS: dict[str, Callable[[list[Any]], pa.Array]] = {
     "struct": as_struct,
     "binary": lambda values: pa.array(values, pa.binary()),
     "large binary": lambda values: pa.array(values, pa.large_binary()),
     "raw pixels": lambda values: pa.array(values, RAW),
     "raw pixels in a struct": lambda values: pa.array(
         [value and {"bytes": value} for value in values], pa.struct([("bytes", RAW)])
+    ),
+    "raw pixels in lists": lambda values: pa.array([value and list(value) for value in values], pa.list_(pa.uint8())),
+    "raw pixels in large lists": lambda values: pa.array(
+        [value and list(value) for value in values], pa.large_list(pa.uint8())
+    ),
+    "raw pixels in fixed-size lists": lambda values: pa.array(
+        [value and list(value) for value in values], pa.list_(pa.uint8(), 784)
+    ),
+    "raw pixels in lists in a struct": lambda values: pa.array(
+        [value and {"bytes": list(value)} for value in values], pa.struct([("bytes", pa.list_(pa.uint8()))])
     ),
 }
 
@@ -402,6 +498,51 @@ def test_empty_column_gives_no_image(name: str):
     assert_books_balance(decode_images(COLUMNS[name]([])), 0)
 
 
+@pytest.mark.parametrize("name", COLUMNS)
+def test_type_of_a_column_that_is_decoded_holds_images(name: str):
+    assert holds_images(COLUMNS[name]([]).type)
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.uint8()), pa.large_list(pa.uint8())], ids=str)
+def test_lists_of_another_length_are_rejected(kind: pa.DataType):
+    pixels = random_grey(3, 784)
+    rows = [[], pixels[0], pixels[0, :-1], None, pixels[1], [*pixels[1], 0], [1] * 28, pixels[2]]
+    decoded = decode_images(pa.array(rows, kind).slice(1))
+    assert decoded.rows.tolist() == [0, 3, 6]
+    np.testing.assert_array_equal(decoded.pixels.reshape(-1, 784), pixels)
+    assert decoded.rejected == [
+        (1, "not an image: 783 pixels instead of 784 (28 x 28)"),
+        (2, "missing: the image is null"),
+        (4, "not an image: 785 pixels instead of 784 (28 x 28)"),
+        (5, "not an image: 28 pixels instead of 784 (28 x 28)"),
+    ]
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.uint8()), pa.large_list(pa.uint8()), pa.list_(pa.uint8(), 784)], ids=str)
+def test_list_with_a_null_pixel_is_rejected(kind: pa.DataType):
+    pixels = random_grey(3, 784)
+    rows = [pixels[0], [None, *pixels[1, 1:-1], None], pixels[2]]
+    decoded = decode_images(pa.array([pixels[0], *rows], kind).slice(1))
+    assert decoded.rejected == [(1, "damaged: 2 of its pixels are null")]
+    np.testing.assert_array_equal(decoded.pixels.reshape(-1, 784), pixels[[0, 2]])
+
+
+@pytest.mark.parametrize("name", [name for name in COLUMNS if name.startswith("raw")])
+def test_raw_pixels_are_not_copied(name: str):
+    column = COLUMNS[name](column_values(name, random_grey(5, 28, 28)))
+    assert not decode_images(column.slice(1, 3)).pixels.flags.owndata
+
+
+def test_lists_over_values_that_begin_elsewhere_are_found():
+    values = pa.array(random_grey(4 * 784)).slice(784)
+    expected = np.asarray(values).reshape(3, 28, 28)[1:]
+    for column in (
+        pa.FixedSizeListArray.from_arrays(values, 784),
+        pa.ListArray.from_arrays(pa.array([0, 784, 1568, 2352], pa.int32()), values),
+    ):
+        np.testing.assert_array_equal(decode_images(column.slice(1)).pixels, expected)
+
+
 def test_null_bytes_in_a_struct_are_rejected_as_missing():
     column = pa.array([{"bytes": None, "path": "/tmp/a.png"}], STRUCT)  # noqa: S108 (never opened)
     assert decode_images(column).rejected == [(0, "missing: the image is null")]
@@ -428,11 +569,34 @@ def test_every_row_is_decoded_or_rejected_and_keeps_its_place(rows: list[int | b
 
 @pytest.mark.parametrize(
     "kind",
-    [pa.string(), pa.int64(), pa.binary(783), pa.list_(pa.uint8()), pa.struct([("path", pa.string())]), pa.null()],
+    [
+        pa.string(),
+        pa.int64(),
+        pa.binary(783),
+        pa.list_(pa.uint8(), 783),
+        pa.list_(pa.int8()),
+        pa.large_list(pa.float32()),
+        pa.list_(pa.list_(pa.uint8())),
+        pa.struct([("path", pa.string())]),
+        pa.struct([("bytes", pa.string())]),
+        pa.null(),
+    ],
+    ids=str,
 )
 def test_column_of_another_type_is_refused_by_name(kind: pa.DataType):
+    assert not holds_images(kind)
     with pytest.raises(InvalidDataset, match="holds no images: expected image files"):
         decode_images(pa.nulls(1, kind))
+
+
+@pytest.mark.parametrize("invert", ["auto", "always", "never"])
+@pytest.mark.parametrize("n", [3, 100])
+def test_images_are_inverted_as_each_of_them_alone(invert: Invert, n: int):
+    pixels = np.random.default_rng(n).integers(0, 256, (n, 28, 28), dtype=np.uint8)
+    expected = [decode_image(encode_png(image), invert=invert) for image in pixels]
+    for name, column in COLUMNS.items():
+        decoded = decode_images(column(column_values(name, pixels)), invert=invert)
+        np.testing.assert_array_equal(decoded.pixels, expected)
 
 
 def test_type_of_a_hugging_face_image_column_holds_images():

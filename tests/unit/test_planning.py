@@ -1,271 +1,301 @@
-"""Inputs are cut into pieces and shards that hold every image exactly once."""
+"""Every image of the inputs is planned exactly once, whoever plans and however often."""
 
-import re
-from itertools import groupby
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from infra.errors import RequestError
-from infra.input_files import InputNotFound, list_input_files
-from tasks.planning import _cut_into_shards, _pieces, check_inputs
+from infra.batch_log import LoggedBatch, mark_committed, read_batch_log
+from infra.batch_plan import ShardInputs, find_plan
+from infra.errors import JobError, RequestError
+from infra.object_store import ObjectStore, SwapConflict, open_store
+from infra.prediction_table import BatchManifest, BatchPlan, ShardBooks, commit
+from tasks import planning
+from tasks.inputs import ReadOptions
+from tasks.planning import PlannedWork, plan_inputs
+from tests.unit.image_inputs import OPTIONS, model_version, save_files, save_parquet, save_tar, touch
 
-SHARD = 50_000
-
-
-def pieces_of(rows: list[int]) -> list[dict[str, Any]]:
-    return [{"uri": f"file:///{number}", "rows": count} for number, count in enumerate(rows)]
-
-
-def shard_sizes(cut: list[dict[str, Any]]) -> list[int]:
-    return [sum(piece["rows"] for piece in shard) for _, shard in groupby(cut, key=lambda piece: piece["shard"])]
+# Plans
 
 
-# Shards
+class Table:
+    """A prediction table in a store of the test's own, and those who plan batches for it."""
 
-any_pieces = st.lists(
-    st.one_of(st.just(1), st.integers(1, 100), st.integers(1, 200_000), st.integers(SHARD - 2, SHARD + 2)), max_size=60
-)
+    def __init__(self, folder: Path) -> None:
+        self.store: ObjectStore = open_store(f"file://{folder}/store")
+        self._folder = folder
+
+    def plan(self, *inputs: str | Path, version: int = 1, options: ReadOptions = OPTIONS) -> PlannedWork:
+        return plan_inputs(
+            self.store,
+            [str(location) for location in inputs],
+            table="t",
+            model=model_version(version),
+            options=options,
+            scratch=Path(mkdtemp(prefix="scratch-", dir=self._folder)),
+        )
+
+    def commit(self, plan: BatchPlan, *, and_mark: bool = True) -> BatchManifest:
+        """Commit a batch as if all of its images were classified."""
+        inputs = ShardInputs(self.store, plan)
+        rows = [sum(inputs.of(shard).column("rows").to_pylist()) for shard in range(plan.shards)]
+        books = [ShardBooks(shard, count, count, 0) for shard, count in enumerate(rows)]
+        manifest = commit(self.store, plan, books, model={}, seconds=1)
+        if and_mark:
+            mark_committed(self.store, plan.table, {plan.batch})
+        return manifest
+
+    def log(self) -> list[LoggedBatch]:
+        return read_batch_log(self.store, "t").batches
+
+    def planned(self) -> list[str]:
+        """The URIs in all plans that the log knows, in order."""
+        return sorted(uri for entry in self.log() for uri in self.planned_in(entry.batch))
+
+    def planned_in(self, batch: str) -> list[str]:
+        plan = find_plan(self.store, "t", batch)
+        assert plan is not None
+        inputs = ShardInputs(self.store, plan)
+        return [uri for shard in range(plan.shards) for uri in inputs.of(shard).column("uri").to_pylist()]
 
 
-@settings(deadline=None, print_blob=True)
-@given(any_pieces)
-def test_no_piece_is_lost_or_moved(rows: list[int]):
-    cut = _cut_into_shards(pieces_of(rows))
-    assert [{key: piece[key] for key in ("uri", "rows")} for piece in cut] == pieces_of(rows)
+@pytest.fixture
+def table(tmp_path: Path) -> Table:
+    return Table(tmp_path)
 
 
-@settings(deadline=None, print_blob=True)
-@given(any_pieces)
-def test_shards_are_numbered_in_order_without_gaps(rows: list[int]):
-    numbers = [piece["shard"] for piece in _cut_into_shards(pieces_of(rows))]
-    assert numbers == sorted(numbers)
-    assert sorted(set(numbers)) == list(range(len(set(numbers))))
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder with three images."""
+    save_files(tmp_path / "images", {f"{name}.png": name.encode() for name in "abc"})
+    return tmp_path / "images"
 
 
-@settings(deadline=None, print_blob=True)
-@given(any_pieces.filter(bool))
-def test_no_shard_strays_from_its_share_by_more_than_a_piece(rows: list[int]):
-    share = sum(rows) / max(1, round(sum(rows) / SHARD))
-    sizes = shard_sizes(_cut_into_shards(pieces_of(rows)))
-    assert max(sizes) <= share + max(rows) + 1e-6
-    assert min(sizes) >= share - max(rows) - 1e-6
+def test_first_run_plans_all_images(table: Table, images: Path):
+    work = table.plan(images)
+    assert [(plan.planned, plan.shards) for plan in work.plans] == [(3, 1)]
+    assert table.planned() == [f"file://{images}/{name}.png" for name in "abc"]
 
 
-@settings(deadline=None, print_blob=True)
-@given(any_pieces)
-def test_cutting_again_cuts_the_same(rows: list[int]):
-    assert _cut_into_shards(pieces_of(rows)) == _cut_into_shards(pieces_of(rows))
+def test_plan_is_in_the_order_of_the_uris(table: Table, tmp_path: Path):
+    ordered = ["a b.png", "a#1.png", "a.tar", "a/c.png", "b.png", "größe.png", "图.png"]
+    touch(tmp_path / "images", *(name for name in reversed(ordered) if name != "a.tar"))
+    save_tar(tmp_path / "images/a.tar", [("1.png", b"")])
+    [plan] = table.plan(tmp_path / "images").plans
+    assert table.planned_in(plan.batch) == [f"file://{tmp_path}/images/{name}" for name in ordered]
+
+
+def test_overlapping_inputs_give_each_file_once(table: Table, images: Path):
+    (images / "list.txt").write_text("a.png\nb.png\nb.png\n")
+    table.plan(images, f"{images}/a.png", f"{images}/*.png", images / "list.txt", f"{images}/../images")
+    assert table.planned() == [f"file://{images}/{name}.png" for name in "abc"]
+
+
+def test_label_of_a_list_goes_with_a_file_that_a_folder_names_too(table: Table, images: Path):
+    (images / "list.csv").write_text("uri,label\nb.png,4\n")
+    [plan] = table.plan(images, images / "list.csv").plans
+    assert ShardInputs(table.store, plan).of(0).column("label").to_pylist() == [None, 4, None]
+
+
+def test_images_of_containers_are_counted(table: Table, tmp_path: Path):
+    save_tar(tmp_path / "a.tar", [(f"{number}.png", b"") for number in range(5)])
+    touch(tmp_path, "b.png")
+    [plan] = table.plan(tmp_path / "a.tar", tmp_path / "b.png").plans
+    assert plan.planned == 6
+
+
+def test_second_run_plans_nothing_and_counts_what_is_done(table: Table, images: Path):
+    save_tar(images / "d.tar", [(f"{number}.png", b"") for number in range(5)])
+    table.commit(table.plan(images).plans[0])
+    work = table.plan(images)
+    assert (work.plans, work.already_done) == ([], 8)
+
+
+def test_what_is_done_is_counted_of_the_inputs_alone(table: Table, images: Path):
+    table.commit(table.plan(images).plans[0])
+    assert table.plan(images / "a.png").already_done == 1
+
+
+def test_new_file_is_a_batch_of_just_that(table: Table, images: Path):
+    table.commit(table.plan(images).plans[0])
+    touch(images, "new.png")
+    work = table.plan(images)
+    assert [table.planned_in(plan.batch) for plan in work.plans] == [[f"file://{images}/new.png"]]
+    assert work.already_done == 3
+
+
+def test_changed_file_is_new(table: Table, images: Path):
+    table.commit(table.plan(images).plans[0])
+    (images / "b.png").write_bytes(b"changed")
+    assert [table.planned_in(plan.batch) for plan in table.plan(images).plans] == [[f"file://{images}/b.png"]]
+
+
+def test_file_that_was_missing_is_new_when_it_is_there(table: Table, images: Path):
+    (images / "list.txt").write_text("later.png\n")
+    table.commit(table.plan(images / "list.txt").plans[0])
+    assert table.plan(images / "list.txt").plans == []
+    touch(images, "later.png")
+    [plan] = table.plan(images / "list.txt").plans
+    assert table.planned_in(plan.batch) == [f"file://{images}/later.png"]
+
+
+def test_everything_is_new_to_another_model_version(table: Table, images: Path):
+    first = table.plan(images).plans
+    table.commit(first[0])
+    work = table.plan(images, version=2)
+    assert [(plan.planned, plan.model_version) for plan in work.plans] == [(3, "2")]
+    assert (work.already_done, work.plans[0].batch == first[0].batch) == (0, False)
+
+
+def test_unfinished_batch_comes_first(table: Table, images: Path):
+    [unfinished] = table.plan(images).plans
+    touch(images, "new.png")
+    first, second = table.plan(images).plans
+    assert first == unfinished
+    assert table.planned_in(second.batch) == [f"file://{images}/new.png"]
+
+
+def test_unfinished_batch_comes_though_its_inputs_are_not_asked_for(table: Table, images: Path):
+    [unfinished] = table.plan(images / "a.png").plans
+    assert table.plan(images / "b.png").plans[0] == unfinished
+
+
+def test_unfinished_batch_of_another_model_is_left_alone(table: Table, images: Path):
+    table.plan(images)
+    assert [plan.model_version for plan in table.plan(images, version=2).plans] == ["2"]
+
+
+def test_finished_batch_comes_no_more(table: Table, images: Path):
+    for name in "abc":
+        table.commit(table.plan(images / f"{name}.png").plans[0])
+    assert table.plan(images).plans == []
+
+
+def test_container_without_images_is_nothing_to_plan(table: Table, tmp_path: Path):
+    work = table.plan(save_parquet(tmp_path / "a.parquet", []))
+    assert (work.plans, work.already_done, table.log()) == ([], 0, [])
 
 
 @pytest.mark.parametrize(
-    ("images", "sizes"),
-    [(1, [1]), (10_000, [10_000]), (74_999, [74_999]), (75_001, [37_500, 37_501]), (100_000, [SHARD] * 2)],
+    "options", [ReadOptions(invert="auto"), ReadOptions(image_column="picture"), ReadOptions(label_column="truth")]
 )
-def test_single_images_are_shared_out_evenly(images: int, sizes: list[int]):
-    assert shard_sizes(_cut_into_shards(pieces_of([1] * images))) == sizes
+def test_other_options_for_the_same_table_and_model_are_refused(table: Table, images: Path, options: ReadOptions):
+    table.plan(images)
+    [changed] = [name for name in ReadOptions.model_fields if getattr(options, name) != getattr(OPTIONS, name)]
+    with pytest.raises(RequestError, match=f"Table t holds predictions of model version 1 made with {changed} "):
+        table.plan(images, options=options)
 
 
-def test_piece_larger_than_a_shard_is_a_shard_of_its_own():
-    assert shard_sizes(_cut_into_shards(pieces_of([SHARD, 4 * SHARD, SHARD]))) == [SHARD, 4 * SHARD, SHARD]
+def test_other_options_for_another_model_are_taken(table: Table, images: Path):
+    table.plan(images)
+    work = table.plan(images, version=2, options=ReadOptions(invert="auto"))
+    assert work.plans[0].options["invert"] == "auto"
 
 
-def test_nothing_is_cut_into_nothing():
-    assert _cut_into_shards([]) == []
+def test_plan_that_is_lost_is_told_by_its_batch(table: Table, images: Path):
+    [plan] = table.plan(images).plans
+    table.store.delete(f"{plan.key}/_plan.parquet")
+    with pytest.raises(JobError, match=f"lost the plan of batch {plan.batch}"):
+        table.plan(images)
 
 
-# Pieces: files
+def test_batch_that_is_committed_and_not_marked_is_marked(table: Table, images: Path):
+    table.commit(table.plan(images).plans[0], and_mark=False)
+    assert [entry.committed for entry in table.log()] == [False]
+    assert table.plan(images).plans == []
+    assert [entry.committed for entry in table.log()] == [True]
 
 
-def touch(folder: Path, *names: str) -> None:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
+def test_batch_that_is_committed_and_not_marked_hinders_no_new_one(table: Table, images: Path):
+    table.commit(table.plan(images).plans[0], and_mark=False)
+    touch(images, "new.png")
+    [plan] = table.plan(images).plans
+    assert table.planned_in(plan.batch) == [f"file://{images}/new.png"]
 
 
-def test_image_file_is_a_piece_of_one_image(tmp_path: Path):
-    touch(tmp_path, "a.png")
-    (file,) = list_input_files(str(tmp_path))
-    assert list(_pieces(str(tmp_path))) == [
-        {"uri": file.uri, "fingerprint": file.fingerprint, "kind": "image", "first_row": 0, "rows": 1}
-    ]
+# Plans: several planners at once
 
 
-def test_pieces_come_in_the_order_of_the_paths(tmp_path: Path):
-    touch(tmp_path, "b.png", "a/c.jpg", "a/b.webp")
-    assert [piece["uri"].removeprefix(f"file://{tmp_path}/") for piece in _pieces(str(tmp_path))] == [
-        "a/b.webp",
-        "a/c.jpg",
-        "b.png",
-    ]
+def first_to_append(monkeypatch: pytest.MonkeyPatch, other: Callable[[], Any]) -> list[Any]:
+    """Let another planner plan, from first to last, just before the next one appends his batch to the log."""
+    append, results = planning.append_batch, []
+
+    def append_after_the_other(*arguments: Any) -> None:
+        monkeypatch.setattr(planning, "append_batch", append)
+        results.append(other())
+        append(*arguments)
+
+    monkeypatch.setattr(planning, "append_batch", append_after_the_other)
+    return results
 
 
-@pytest.mark.parametrize("name", ["A.PNG", "b.JpEg", "c.TIFF"])
-def test_ending_in_capitals_is_an_image_too(tmp_path: Path, name: str):
-    touch(tmp_path, name)
-    assert len(list(_pieces(str(tmp_path)))) == 1
+def test_same_inputs_planned_by_two_at_once_are_one_batch(table: Table, images: Path, monkeypatch: pytest.MonkeyPatch):
+    others = first_to_append(monkeypatch, lambda: table.plan(images))
+    late = table.plan(images)
+    assert late.plans == others[0].plans
+    assert [entry.batch for entry in table.log()] == [late.plans[0].batch]
 
 
-def test_other_files_among_images_are_passed_over(tmp_path: Path):
-    touch(tmp_path, "a.png", "README.md", "labels.csv", "Thumbs.db")
-    assert [piece["uri"] for piece in _pieces(str(tmp_path))] == [f"file://{tmp_path}/a.png"]
-
-
-@pytest.mark.parametrize("names", [[], ["README.md"], [".a.png", "_b.png"]], ids=["empty", "other files", "hidden"])
-def test_folder_without_images_is_refused_by_name(tmp_path: Path, names: list[str]):
-    touch(tmp_path, *names)
-    with pytest.raises(InputNotFound, match=f"^{re.escape(str(tmp_path))} holds no images"):
-        list(_pieces(str(tmp_path)))
-
-
-def test_glob_without_a_match_is_refused_by_name(tmp_path: Path):
-    touch(tmp_path, "a.png")
-    with pytest.raises(InputNotFound, match=re.escape(f"{tmp_path}/*.jpg holds no images")):
-        list(_pieces(f"{tmp_path}/*.jpg"))
-
-
-def test_missing_input_is_refused_by_name(tmp_path: Path):
-    with pytest.raises(InputNotFound, match=re.escape(f"{tmp_path}/nowhere")):
-        check_inputs([f"{tmp_path}/nowhere"])
-
-
-def test_one_missing_input_among_others_is_refused(tmp_path: Path):
-    touch(tmp_path, "a.png")
-    with pytest.raises(InputNotFound, match="nowhere"):
-        check_inputs([f"{tmp_path}/a.png", f"{tmp_path}/nowhere", f"{tmp_path}/a.png"])
-
-
-def test_inputs_with_images_are_accepted(tmp_path: Path):
-    touch(tmp_path, "x/a.png")
-    check_inputs([str(tmp_path), f"{tmp_path}/x", f"{tmp_path}/x/*.png"])
-
-
-# Pieces: Parquet
-
-
-def write_parquet(path: Path, row_groups: list[int], kind: pa.DataType | None = None) -> Path:
-    kind = kind or pa.binary()
-    schema = pa.schema([("image", kind), ("label", pa.int64())])
-    with pq.ParquetWriter(path, schema) as writer:
-        for rows in row_groups:
-            writer.write_table(pa.table([pa.nulls(rows, kind), pa.nulls(rows, pa.int64())], schema=schema))
-    assert pq.read_metadata(path).num_row_groups == len(row_groups)
-    return path
-
-
-@settings(deadline=None, print_blob=True, max_examples=30)
-@given(
-    st.lists(st.one_of(st.integers(1, 9_000), st.integers(20_000, 120_000), st.just(SHARD)), min_size=1, max_size=12)
+@pytest.mark.parametrize(
+    ("one", "other"), [("ab", "bc"), ("abc", "b"), ("b", "abc"), ("a", "c")], ids=lambda names: names
 )
-def test_parquet_is_cut_between_row_groups_and_covered_exactly_once(
-    tmp_path_factory: pytest.TempPathFactory, row_groups: list[int]
+def test_two_planners_at_once_put_no_image_into_two_batches(
+    table: Table, images: Path, monkeypatch: pytest.MonkeyPatch, one: str, other: str
 ):
-    path = write_parquet(tmp_path_factory.mktemp("cut") / "images.parquet", row_groups)
-    pieces = list(_pieces(str(path)))
-    ends = [piece["first_row"] + piece["rows"] for piece in pieces]
-    assert [piece["first_row"] for piece in pieces] == [0, *ends[:-1]]
-    assert ends[-1] == sum(row_groups)
-    assert set(ends) <= {sum(row_groups[: number + 1]) for number in range(len(row_groups))}
+    first_to_append(monkeypatch, lambda: table.plan(*(f"{images}/{name}.png" for name in other)))
+    table.plan(*(f"{images}/{name}.png" for name in one))
+    assert table.planned() == [f"file://{images}/{name}.png" for name in sorted({*one, *other})]
 
 
-@pytest.mark.parametrize(
-    ("row_groups", "pieces"),
-    [
-        ([10], [10]),
-        ([2_500] * 4, [10_000]),
-        ([SHARD, SHARD], [SHARD, SHARD]),
-        ([30_000, 30_000, 30_000], [60_000, 30_000]),
-        ([200_000, 1], [200_000, 1]),
-    ],
-)
-def test_parquet_is_cut_as_soon_as_a_shard_is_full(tmp_path: Path, row_groups: list[int], pieces: list[int]):
-    path = write_parquet(tmp_path / "images.parquet", row_groups)
-    assert [piece["rows"] for piece in _pieces(str(path))] == pieces
+def test_planner_who_comes_late_is_to_finish_the_other_batch_too(
+    table: Table, images: Path, monkeypatch: pytest.MonkeyPatch
+):
+    others = first_to_append(monkeypatch, lambda: table.plan(f"{images}/[ab].png"))
+    first, second = table.plan(f"{images}/[bc].png").plans
+    assert [first] == others[0].plans
+    assert table.planned_in(second.batch) == [f"file://{images}/c.png"]
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pa.binary(),
-        pa.large_binary(),
-        pa.binary(784),
-        pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
-        pa.struct([("path", pa.string()), ("bytes", pa.large_binary())]),
-    ],
-    ids=str,
-)
-def test_parquet_with_an_image_column_is_taken(tmp_path: Path, kind: pa.DataType):
-    path = write_parquet(tmp_path / "images.parquet", [3], kind)
-    assert [(piece["kind"], piece["rows"]) for piece in _pieces(str(path))] == [("parquet", 3)]
+def test_planners_of_two_models_at_once_both_plan_everything(
+    table: Table, images: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first_to_append(monkeypatch, lambda: table.plan(images, version=2))
+    table.plan(images, version=1)
+    assert sorted(table.planned()) == sorted([f"file://{images}/{name}.png" for name in "abc"] * 2)
 
 
-def test_parquet_ending_in_capitals_is_taken(tmp_path: Path):
-    assert len(list(_pieces(str(write_parquet(tmp_path / "IMAGES.PARQUET", [3]))))) == 1
+def test_planner_who_comes_late_with_other_options_is_refused(
+    table: Table, images: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first_to_append(monkeypatch, lambda: table.plan(images / "a.png", options=ReadOptions(invert="auto")))
+    with pytest.raises(RequestError, match="made with invert auto"):
+        table.plan(images / "b.png")
 
 
-def test_parquet_without_rows_gives_no_piece(tmp_path: Path):
-    assert list(_pieces(str(write_parquet(tmp_path / "images.parquet", [])))) == []
+def test_planner_does_not_try_forever(table: Table, images: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*arguments: Any) -> None:
+        raise SwapConflict("another was first")
+
+    monkeypatch.setattr(planning, "append_batch", refuse)
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
+    with pytest.raises(SwapConflict):
+        table.plan(images)
 
 
-def test_parquet_without_rows_is_an_input(tmp_path: Path):
-    check_inputs([str(write_parquet(tmp_path / "images.parquet", []))])
+@pytest.mark.parametrize("seed", range(3))
+def test_many_planners_at_once_plan_every_image_exactly_once(table: Table, tmp_path: Path, seed: int):
+    chance = np.random.default_rng(seed)
+    touch(tmp_path / "images", *(f"{number:02d}.png" for number in range(20)))
+    inputs = [chance.choice(20, 8, replace=False) for _ in range(6)]
 
+    def plan(numbers: Any) -> PlannedWork:
+        return table.plan(*(f"{tmp_path}/images/{number:02d}.png" for number in numbers))
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.int64(), pa.binary(783), pa.bool_()], ids=str)
-def test_image_column_of_another_type_is_refused_with_the_types_there(tmp_path: Path, kind: pa.DataType):
-    path = write_parquet(tmp_path / "images.parquet", [3], kind)
-    with pytest.raises(
-        RequestError, match=re.escape(f"file://{path} ") + r".*'image'.*" + re.escape(f"image ({kind})")
-    ):
-        list(_pieces(str(path)))
-
-
-def test_parquet_without_an_image_column_is_refused_with_the_columns_there(tmp_path: Path):
-    path = tmp_path / "other.parquet"
-    pq.write_table(pa.table({"picture": [b"x"], "label": [1]}), path)
-    with pytest.raises(RequestError, match=re.escape(f"file://{path} ") + r".*picture \(binary\), label \(int64\)"):
-        list(_pieces(str(path)))
-
-
-def test_parquet_with_two_image_columns_is_refused_by_name(tmp_path: Path):
-    path = tmp_path / "twice.parquet"
-    pq.write_table(pa.Table.from_arrays([pa.array([b"x"])] * 2, names=["image", "image"]), path)
-    with pytest.raises(RequestError, match=re.escape(f"file://{path} ") + r".*image \(binary\), image \(binary\)"):
-        list(_pieces(str(path)))
-
-
-@pytest.mark.parametrize("data", [b"", b"PAR1", b"PAR1PAR1", b"this is no Parquet file", b"\0" * 1000])
-def test_file_that_is_no_parquet_is_refused_by_name(tmp_path: Path, data: bytes):
-    path = tmp_path / "broken.parquet"
-    path.write_bytes(data)
-    with pytest.raises(RequestError, match=re.escape(f"file://{path} can't be read as Parquet")):
-        list(_pieces(str(path)))
-
-
-def test_every_truncation_of_a_parquet_file_is_refused(tmp_path: Path):
-    data = write_parquet(tmp_path / "whole.parquet", [3]).read_bytes()
-    path = tmp_path / "truncated.parquet"
-    for length in range(0, len(data), 3):
-        path.write_bytes(data[:length])
-        with pytest.raises(RequestError, match=r"truncated\.parquet can't be read as Parquet"):
-            list(_pieces(str(path)))
-
-
-@settings(deadline=None, print_blob=True, max_examples=200)
-@given(data=st.data())
-def test_damaged_footer_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject):
-    path = write_parquet(tmp_path_factory.getbasetemp() / "damaged.parquet", [3])
-    damaged = bytearray(path.read_bytes())
-    footer = len(damaged) - 8 - int.from_bytes(damaged[-8:-4], "little")
-    for _ in range(data.draw(st.integers(1, 2))):
-        damaged[data.draw(st.integers(footer, len(damaged) - 1))] = data.draw(st.integers(0, 255))
-    path.write_bytes(damaged)
-    try:
-        list(_pieces(str(path)))
-    except RequestError as refusal:
-        assert "damaged.parquet" in str(refusal)  # noqa: PT017 (a damage that does no harm is not refused)
+    with ThreadPoolExecutor(len(inputs)) as threads:
+        list(threads.map(plan, inputs))
+    asked_for = sorted({number for numbers in inputs for number in numbers.tolist()})
+    assert table.planned() == [f"file://{tmp_path}/images/{number:02d}.png" for number in asked_for]

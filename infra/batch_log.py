@@ -1,0 +1,97 @@
+"""The log of a prediction table: its batches in the order in which they were planned.
+
+    predictions/<table>/_batches.json    the table's one mutable object, swapped by compare-and-set
+
+Whoever plans a batch leaves out the images of all batches in the log that he read, and appends his own only if the log
+is still that one. So no image is in two batches of a model, however many plan at once, and though a store's listing may
+be behind.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from infra.object_store import ObjectNotFound, ObjectStore, SwapConflict
+from infra.prediction_table import BatchManifest, read_manifest, table_folder
+
+
+class LoggedBatch(BaseModel):
+    """A batch whose plan is in the store."""
+
+    batch: str
+    model_version: str
+    options: dict[str, Any]
+    committed: bool = False
+    """Whether its manifest is known to be there; false may be out of date."""
+
+
+class _Log(BaseModel):
+    batches: list[LoggedBatch]
+
+
+@dataclass(frozen=True)
+class BatchLog:
+    """The log as it was read."""
+
+    table: str
+    batches: list[LoggedBatch]
+    etag: str | None
+    """None where the table has no batch yet."""
+
+    def of_model(self, model_version: str) -> list[LoggedBatch]:
+        """The batches of one model version."""
+        return [entry for entry in self.batches if entry.model_version == model_version]
+
+
+def read_batch_log(store: ObjectStore, table: str) -> BatchLog:
+    """Read a table's log, which is empty where there is no such table."""
+    try:
+        data, etag = store.read_with_etag(_key(table))
+    except ObjectNotFound:
+        return BatchLog(table, [], None)
+    return BatchLog(table, _Log.model_validate_json(data).batches, etag)
+
+
+def append_batch(store: ObjectStore, log: BatchLog, entry: LoggedBatch) -> None:
+    """Append a batch to the log that was read.
+
+    Raises:
+        SwapConflict: another process changed it since.
+    """
+    _write(store, log, [*log.batches, entry])
+
+
+@retry(
+    retry=retry_if_exception_type(SwapConflict),
+    wait=wait_random_exponential(multiplier=0.05, max=1),
+    stop=stop_after_attempt(20),
+    reraise=True,
+)
+def mark_committed(store: ObjectStore, table: str, batches: set[str]) -> None:
+    """Note that batches have their manifests, which spares those who plan next from looking."""
+    log = read_batch_log(store, table)
+    if all(entry.committed for entry in log.batches if entry.batch in batches):
+        return
+    marked = [
+        entry.model_copy(update={"committed": entry.committed or entry.batch in batches}) for entry in log.batches
+    ]
+    _write(store, log, marked)
+
+
+def committed_batches(store: ObjectStore, table: str) -> list[BatchManifest]:
+    """The manifests of all committed batches, in the order in which they were planned."""
+    with ThreadPoolExecutor(8) as threads:
+        batches = [entry.batch for entry in read_batch_log(store, table).batches]
+        manifests = threads.map(lambda batch: read_manifest(store, table, batch), batches)
+        return [manifest for manifest in manifests if manifest is not None]
+
+
+def _write(store: ObjectStore, log: BatchLog, batches: list[LoggedBatch]) -> None:
+    store.swap(_key(log.table), _Log(batches=batches).model_dump_json(indent=1).encode(), seen=log.etag)
+
+
+def _key(table: str) -> str:
+    return f"{table_folder(table)}/_batches.json"

@@ -1,0 +1,229 @@
+"""The plan of a batch: its inputs, cut into shards of even work, in the order of their URIs.
+
+    predictions/<table>/batch=<id>/_plan.parquet
+
+Plans are written and read as streams, whatever the number of their inputs.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from infra.object_store import ObjectStore
+from infra.prediction_table import BatchPlan, batch_folder
+
+PIECE_SCHEMA = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("fingerprint", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("first_row", pa.int64(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("label", pa.int8()),
+    ]
+)
+"""A piece of input a row: `rows` images of the file `uri`, from `first_row` on. `fingerprint` tells the file's versions
+apart, `kind` what it is, `offset` where reading begins, `size` how many bytes are read; `label` is that of an image
+file."""
+
+PLAN_SCHEMA = PIECE_SCHEMA.insert(0, pa.field("shard", pa.int32(), nullable=False))
+"""The same with the number of its shard, from 0 without gaps."""
+
+CHUNK_ROWS = 65_536
+"""Rows held at a time, and in a row group of the plan."""
+
+SMALLEST_SHARD, LARGEST_SHARD, SHARDS = 20_000.0, 1_250_000.0, 200
+"""A shard's work, in images of a container: some half a second for a CPU at least; at most what makes a part of some 64
+MiB; between them, so much that there are about so many shards to share out."""
+
+
+def work_of(pieces: pa.RecordBatch) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """What pieces cost, in small images of a container: bytes to read and decode, and files to open."""
+    rows, size, kind = (pieces.column(name) for name in ("rows", "size", "kind"))
+    single = np.asarray(pc.equal(kind, "image")).astype(np.float64)
+    cost: np.ndarray[Any, np.dtype[np.float64]] = rows.to_numpy() + size.to_numpy() / 2048 + 4 * single
+    return cost
+
+
+def shard_work(total: float) -> float:
+    """The work of each shard of a batch, for so much in all."""
+    aim = min(max(total / SHARDS, SMALLEST_SHARD), LARGEST_SHARD)
+    return total / max(1, round(total / aim))
+
+
+def cut_into_shards(pieces: Iterable[pa.RecordBatch], work: float) -> Iterator[pa.RecordBatch]:
+    """Number pieces by shards of as nearly as possible that much work, keeping their order.
+
+    Args:
+        pieces: by `PIECE_SCHEMA`.
+        work: of a shard (`shard_work`); a piece that is larger is a shard of its own.
+
+    Returns:
+        The same by `PLAN_SCHEMA`.
+    """
+    before, last_share, shard = 0.0, -1, -1
+    for batch in pieces:
+        if not len(batch):
+            continue
+        cost = work_of(batch)
+        ends = before + np.cumsum(cost)
+        shares = ((ends - cost / 2) / work).astype(np.int64)
+        # A piece larger than a share leaves numbers without pieces: number the changes instead.
+        numbers = shard + np.cumsum(np.diff(shares, prepend=last_share) != 0)
+        before, last_share, shard = float(ends[-1]), int(shares[-1]), int(numbers[-1])
+        yield pa.record_batch([pa.array(numbers.astype(np.int32)), *batch.columns], schema=PLAN_SCHEMA)
+
+
+def write_plan(
+    store: ObjectStore,
+    *,
+    table: str,
+    model_version: str,
+    options: dict[str, Any],
+    inputs: Iterable[pa.RecordBatch],
+    scratch: Path,
+) -> BatchPlan:
+    """Write a batch's plan. Its id is a digest of inputs, model and options, so that planning twice is planning once.
+
+    Args:
+        store: where to.
+        table: the prediction table's name.
+        model_version: the model that is to classify.
+        options: whatever else decides what the rows will be.
+        inputs: by `PLAN_SCHEMA`, in the order of their shards; at least one.
+        scratch: a folder for what is on its way.
+    """
+    digest = _Digest([model_version, options])
+    local = scratch / "plan.parquet"
+    shards = planned = 0
+    with pq.ParquetWriter(local, PLAN_SCHEMA, compression="zstd") as writer:
+        for chunk in rechunked(inputs):
+            digest.add(chunk)
+            planned += pc.sum(chunk.column("rows")).as_py()
+            shards = chunk.column("shard")[-1].as_py() + 1
+            writer.write_batch(chunk)
+        plan = BatchPlan(
+            table=table,
+            batch=digest.hexdigest(),
+            model_version=model_version,
+            options=options,
+            shards=shards,
+            planned=planned,
+        )
+        writer.add_key_value_metadata({"fmnist_plan": plan.model_dump_json()})
+    with store.publish(_key(table, plan.batch)) as stream, local.open("rb") as written:
+        while block := written.read(2**20):
+            stream.write(block)
+    local.unlink()
+    return plan
+
+
+def rechunked(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows, `CHUNK_ROWS` at a time, however they came."""
+    held: list[pa.RecordBatch] = []
+    count = 0
+    for batch in batches:
+        held.append(batch)
+        count += len(batch)
+        while count >= CHUNK_ROWS:
+            rows = pa.Table.from_batches(held).combine_chunks()
+            yield rows.slice(0, CHUNK_ROWS).to_batches()[0]
+            held = rows.slice(CHUNK_ROWS).to_batches()
+            count -= CHUNK_ROWS
+    if count:
+        yield pa.Table.from_batches(held).combine_chunks().to_batches()[0]
+
+
+class _Digest:
+    """SHA-256 of rows as text, which does not depend on how Arrow laid them out in memory."""
+
+    def __init__(self, about: list[Any]) -> None:
+        self._sha256 = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+
+    def add(self, rows: pa.RecordBatch) -> None:
+        pyarrow.csv.write_csv(rows, pa.PythonFile(self, mode="w"), pyarrow.csv.WriteOptions(include_header=False))
+
+    def hexdigest(self) -> str:
+        return self._sha256.hexdigest()[:16]
+
+    # What pa.PythonFile asks of a file:
+    closed = False
+
+    def write(self, data: bytes) -> int:
+        self._sha256.update(data)
+        return len(data)
+
+    def writable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return False
+
+    def seekable(self) -> bool:
+        return False
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def find_plan(store: ObjectStore, table: str, batch: str) -> BatchPlan | None:
+    """A batch's plan without its inputs, or None where it was never written."""
+    key = _key(table, batch)
+    if store.stat(key) is None:
+        return None
+    filesystem, path = store.arrow(key)
+    metadata = pq.read_metadata(path, filesystem=filesystem).metadata
+    return BatchPlan.model_validate_json(metadata[b"fmnist_plan"])
+
+
+def plan_files(store: ObjectStore, table: str, batches: Iterable[str], scratch: Path) -> list[Path]:
+    """The plans of batches as files on this machine: the store's own, or copies."""
+    from pyarrow import fs
+
+    found = []
+    for batch in batches:
+        filesystem, path = store.arrow(_key(table, batch))
+        if not isinstance(filesystem, fs.LocalFileSystem):
+            copy = scratch / f"{batch}.parquet"
+            if not copy.exists():
+                fs.copy_files(path, str(copy), source_filesystem=filesystem)
+            path = str(copy)
+        found.append(Path(path))
+    return found
+
+
+class ShardInputs:
+    """The inputs of a batch's shards, read one shard at a time."""
+
+    def __init__(self, store: ObjectStore, plan: BatchPlan) -> None:
+        self._store, self._key = store, _key(plan.table, plan.batch)
+        with self._open() as file:
+            self._metadata = file.metadata
+        groups = range(self._metadata.num_row_groups)
+        statistics = [self._metadata.row_group(number).column(0).statistics for number in groups]
+        self._shards = [(found.min, found.max) for found in statistics]
+
+    def of(self, shard: int) -> pa.Table:
+        """A shard's inputs, by `PLAN_SCHEMA`."""
+        groups = [number for number, (first, last) in enumerate(self._shards) if first <= shard <= last]
+        with self._open(self._metadata) as file:
+            return file.read_row_groups(groups).filter(pc.field("shard") == shard)
+
+    def _open(self, metadata: Any = None) -> pq.ParquetFile:
+        filesystem, path = self._store.arrow(self._key)
+        return pq.ParquetFile(path, filesystem=filesystem, metadata=metadata)
+
+
+def _key(table: str, batch: str) -> str:
+    return f"{batch_folder(table, batch)}/_plan.parquet"

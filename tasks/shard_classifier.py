@@ -1,0 +1,121 @@
+"""The actor that classifies shards.
+
+A module of its own, which imports neither Prefect nor Ray: an actor's process would spend three seconds of CPU on that.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from fmnist_model.images import decode_images
+from infra.ahead import ahead
+from infra.batch_plan import ShardInputs
+from infra.checkpoints import WEIGHTS, read_file, read_record
+from infra.model_registry import ModelVersion
+from infra.object_store import open_store
+from infra.prediction_table import (
+    BatchPlan,
+    PartWriter,
+    ShardBooks,
+    errors_key,
+    open_part,
+    part_key,
+    read_books,
+)
+from tasks.inputs import ReadOptions
+from tasks.reading import ReadImages, read_shard
+
+if TYPE_CHECKING:
+    from fmnist_model.predictions import Predictions
+
+
+class ShardClassifier:
+    """The actor: a model loaded once, then shard after shard; reading, classifying and writing go on at once."""
+
+    def __init__(self, store_root: str, plan: BatchPlan, model: ModelVersion) -> None:
+        import torch
+
+        from fmnist_model.classifier import Classifier
+        from fmnist_model.network import best_device, load_weights
+
+        torch.set_num_threads(1)
+        self._store = open_store(store_root)
+        self._plan = plan
+        self._inputs = ShardInputs(self._store, plan)
+        self._options = ReadOptions.model_validate(plan.options)
+        record = read_record(self._store, model.run_id, model.epoch)
+        network = load_weights(read_file(self._store, record, WEIGHTS), self._store.uri(record.key))
+        self._classifier = Classifier(network, best_device())
+        self._provenance = {
+            "model": model.name,
+            "model_version": plan.model_version,
+            "run_id": model.run_id,
+            "weights_sha256": model.weights_sha256,
+            "options": self._options.model_dump_json(),
+        }
+
+    def ready(self) -> None:
+        """Return once the model is loaded."""
+
+    def work(self, shard: int) -> ShardBooks:
+        """Classify a shard, unless another run did it meanwhile."""
+        began = time.perf_counter()
+        done = read_books(self._store, self._plan, shard)
+        if done is not None:
+            return done
+        inputs = self._inputs.of(shard)
+        planned = sum(inputs.column("rows").to_pylist())
+        with (
+            ahead(read_shard(inputs, self._options), 1) as batches,
+            ahead(map(self._classified, batches), 1) as classified,
+        ):
+            return self._write(shard, planned, classified, began)
+
+    def _classified(self, batch: ReadImages) -> "_Classified":
+        decoded = decode_images(batch.encoded, invert=self._options.invert)
+        rejected = {row: batch.reasons.get(row, reason) for row, reason in decoded.rejected}
+        return _Classified(batch, pa.array(decoded.rows), self._classifier.classify(decoded.pixels), rejected)
+
+    def _write(self, shard: int, planned: int, classified: "Iterator[_Classified]", began: float) -> ShardBooks:
+        from fmnist_model.predictions import prediction_batch, prediction_schema, quarantine_batch, quarantine_schema
+
+        version = self._plan.model_version
+        schema = prediction_schema().with_metadata(self._provenance)
+        # Closed in the opposite order: a shard counts as done when its part is there, so the quarantine must be before.
+        with ExitStack() as parts:
+            rows = parts.enter_context(open_part(self._store, part_key(self._plan, shard), schema))
+            errors: PartWriter | None = None
+            for some in classified:
+                images, labels = some.batch.images, some.batch.labels
+                if some.rejected:
+                    if errors is None:
+                        key = errors_key(self._plan, shard)
+                        errors = parts.enter_context(open_part(self._store, key, quarantine_schema()))
+                    errors.write(quarantine_batch(images, some.rejected, labels))
+                    images, labels = images.take(some.rows), labels.take(some.rows)
+                rows.write(prediction_batch(images, some.predictions, labels, version))
+            if errors is None:  # an attempt that was killed may have found some
+                self._store.delete(errors_key(self._plan, shard))
+            books = ShardBooks(
+                shard=shard,
+                planned=planned,
+                predicted=rows.rows,
+                quarantined=errors.rows if errors else 0,
+                seconds=time.perf_counter() - began,
+            )
+            rows.note(books)
+        return books
+
+
+@dataclass(frozen=True)
+class _Classified:
+    batch: ReadImages
+    rows: pa.Array
+    """Of the batch, that were classified."""
+    predictions: "Predictions"
+    rejected: dict[int, str]
+    """By row of the batch: why it was not."""

@@ -1,0 +1,164 @@
+"""`fmnist classify` with a process of it killed at a random moment, then run again until it is done.
+
+In the end DuckDB finds every image once, across rows and quarantine, and the same rows as an undisturbed run made.
+"""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fmnist_model.images import encode_png
+from infra.datasets import read_dataset
+from infra.object_store import open_store
+from tasks.dataset import load_split
+from tests.benchmarks.classification import make_model
+
+FMNIST = Path(sys.executable).parent / "fmnist"
+FILES, LOOSE, BROKEN = 16, 300, 5
+"""Parquet files of 10,000 images each, loose files, and loose files that are no images."""
+IMAGES = FILES * 10_000 + 2 * LOOSE + BROKEN
+VICTIMS = ("actor", "actor", "raylet", "command", "command")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A store with a model, and images."""
+
+    folder: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"FMNIST_STORE": f"{self.folder}/store", "FMNIST_STATE_DIR": f"{self.folder}/state"}
+
+    def command(self, table: str) -> list[str | Path]:
+        return [FMNIST, "classify", f"{self.folder}/images", "--table", table, "--json"]
+
+    def rows(self, table: str) -> list[tuple[Any, ...]]:
+        """All that readers find: image, class, confidence, and the reason where it was quarantined."""
+        found = []
+        for path in (self.folder / "store/predictions" / table).glob("batch=*/_manifest.json"):
+            manifest = json.loads(path.read_text())
+            parts = [f"{self.folder}/store/{key}" for key in manifest["parts"]]
+            errors = [f"{self.folder}/store/{key}" for key in manifest["error_parts"]]
+            found += duckdb.sql(f"SELECT image, predicted_class, confidence, '' FROM read_parquet({parts})").fetchall()
+            if errors:
+                found += duckdb.sql(f"SELECT image, -1, 0.0, reason FROM read_parquet({errors})").fetchall()
+        return sorted(found)
+
+
+@pytest.fixture(scope="module")
+def place(data_store: str, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    folder = tmp_path_factory.mktemp("killed")
+    store = open_store(data_store)
+    dataset = read_dataset(store, "fashion-mnist")
+    assert dataset is not None
+    pixels = load_split(store, dataset, "test").images
+    encoded = [encode_png(image) for image in pixels]
+    images = folder / "images"
+    (images / "loose").mkdir(parents=True)
+    for number in range(FILES):
+        pq.write_table(pa.table({"image": encoded}), images / f"{number:02d}.parquet", row_group_size=5000)
+    with tarfile.open(images / "some.tar", "w") as tar:
+        for number, data in enumerate(encoded[:LOOSE]):
+            path = images / "loose" / f"{number}.png"
+            path.write_bytes(data)
+            tar.add(path, f"{number}.png")
+    for number in range(BROKEN):
+        (images / "loose" / f"broken-{number}.png").write_bytes(encoded[0][: 20 + number])
+    make_model(f"file://{folder}/store")
+    return Place(folder)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place: Place) -> list[tuple[Any, ...]]:
+    subprocess.run(
+        place.command("undisturbed"), env=os.environ | place.environment, check=True, capture_output=True, timeout=200
+    )
+    rows = place.rows("undisturbed")
+    assert len(rows) == len({row[0] for row in rows}) == IMAGES
+    return rows
+
+
+@pytest.mark.rounds(full=50, short=4)
+def test_killed_run_is_finished_by_running_it_again(place: Place, undisturbed: list[Any], seed: int) -> None:
+    chance = random.Random(seed)
+    victim = chance.choice(VICTIMS)
+    table = f"killed-{seed}"
+    ended = []
+    with running(place, table) as process:
+        reached(process, chance.choice(["Starting Ray", "Starting the classifiers", "Classifying"]))
+        time.sleep(chance.uniform(0, 2))
+        kill(process, victim)
+        ended.append(process.wait(timeout=200))
+    for _ in range(3):
+        again = subprocess.run(  # noqa: PLW1510 (its exit code is looked at)
+            place.command(table), env=os.environ | place.environment, capture_output=True, text=True, timeout=200
+        )
+        ended.append(again.returncode)
+        assert "Traceback" not in again.stderr
+        if again.returncode == 0:
+            break
+    print(f"seed {seed}: {victim} killed, exit codes {ended}")
+
+    assert ended[-1] == 0
+    assert place.rows(table) == undisturbed
+    shutil.rmtree(place.folder / "store/predictions" / table)
+
+
+@contextmanager
+def running(place: Place, table: str) -> Iterator["subprocess.Popen[str]"]:
+    """The command, with an end to all that it started."""
+    process = subprocess.Popen(
+        place.command(table),
+        env=os.environ | place.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        left = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        process.kill()
+        process.communicate()
+        for child in left:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+
+
+def reached(process: "subprocess.Popen[str]", stage: str) -> None:
+    """Wait until the command says so, or ends."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if stage in line:
+            return
+
+
+def kill(process: "subprocess.Popen[str]", victim: str) -> None:
+    """SIGKILL to the command itself, or to what runs for it and is there at the moment."""
+    if victim == "command":
+        process.kill()
+        return
+    name = "raylet" if victim == "raylet" else "ray::ShardClassifier"
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if child.name().startswith(name) or (child.cmdline() or [""])[0].startswith(name):
+                    child.kill()
+                    return

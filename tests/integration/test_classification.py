@@ -1,0 +1,342 @@
+"""One run over everything that can be classified, and much that can't: every image is there exactly once, and why."""
+
+import gzip
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from flows.parameters import ClassifyParameters
+from infra.batch_log import committed_batches, read_batch_log
+from infra.object_store import open_store
+from infra.prediction_table import BatchManifest
+from tests.unit.image_inputs import encode_idx, picture, save_files, save_tar
+
+TABLE = "mixed"
+
+PICTURES = [picture(number) // 4 for number in range(40)]
+"""Each in one place only, but for the first, which is in every kind of container that loses nothing."""
+
+EVERYWHERE = ["loose/0 größe #1 50%?.png", "loose/plain.bmp", "loose/x/y/first.TIFF", "a.tar#member=0.png"]
+EVERYWHERE += [
+    f"{name}#row=0" for name in ("files.parquet", "structs.parquet", "pixels.parquet", "train-images-idx3-ubyte.gz")
+]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What is to become of an image."""
+
+    label: int | None = None
+    reason: str | None = None
+    """The first word of why it can't be classified."""
+
+
+def save(folder: Path, name: str, pixels: NDArray[np.uint8]) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(folder / name)
+
+
+def encoded(pixels: NDArray[np.uint8]) -> bytes:
+    from fmnist_model.images import encode_png
+
+    return encode_png(pixels)
+
+
+def bomb() -> bytes:
+    """A PNG file of 50,000 x 50,000 black pixels, in 300 kB."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    compressor = zlib.compressobj()
+    row = bytes(1 + 50_000 // 8)
+    pixels = b"".join(compressor.compress(row * 1000) for _ in range(50)) + compressor.flush()
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def save_loose(folder: Path) -> dict[str, Expected]:
+    """Images by their names and formats, among files that are none."""
+    images: dict[str, NDArray[np.uint8]] = {
+        "loose/0 größe #1 50%?.png": PICTURES[0],
+        "loose/plain.bmp": PICTURES[0],
+        "loose/x/y/first.TIFF": PICTURES[0],
+        "loose/图像.PNG": PICTURES[1],
+        "loose/two words.JPG": PICTURES[2],
+        "loose/x/it's.jpeg": PICTURES[3],
+        "loose/x/a.webp": PICTURES[4],
+        "loose/x/y/z/b.GIF": PICTURES[5],
+        "loose/large.png": np.kron(PICTURES[6], np.ones((10, 7), np.uint8)),
+        "loose/colour.png": np.stack([PICTURES[7]] * 3, axis=-1),
+    }
+    for name, pixels in images.items():
+        save(folder, name, pixels)
+    save_files(folder, {"loose/README.txt": b"no list", "loose/.hidden.png": b"", "loose/notes.csv": b"uri\nx.png"})
+    return dict.fromkeys(images, Expected())
+
+
+def save_containers(folder: Path) -> dict[str, Expected]:
+    """A tar, a gzipped pair of IDX files, and Parquet in three layouts."""
+    expected = {}
+    members = [
+        ("0.png", encoded(PICTURES[0])),
+        ("0.cls", b"9"),
+        ("x/1 größe.png", encoded(PICTURES[8])),
+        ("x/readme.md", b""),
+    ]
+    save_tar(folder / "a.tar", [*members, ("x/2.png", b"no picture")])
+    expected |= {"a.tar#member=0.png": Expected(9), "a.tar#member=x/1 größe.png": Expected()}
+    expected |= {"a.tar#member=x/2.png": Expected(reason="not an image")}
+
+    images, labels = np.stack([PICTURES[0], PICTURES[9], PICTURES[10]]), np.array([3, 0, 9], np.uint8)
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(encode_idx(images)))
+    (folder / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(encode_idx(labels)))
+    expected |= {f"train-images-idx3-ubyte.gz#row={row}": Expected(label) for row, label in enumerate([3, 0, 9])}
+
+    files = [encoded(PICTURES[number]) for number in (0, 11)]
+    pq.write_table(pa.table({"image": [*files, None], "label": [4, 5, 6]}), folder / "files.parquet")
+    expected |= {"files.parquet#row=0": Expected(4), "files.parquet#row=1": Expected(5)}
+    expected |= {"files.parquet#row=2": Expected(6, "missing")}
+
+    structs = [{"bytes": encoded(PICTURES[number]), "path": "x.png"} for number in (0, 12, 13)]
+    pq.write_table(
+        pa.table({"image": structs, "label": ["Bag", None, "Coat"]}), folder / "structs.parquet", row_group_size=2
+    )
+    expected |= {f"structs.parquet#row={row}": Expected(label) for row, label in enumerate([8, None, 4])}
+
+    pixels = pa.array([PICTURES[number].tobytes() for number in (0, 14)], pa.binary(784))
+    pq.write_table(pa.table({"pixels": pixels}), folder / "pixels.parquet")
+    return expected | {f"pixels.parquet#row={row}": Expected() for row in range(2)}
+
+
+def save_broken(folder: Path) -> dict[str, Expected]:
+    whole = encoded(PICTURES[15])
+    broken = {
+        "empty.png": (b"", "not an image"),
+        "text.jpg": (b"no picture", "not an image"),
+        "truncated.png": (whole[:-40], "truncated"),
+        "bomb.png": (bomb(), "too large"),
+        "broken.tar": (b"no tar" * 500, "unreadable"),
+        "broken.parquet": (b"PAR1 no Parquet PAR1", "unreadable"),
+        "broken-images-idx3-ubyte": (b"\0\0\x08\x03\0\0\0\x09", "unreadable"),
+    }
+    save_files(folder / "broken", {name: data for name, (data, _) in broken.items()})
+    return {f"broken/{name}": Expected(reason=reason) for name, (_, reason) in broken.items()}
+
+
+def save_list(folder: Path) -> dict[str, Expected]:
+    """A list of images elsewhere, of one that is missing, and of one that the folder has too."""
+    save(folder, "elsewhere/16.png", PICTURES[16])
+    save(folder, "elsewhere/17.png", PICTURES[17])
+    save_files(folder, {"elsewhere/broken.png": b"no picture"})
+    rows = [
+        ("16.png", "2"),
+        (f"file://{folder}/elsewhere/17.png", "Trouser"),
+        ("broken.png", "6"),
+        ("missing.png", "7"),
+    ]
+    rows += [("../inputs/loose/图像.PNG", "1"), ("16.png", "2")]
+    lines = ["uri,label", *(",".join(row) for row in rows)]
+    (folder / "elsewhere/list.csv").write_text("\n".join(lines), encoding="utf-8")
+    return {
+        "elsewhere/16.png": Expected(2),
+        "elsewhere/17.png": Expected(1),
+        "elsewhere/broken.png": Expected(6, "not an image"),
+        "elsewhere/missing.png": Expected(7, "vanished"),
+        "inputs/loose/图像.PNG": Expected(1),
+    }
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Three runs over the same inputs, the third with a file more."""
+
+    folder: Path
+    """With `inputs`, `elsewhere/list.csv`, and what else is named there."""
+    expected: dict[str, Expected]
+    """By URI: of the first run."""
+    first: Any
+    again: Any
+    with_another: Any
+    store: str
+    """The store's folder."""
+
+    @property
+    def batch(self) -> BatchManifest:
+        """Of the first run."""
+        [manifest] = self.first.manifests
+        found: BatchManifest = manifest
+        return found
+
+    def parts(self, *, errors: bool = False) -> str:
+        """A glob of the first batch's rows, or of its quarantine."""
+        folder = f"{self.store}/predictions/{TABLE}/batch={self.batch.batch}"
+        return f"{folder}/_errors/part-*.parquet" if errors else f"{folder}/part-*.parquet"
+
+    def uris(self, names: Sequence[str]) -> list[str]:
+        return [f"file://{self.folder}/inputs/{name}" for name in names]
+
+
+@pytest.fixture(scope="module")
+def runs(main_job: Any, session_store: str, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    from flows.classify import classify
+
+    folder = tmp_path_factory.mktemp("classification")
+    inputs = folder / "inputs"
+    inputs.mkdir()
+    inside = save_loose(inputs) | save_containers(inputs) | save_broken(inputs)
+    expected = {f"file://{inputs}/{name}": image for name, image in inside.items()}
+    expected |= {f"file://{folder}/{name}": image for name, image in save_list(folder).items()}
+    parameters = ClassifyParameters(
+        inputs=[str(inputs), str(folder / "elsewhere/list.csv")], table=TABLE, max_error_share=1
+    )
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("infra.batch_plan.SMALLEST_SHARD", 20)
+        first, again = classify(parameters), classify(parameters)
+        save(inputs, "loose/new.png", PICTURES[20])
+        with_another = classify(parameters)
+    return Runs(folder, expected, first, again, with_another, session_store.removeprefix("file://"))
+
+
+# What became of the images
+
+
+def test_every_image_is_there_exactly_once(runs: Runs) -> None:
+    found = duckdb.sql(
+        f"""
+        SELECT image FROM read_parquet('{runs.parts()}')
+        UNION ALL SELECT image FROM read_parquet('{runs.parts(errors=True)}')
+        """
+    ).fetchall()
+    assert Counter(image for (image,) in found) == Counter(list(runs.expected))
+
+
+def test_images_that_can_be_classified_have_a_row_and_their_label(runs: Runs) -> None:
+    rows = duckdb.sql(f"SELECT image, label FROM read_parquet('{runs.parts()}')").fetchall()
+    assert dict(rows) == {uri: image.label for uri, image in runs.expected.items() if image.reason is None}
+
+
+def test_images_that_can_not_be_classified_are_quarantined_with_their_reason(runs: Runs) -> None:
+    rows = duckdb.sql(
+        f"SELECT image, split_part(reason, ':', 1) FROM read_parquet('{runs.parts(errors=True)}')"
+    ).fetchall()
+    assert dict(rows) == {uri: image.reason for uri, image in runs.expected.items() if image.reason is not None}
+
+
+def test_images_that_can_not_be_classified_keep_their_label(runs: Runs) -> None:
+    rows = duckdb.sql(f"SELECT image, label FROM read_parquet('{runs.parts(errors=True)}')").fetchall()
+    assert dict(rows) == {uri: image.label for uri, image in runs.expected.items() if image.reason is not None}
+
+
+def test_images_were_shared_out_over_many_shards(runs: Runs) -> None:
+    assert len(runs.batch.parts) > 5
+
+
+def test_books_say_what_the_parts_hold(runs: Runs) -> None:
+    quarantined = sum(image.reason is not None for image in runs.expected.values())
+    found = (runs.batch.planned, runs.batch.predicted, runs.batch.quarantined)
+    assert found == (len(runs.expected), len(runs.expected) - quarantined, quarantined)
+
+
+def test_one_picture_is_the_same_to_the_network_wherever_it_lies(runs: Runs) -> None:
+    everywhere = runs.uris(EVERYWHERE)
+    rows = duckdb.execute(
+        f"SELECT image, probabilities FROM read_parquet('{runs.parts()}') WHERE list_contains(?, image)", [everywhere]
+    ).fetchall()
+    assert sorted(image for image, _ in rows) == sorted(everywhere)
+    for _, probabilities in rows:
+        assert probabilities == pytest.approx(rows[0][1], abs=1e-6)
+
+
+def test_rows_are_of_the_model_that_was_asked_for(runs: Runs) -> None:
+    versions = duckdb.sql(f"SELECT DISTINCT model_version FROM read_parquet('{runs.parts()}')").fetchall()
+    assert versions == [(f"{runs.first.work.model.version}",)]
+
+
+def test_parts_say_how_they_were_made(runs: Runs) -> None:
+    metadata = pq.read_metadata(f"{runs.store}/{runs.batch.parts[0]}").metadata
+    assert metadata[b"weights_sha256"].decode() == runs.first.work.model.weights_sha256
+
+
+# The runs after it
+
+
+def test_second_run_finds_nothing_new(runs: Runs) -> None:
+    assert (runs.again.manifests, runs.again.work.plans) == ([], [])
+
+
+def test_second_run_counts_what_is_done(runs: Runs) -> None:
+    assert runs.again.work.already_done == len(runs.expected)
+
+
+def test_new_file_is_a_batch_of_just_that(runs: Runs) -> None:
+    [manifest] = runs.with_another.manifests
+    rows = pq.read_table(f"{runs.store}/{manifest.parts[0]}", columns=["image"]).column("image").to_pylist()
+    assert (manifest.planned, rows) == (1, runs.uris(["loose/new.png"]))
+
+
+def test_committed_batches_are_those_of_the_runs_in_order(runs: Runs, session_store: str) -> None:
+    store = open_store(session_store)
+    assert committed_batches(store, TABLE) == [*runs.first.manifests, *runs.with_another.manifests]
+
+
+def test_log_says_that_the_batches_are_committed(runs: Runs, session_store: str) -> None:
+    assert [entry.committed for entry in read_batch_log(open_store(session_store), TABLE).batches] == [True, True]
+
+
+# Its readers
+
+
+def read_with_duckdb(glob: str) -> list[str]:
+    return [image for (image,) in duckdb.sql(f"SELECT image FROM read_parquet('{glob}')").fetchall()]
+
+
+def read_with_polars(glob: str) -> list[str]:
+    import polars
+
+    images: list[str] = polars.read_parquet(glob)["image"].to_list()
+    return images
+
+
+def read_with_pandas(glob: str) -> list[str]:
+    import pandas
+
+    frames = [pandas.read_parquet(path) for path in sorted(Path("/").glob(glob.lstrip("/")))]
+    images: list[str] = pandas.concat(frames)["image"].tolist()
+    return images
+
+
+def read_with_arrow(glob: str) -> list[str]:
+    from pyarrow import dataset
+
+    paths = [str(path) for path in sorted(Path("/").glob(glob.lstrip("/")))]
+    images: list[str] = dataset.dataset(paths).to_table().column("image").to_pylist()
+    return images
+
+
+READERS = [read_with_duckdb, read_with_polars, read_with_pandas, read_with_arrow]
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_rows_of_all_batches_are_read_by_one_glob(runs: Runs, read: Callable[[str], list[str]]) -> None:
+    expected = [uri for uri, image in runs.expected.items() if image.reason is None]
+    found = read(f"{runs.store}/predictions/{TABLE}/batch=*/part-*.parquet")
+    assert Counter(found) == Counter([*expected, *runs.uris(["loose/new.png"])])
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_quarantine_is_read_by_one_glob(runs: Runs, read: Callable[[str], list[str]]) -> None:
+    expected = [uri for uri, image in runs.expected.items() if image.reason is not None]
+    assert Counter(read(f"{runs.store}/predictions/{TABLE}/batch=*/_errors/part-*.parquet")) == Counter(expected)

@@ -1,0 +1,126 @@
+"""Image files, containers of images and plans of them, made for tests."""
+
+import io
+import os
+import struct
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from fmnist_model.images import encode_png
+from infra.batch_plan import PIECE_SCHEMA, cut_into_shards
+from infra.model_registry import ModelVersion
+from infra.provenance import Provenance
+from infra.staged_inputs import StagedInputs
+from tasks.inputs import ReadOptions, list_files, pieces_of
+
+OPTIONS = ReadOptions()
+
+
+def picture(number: int) -> NDArray[np.uint8]:
+    """A picture of 28x28 unlike those of other numbers."""
+    return np.random.default_rng(number).integers(0, 256, (28, 28), dtype=np.uint8)
+
+
+def png(number: int) -> bytes:
+    """The file of a picture."""
+    return encode_png(picture(number))
+
+
+def save_files(folder: Path, files: dict[str, bytes]) -> None:
+    """Write files by their names below a folder."""
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+
+
+def touch(folder: Path, *names: str) -> None:
+    """Make empty files."""
+    save_files(folder, dict.fromkeys(names, b""))
+
+
+def save_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
+    """Write a tar with such members."""
+    with tarfile.open(path, "w") as archive:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def encode_idx(values: NDArray[np.uint8]) -> bytes:
+    """An array as an IDX file."""
+    return bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape) + values.tobytes()
+
+
+def save_parquet(
+    path: Path, images: Sequence[bytes | None], labels: Sequence[int | None] | None = None, *, group: int = 1000
+) -> Path:
+    """Write a Parquet file with image files in the column `image`, and labels where they are given."""
+    columns = {"image": pa.array(images, pa.binary())}
+    if labels is not None:
+        columns["label"] = pa.array(labels, pa.int64())
+    pq.write_table(pa.table(columns), path, row_group_size=group)
+    return path
+
+
+def plan_of(*locations: str | Path, options: ReadOptions = OPTIONS) -> pa.Table:
+    """A shard with all images of the inputs, as a run would plan it."""
+    with TemporaryDirectory() as scratch:
+        staged = StagedInputs(Path(scratch))
+        staged.stage(list_files([str(location) for location in locations], options))
+        return pa.Table.from_batches(list(cut_into_shards(pieces_of(staged.new_files([]), options), 1e18)))
+
+
+def model_version(number: int) -> ModelVersion:
+    """A version of a model that nobody trained."""
+    return ModelVersion(
+        name="fashion-mnist",
+        version=number,
+        run_id="run",
+        epoch=1,
+        weights_sha256="0" * 64,
+        metrics={},
+        parameters={},
+        data_version="tests",
+        provenance=Provenance.now(),
+    )
+
+
+def loose(count: int, *, size: int = 0, first: int = 0) -> pa.RecordBatch:
+    """Pieces of so many image files, as `pieces_of` makes them."""
+    rows = [
+        {
+            "uri": f"file:///{number:09d}.png",
+            "fingerprint": f"{number}",
+            "kind": "image",
+            "first_row": 0,
+            "rows": 1,
+            "offset": 0,
+            "size": size,
+            "label": None,
+        }
+        for number in range(first, first + count)
+    ]
+    return pa.RecordBatch.from_pylist(rows, schema=PIECE_SCHEMA)
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root reads what others may not: be somebody else for the length of the block."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)

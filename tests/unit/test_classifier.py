@@ -1,0 +1,97 @@
+"""The classifier says what its network says, on each device and however the images are cut into passes."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from fmnist_model.classifier import Classifier
+from fmnist_model.network import NeuralNetwork
+
+CPU = torch.device("cpu")
+DEVICES = [
+    CPU,
+    pytest.param(
+        torch.device("cuda"), marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def pixels() -> NDArray[np.uint8]:
+    """Two clear classes: a bright half above, or below, under noise."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 100, (5_000, 28, 28), dtype=np.uint8)
+    upper = rng.random(5_000) < 0.5
+    images[upper, :14] += 150
+    images[~upper, 14:] += 150
+    return images
+
+
+@pytest.fixture(scope="module")
+def network(pixels: NDArray[np.uint8]) -> NeuralNetwork:
+    """A network that has learned to tell them apart."""
+    torch.manual_seed(0)
+    network = NeuralNetwork()
+    optimizer = torch.optim.Adam(network.parameters())
+    images = torch.from_numpy(pixels[:512]) / 255
+    labels = (images[:, 0, 0] > 0.5).long() * 4 + 3
+    for _ in range(10):
+        optimizer.zero_grad()
+        functional.cross_entropy(network(images), labels).backward()
+        optimizer.step()
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def expected(network: NeuralNetwork, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Probabilities in double precision."""
+    doubled = NeuralNetwork().double()
+    doubled.load_state_dict(network.state_dict())
+    with torch.inference_mode():
+        return doubled(torch.from_numpy(pixels).double() / 255).softmax(1).numpy()
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_classes_are_those_of_the_network_in_double_precision(
+    device: torch.device, network: NeuralNetwork, pixels: NDArray[np.uint8], expected: NDArray[np.float64]
+):
+    predictions = Classifier(network, device).classify(pixels)
+    assert set(predictions.classes.tolist()) == {3, 7}
+    np.testing.assert_array_equal(predictions.classes, expected.argmax(axis=1))
+    np.testing.assert_allclose(predictions.probabilities, expected, atol=1e-6)
+    network.to(CPU)
+
+
+def test_classes_are_the_same_without_onednn(
+    network: NeuralNetwork,
+    pixels: NDArray[np.uint8],
+    expected: NDArray[np.float64],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    predictions = Classifier(network, CPU).classify(pixels)
+    np.testing.assert_array_equal(predictions.classes, expected.argmax(axis=1))
+    np.testing.assert_allclose(predictions.probabilities, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 511, 512, 513, 5_000])
+def test_images_are_classified_in_order_whatever_their_number(
+    n: int, network: NeuralNetwork, pixels: NDArray[np.uint8], expected: NDArray[np.float64]
+):
+    predictions = Classifier(network, CPU).classify(pixels[:n])
+    assert predictions.probabilities.dtype == np.float32
+    np.testing.assert_array_equal(predictions.classes, expected[:n].argmax(axis=1))
+
+
+def test_same_images_give_the_same_bits_again(network: NeuralNetwork, pixels: NDArray[np.uint8]):
+    first, second = (Classifier(network, CPU).classify(pixels).probabilities for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_network_stays_as_it_was(network: NeuralNetwork, pixels: NDArray[np.uint8]):
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    Classifier(network, CPU).classify(pixels[:10])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert network(torch.from_numpy(pixels[:10]) / 255).shape == (10, 10)

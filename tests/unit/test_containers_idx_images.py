@@ -1,0 +1,249 @@
+"""Every image of an IDX file is read exactly once, with its label, or the file is refused by name."""
+
+import gzip
+import math
+import struct
+import zlib
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from fmnist_model.containers import idx_images
+from fmnist_model.containers.idx_images import label_file_name, pieces, read
+from fmnist_model.containers.interface import ContainerPiece, ImageBatch
+from fmnist_model.errors import InvalidDataset
+from fmnist_model.images import decode_images
+
+ORIGIN = "file:///data/train-images-idx3-ubyte"
+
+
+def encode_idx(values: NDArray[np.uint8], kind: int = 0x08) -> bytes:
+    header = bytes([0, 0, kind, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape)
+    return header + values.tobytes()
+
+
+def random_images(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def cut(data: bytes, rows: int = 1000, size: int = 2**30, labels: bytes | None = None) -> list[ContainerPiece]:
+    found = pieces(
+        pa.BufferReader(data),
+        ORIGIN,
+        target_rows=rows,
+        target_bytes=size,
+        labels=None if labels is None else pa.BufferReader(labels),
+    )
+    return list(found)
+
+
+def read_batches(
+    data: bytes, rows: int = 1000, size: int = 2**30, batch_rows: int = 100, labels: bytes | None = None
+) -> list[ImageBatch]:
+    """What the pieces give, after a look at their books."""
+    found: list[ImageBatch] = []
+    row = 0
+    for piece in cut(data, rows, size, labels):
+        assert piece.first_row == row
+        label_file = None if labels is None else pa.BufferReader(labels)
+        for batch in read(pa.BufferReader(data), ORIGIN, piece, batch_rows=batch_rows, labels=label_file):
+            assert 0 < len(batch.encoded) == len(batch.labels) <= batch_rows
+            assert batch.fragments.to_pylist() == [f"#row={number}" for number in range(row, row + len(batch.encoded))]
+            assert (batch.fragments.type, batch.labels.type) == (pa.string(), pa.int8())
+            batch.encoded.validate(full=True)
+            row += len(batch.encoded)
+            found.append(batch)
+        assert row == piece.first_row + piece.rows
+    return found
+
+
+def pixels_of(batches: Sequence[ImageBatch]) -> NDArray[np.uint8]:
+    decoded = [decode_images(batch.encoded) for batch in batches]
+    assert not any(images.rejected for images in decoded)
+    return np.concatenate([np.empty((0, 28, 28), np.uint8), *(images.pixels for images in decoded)])
+
+
+def labels_of(batches: Sequence[ImageBatch]) -> list[int | None]:
+    return [label for batch in batches for label in batch.labels.to_pylist()]
+
+
+@settings(deadline=None, print_blob=True)
+@given(
+    st.integers(0, 50),
+    st.booleans(),
+    st.booleans(),
+    st.tuples(st.integers(1, 60), st.integers(1, 40_000), st.integers(1, 20)),
+)
+def test_pieces_give_every_image_once_with_its_label(
+    count: int, gzipped: bool, gzipped_labels: bool, sizes: tuple[int, int, int]
+):
+    images, labels = random_images(count, 28, 28, seed=count), random_images(count, seed=count) % 10
+    data, label_data = encode_idx(images), encode_idx(labels)
+    found = read_batches(
+        gzip.compress(data, 1) if gzipped else data,
+        *sizes,
+        labels=gzip.compress(label_data) if gzipped_labels else label_data,
+    )
+    np.testing.assert_array_equal(pixels_of(found), images)
+    assert labels_of(found) == labels.tolist()
+    assert all(batch.encoded.type == pa.binary(784) for batch in found)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (28, 27), (27, 28), (32, 32), (64, 30), (5, 61), (3, 784)])
+def test_images_of_other_sizes_are_brought_to_the_models_as_image_files_are(height: int, width: int):
+    images = random_images(5, height, width)
+    expected = [np.asarray(Image.fromarray(image).resize((28, 28), Image.Resampling.BILINEAR)) for image in images]
+    np.testing.assert_array_equal(pixels_of(read_batches(encode_idx(images), rows=2)), expected)
+
+
+def test_pieces_are_even_and_weigh_their_bytes():
+    found = cut(encode_idx(random_images(100, 28, 28)), rows=30)
+    assert found == [ContainerPiece(number * 25, 25, 0, 25 * 784) for number in range(4)]
+
+
+def test_pieces_have_no_more_bytes_than_they_are_to_have():
+    assert [piece.rows for piece in cut(encode_idx(random_images(10, 28, 28)), size=784 * 3)] == [2, 3, 2, 3]
+
+
+def test_gzipped_file_is_one_piece():
+    data = gzip.compress(encode_idx(random_images(100, 28, 28)))
+    assert cut(data, rows=3) == [ContainerPiece(0, 100, 0, len(data))]
+
+
+def test_gzip_file_of_several_members_is_read():
+    images = random_images(10, 28, 28)
+    data = encode_idx(images)
+    np.testing.assert_array_equal(
+        pixels_of(read_batches(gzip.compress(data[:100]) + gzip.compress(data[100:]))), images
+    )
+
+
+def test_batches_end_at_their_number_of_bytes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(idx_images, "BATCH_BYTES", 10_000)
+    batches = read_batches(encode_idx(random_images(20, 28, 28)))
+    assert max(len(batch.encoded) for batch in batches) == 5
+
+
+def test_file_without_images_has_no_pieces():
+    assert cut(encode_idx(random_images(0, 28, 28))) == []
+
+
+def test_labels_beyond_the_classes_are_unknown():
+    labels = encode_idx(np.array([0, 9, 10, 255], np.uint8))
+    assert labels_of(read_batches(encode_idx(random_images(4, 28, 28)), labels=labels)) == [0, 9, None, None]
+
+
+def test_without_a_file_of_labels_they_are_unknown():
+    assert labels_of(read_batches(encode_idx(random_images(4, 28, 28)))) == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
+        ("s3://bucket/images/t10k-images-idx3-ubyte", "s3://bucket/images/t10k-labels-idx1-ubyte"),
+        ("file:///idx3/train-images.idx3-ubyte", "file:///idx3/train-labels.idx1-ubyte"),
+        ("emnist-balanced-test-images-idx3-ubyte.gz", "emnist-balanced-test-labels-idx1-ubyte.gz"),
+        ("images.idx", "labels.idx"),
+        ("pictures.idx", None),
+    ],
+)
+def test_file_of_labels_is_known_by_its_name(images: str, labels: str | None):
+    assert label_file_name(images) == labels
+
+
+# Refusals
+
+IMAGES = encode_idx(random_images(3, 28, 28))
+
+
+@pytest.mark.parametrize("gzipped", [False, True])
+@pytest.mark.parametrize("length", [5, 15, 16, 100, len(IMAGES) - 1])
+def test_truncated_file_is_named_when_it_is_planned(length: int, gzipped: bool):
+    data = gzip.compress(IMAGES[:length]) if gzipped else IMAGES[:length]
+    with pytest.raises(InvalidDataset, match=f"^{ORIGIN} is truncated"):
+        cut(data)
+
+
+def test_every_truncation_of_a_gzip_file_that_lacks_images_is_named_when_it_is_planned():
+    data = gzip.compress(IMAGES)
+    for length in range(2, len(data)):
+        complete = zlib.decompressobj(31).decompress(data[:length]) == IMAGES
+        with nullcontext() if complete else pytest.raises(InvalidDataset, match=f"^{ORIGIN} is "):
+            np.testing.assert_array_equal(pixels_of(read_batches(data[:length])), random_images(3, 28, 28))
+
+
+@pytest.mark.parametrize("data", [IMAGES + b"\0", gzip.compress(IMAGES + b"\0")])
+def test_file_longer_than_its_header_says_is_named(data: bytes):
+    with pytest.raises(InvalidDataset, match=f"^{ORIGIN} is longer than its header says"):
+        cut(data)
+
+
+def test_damaged_gzip_file_is_named_when_it_is_read():
+    data = bytearray(gzip.compress(IMAGES, 0))
+    data[100] ^= 0xFF
+    with pytest.raises(InvalidDataset, match=f"^{ORIGIN} is a damaged gzip file: CRC"):
+        read_batches(bytes(data))
+
+
+@pytest.mark.parametrize("data", [b"", b"\0", b"\x89PNG\r\n\x1a\n", b"<html>"])
+def test_file_of_another_format_is_named(data: bytes):
+    begin = data[:4].hex(" ") or "nothing"
+    with pytest.raises(InvalidDataset, match=f"^{ORIGIN} is no IDX file: it begins with {begin}"):
+        cut(data)
+
+
+def test_values_of_another_type_are_refused():
+    with pytest.raises(InvalidDataset, match="holds values of type 0x0d"):
+        cut(encode_idx(random_images(3, 28, 28), 0x0D))
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 784), (5, 28, 28, 3)])
+def test_arrays_of_another_number_of_dimensions_are_refused(shape: tuple[int, ...]):
+    with pytest.raises(InvalidDataset, match=r"holds an array of shape \[5.*\]; images have three dimensions"):
+        cut(encode_idx(random_images(*shape)))
+
+
+@pytest.mark.parametrize("shape", [(5, 0, 28), (5, 28, 0), (1, 8001, 8000), (1, 2**32 - 1, 2**32 - 1)])
+def test_impossible_sizes_of_images_are_refused(shape: tuple[int, int, int]):
+    data = bytes([0, 0, 8, 3]) + struct.pack(">3I", *shape)
+    with pytest.raises(InvalidDataset, match=f"images are of {shape[1]} x {shape[2]} pixels"):
+        cut(data + bytes(min(100, math.prod(shape))))
+
+
+@pytest.mark.parametrize("count", [0, 2, 4])
+def test_another_number_of_labels_than_images_is_refused(count: int):
+    with pytest.raises(InvalidDataset, match=rf"^{ORIGIN} has 3 images, .* of shape \[{count}\] instead of \[3\]"):
+        cut(IMAGES, labels=encode_idx(random_images(count)))
+
+
+def test_images_in_the_place_of_labels_are_refused():
+    with pytest.raises(InvalidDataset, match=rf"^{ORIGIN} has 3 images, .* of shape \[3, 28, 28\] instead of \[3\]"):
+        cut(IMAGES, labels=IMAGES)
+
+
+def test_truncated_file_of_labels_is_named():
+    with pytest.raises(InvalidDataset, match=f"^the file of labels of {ORIGIN} is truncated"):
+        cut(IMAGES, labels=encode_idx(random_images(3))[:-1])
+
+
+def test_file_that_was_truncated_since_it_was_planned_is_named():
+    with pytest.raises(InvalidDataset, match=f"^{ORIGIN} is truncated: it ends at byte 2,000"):
+        list(read(pa.BufferReader(IMAGES[:2000]), ORIGIN, cut(IMAGES)[0], batch_rows=10))
+
+
+@settings(deadline=None, print_blob=True)
+@given(
+    st.binary(max_size=60),
+    st.sampled_from([b"", b"\0\0", b"\0\0\x08\x03", b"\0\0\x08\x03\0\0\0\x01\0\0\0\x02", b"\x1f\x8b", b"\x1f\x8b\x08"]),
+)
+def test_no_bytes_raise_anything_but_a_refusal(data: bytes, magic: bytes):
+    with suppress(InvalidDataset):
+        read_batches(magic + data)

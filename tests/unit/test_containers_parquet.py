@@ -1,0 +1,369 @@
+"""Every row of a Parquet file is read exactly once, whatever its columns, row groups and sizes."""
+
+import errno
+import io
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fmnist_model.classes import CLASS_NAMES
+from fmnist_model.containers import parquet
+from fmnist_model.containers.interface import ContainerPiece, ImageBatch
+from fmnist_model.containers.parquet import MAX_CUTS, pieces, read
+from fmnist_model.errors import InvalidDataset
+from fmnist_model.images import holds_images
+
+ORIGIN = "s3://bucket/images.parquet"
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+Values = list[bytes | None]
+
+
+def make_file(table: pa.Table, row_group_size: int | None = None, **options: Any) -> pa.NativeFile:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, row_group_size=row_group_size, **options)
+    return pa.BufferReader(buffer.getvalue())
+
+
+def images_of(values: Values, kind: pa.DataType | None = None) -> pa.Array:
+    kind = kind or STRUCT
+    if pa.types.is_struct(kind):
+        return pa.array([None if value is None else {"bytes": value, "path": "x.png"} for value in values], kind)
+    return pa.array(values, kind)
+
+
+def cut(file: pa.NativeFile, rows: int = 1000, size: int = 2**30, **columns: str) -> list[ContainerPiece]:
+    return list(pieces(file, ORIGIN, target_rows=rows, target_bytes=size, **columns))
+
+
+def read_batches(
+    file: pa.NativeFile, rows: int = 1000, size: int = 2**30, batch_rows: int = 100, **columns: str
+) -> list[ImageBatch]:
+    """What the pieces give, after a look at their books."""
+    found: list[ImageBatch] = []
+    row = 0
+    for piece in cut(file, rows, size, **columns):
+        assert piece.first_row == row
+        for batch in read(file, ORIGIN, piece, batch_rows=batch_rows, **columns):
+            assert 0 < len(batch.encoded) == len(batch.fragments) == len(batch.labels) <= batch_rows
+            assert batch.fragments.to_pylist() == [f"#row={number}" for number in range(row, row + len(batch.encoded))]
+            assert (batch.fragments.type, batch.labels.type) == (pa.string(), pa.int8())
+            batch.encoded.validate(full=True)
+            row += len(batch.encoded)
+            found.append(batch)
+        assert row == piece.first_row + piece.rows
+    return found
+
+
+def values_of(batches: Sequence[ImageBatch]) -> Values:
+    values = [value for batch in batches for value in batch.encoded.to_pylist()]
+    return [value["bytes"] if isinstance(value, dict) else value for value in values]
+
+
+def labels_of(batches: Sequence[ImageBatch]) -> list[int | None]:
+    return [label for batch in batches for label in batch.labels.to_pylist()]
+
+
+# Round trips
+
+
+@settings(deadline=None, print_blob=True, max_examples=150)
+@given(
+    st.lists(st.none() | st.binary(max_size=300), max_size=60),
+    st.sampled_from([STRUCT, pa.binary(), pa.large_binary(), pa.struct([("bytes", pa.large_binary())])]),
+    st.integers(1, 70),
+    st.tuples(st.integers(1, 70), st.integers(1, 10_000), st.integers(1, 20)),
+)
+def test_pieces_give_every_image_once_and_in_order(
+    values: Values, kind: pa.DataType, row_group_size: int, sizes: tuple[int, int, int]
+):
+    file = make_file(pa.table({"image": images_of(values, kind)}), row_group_size)
+    assert values_of(read_batches(file, *sizes)) == values
+
+
+@settings(deadline=None, print_blob=True, max_examples=50)
+@given(
+    st.lists(st.none() | st.integers(0, 255), max_size=60),
+    st.integers(1, 70),
+    st.tuples(st.integers(1, 70), st.integers(1, 100_000), st.integers(1, 20)),
+)
+def test_raw_pixels_are_given_as_they_are(tones: list[int | None], row_group_size: int, sizes: tuple[int, int, int]):
+    values = [None if tone is None else bytes([tone]) * 784 for tone in tones]
+    file = make_file(pa.table({"pixels": pa.array(values, pa.binary(784))}), row_group_size)
+    found = read_batches(file, *sizes)
+    assert values_of(found) == values
+    assert all(batch.encoded.type == pa.binary(784) for batch in found)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.list_(pa.uint8(), 784),
+        pa.list_(pa.uint8()),
+        pa.large_list(pa.uint8()),
+        pa.struct([("bytes", pa.list_(pa.uint8()))]),
+    ],
+)
+def test_lists_of_pixels_are_given_as_they_are(kind: pa.DataType):
+    pixels = [[tone] * 784 for tone in range(9)]
+    column = pa.array([{"bytes": row} for row in pixels] if pa.types.is_struct(kind) else pixels, kind)
+    batches = read_batches(make_file(pa.table({"image": column}), 4), rows=3, batch_rows=2)
+    assert [value for batch in batches for value in batch.encoded.to_pylist()] == column.to_pylist()
+    assert all(holds_images(batch.encoded.type) for batch in batches)
+
+
+def test_file_of_row_groups_without_rows_is_read():
+    schema = pa.schema([("image", pa.binary())])
+    buffer = io.BytesIO()
+    with pq.ParquetWriter(buffer, schema) as writer:
+        for values in ([], [b"1"], [], [], [b"2", b"3"], []):
+            writer.write_table(pa.table({"image": pa.array(values, pa.binary())}, schema))
+    file = pa.BufferReader(buffer.getvalue())
+    assert values_of(read_batches(file, rows=1)) == [b"1", b"2", b"3"]
+
+
+def test_file_without_rows_has_no_pieces():
+    assert cut(make_file(pa.table({"image": images_of([])}))) == []
+
+
+def test_dictionary_of_images_is_decoded():
+    column = images_of([b"a", b"b", b"a", None], pa.binary()).dictionary_encode()
+    batches = read_batches(make_file(pa.table({"image": column}), 3), batch_rows=3)
+    assert values_of(batches) == [b"a", b"b", b"a", None]
+    assert {batch.encoded.type for batch in batches} == {pa.binary()}
+
+
+def test_fields_beside_the_image_are_not_read():
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string()), ("thumbnail", pa.binary())])
+    column = pa.array([{"bytes": b"image", "path": "x", "thumbnail": bytes(1000)}, None], kind)
+    [batch] = read_batches(make_file(pa.table({"image": column})))
+    assert batch.encoded.to_pylist() == [{"bytes": b"image"}, None]
+
+
+# Pieces
+
+
+def test_pieces_are_whole_row_groups_where_these_are_small():
+    file = make_file(pa.table({"image": images_of([b"x"] * 1000)}), 100)
+    assert [(piece.first_row, piece.rows, piece.offset) for piece in cut(file, 250)] == [
+        (number * 200, 200, number * 2) for number in range(5)
+    ]
+
+
+def test_large_row_group_is_cut_within():
+    file = make_file(pa.table({"image": images_of([b"x"] * 1000)}))
+    found = cut(file, rows=250)
+    assert [(piece.first_row, piece.rows, piece.offset) for piece in found] == [(n * 250, 250, 0) for n in range(4)]
+    # Later ones read what is before them too.
+    assert sorted(piece.size for piece in found) == [piece.size for piece in found]
+
+
+def test_one_row_group_is_cut_into_no_more_pieces_than_is_cheap():
+    file = make_file(pa.table({"image": images_of([b"%d" % number for number in range(1000)])}))
+    assert len(cut(file, rows=1)) == MAX_CUTS
+    assert values_of(read_batches(file, rows=1)) == [b"%d" % number for number in range(1000)]
+
+
+def test_row_group_somewhat_larger_than_a_piece_is_not_cut():
+    assert len(cut(make_file(pa.table({"image": images_of([b"x"] * 140)})), rows=100)) == 1
+
+
+def test_large_row_group_between_small_ones_is_cut():
+    tables = [pa.table({"image": images_of([b"%d-%d" % (size, n) for n in range(size)])}) for size in (10, 900, 20)]
+    buffer = io.BytesIO()
+    with pq.ParquetWriter(buffer, tables[0].schema) as writer:
+        for table in tables:
+            writer.write_table(table)
+    file = pa.BufferReader(buffer.getvalue())
+    assert [piece.rows for piece in cut(file, rows=300)] == [10, 300, 300, 300, 20]
+    values = [value["bytes"] for table in tables for value in table.column("image").to_pylist()]
+    assert values_of(read_batches(file, rows=300, batch_rows=7)) == values
+
+
+# Memory
+
+
+def test_batches_end_at_their_number_of_bytes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(parquet, "BATCH_BYTES", 10_000)
+    generator = np.random.default_rng(0)
+    values: Values = [generator.bytes(size) for size in [3_000] * 10 + [100] * 200 + [25_000] * 3 + [1]]
+    batches = read_batches(make_file(pa.table({"image": images_of(values)})), batch_rows=1000)
+    assert values_of(batches) == values
+    assert all(batch.encoded.nbytes <= 10_000 or len(batch.encoded) == 1 for batch in batches)
+    assert len(batches) < 20
+
+
+def test_batches_of_small_images_have_the_rows_that_are_asked_for():
+    file = make_file(pa.table({"image": images_of([b"x"] * 1000)}), 100)
+    assert [len(batch.encoded) for batch in read_batches(file, batch_rows=256)] == [256, 256, 256, 232]
+
+
+@pytest.mark.parametrize("distinct", [True, False])
+def test_file_of_one_row_group_is_read_in_bounded_memory(tmp_path: Path, distinct: bool):
+    """300 MB of photos, in the file or (one of them, many times) out of its dictionary."""
+    generator = np.random.default_rng(0)
+    photo = generator.bytes(100_000)
+    photos = [generator.bytes(100_000) if distinct else photo for _ in range(3000)]
+    pq.write_table(pa.table({"image": images_of(photos)}), tmp_path / "images.parquet", write_batch_size=64)
+    program = f"""
+import resource
+import pyarrow as pa
+from fmnist_model.containers import parquet
+with pa.OSFile({str(tmp_path / "images.parquet")!r}) as file:
+    [piece] = parquet.pieces(file, "x", target_rows=10_000, target_bytes=2**40)
+    parquet.BATCH_BYTES = 8 * 2**20
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert sum(len(batch.encoded) for batch in parquet.read(file, "x", piece, batch_rows=4096)) == 3000
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert int(output) < 150  # MiB
+
+
+# Columns
+
+
+def test_image_column_is_found_by_name_before_others():
+    table = pa.table({"data": [b"d"], "bytes": [b"b"], "img": [b"i"], "embedding": [b"e"]})
+    assert values_of(read_batches(make_file(table))) == [b"i"]
+
+
+def test_column_of_that_name_and_another_type_is_passed_over():
+    table = pa.table({"image": ["s3://b/1.png"], "jpg": [b"j"], "embedding": [b"e"]})
+    assert values_of(read_batches(make_file(table))) == [b"j"]
+
+
+def test_only_column_that_can_hold_images_is_found():
+    table = pa.table({"id": ["1"], "picture": [b"p"], "width": [28]})
+    assert values_of(read_batches(make_file(table))) == [b"p"]
+
+
+def test_named_image_column_goes_before_all():
+    table = pa.table({"image": [b"i"], "thumbnail": [b"t"]})
+    assert values_of(read_batches(make_file(table), image_column="thumbnail")) == [b"t"]
+
+
+def test_column_whose_name_has_a_dot_is_read():
+    table = pa.table({"image.v2": [b"i"], "image": ["no"]})
+    assert values_of(read_batches(make_file(table), image_column="image.v2")) == [b"i"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "image_column", "message"),
+    [
+        ({"a": [b"x"], "b": [b"y"]}, None, r"has several columns that may be images: name one\..* a \(binary\), b \(b"),
+        ({"a": ["x"], "n": [1]}, None, r"has no column with images .* a \(string\), n \(int64\)\.$"),
+        ({}, None, r"has no column with images .* columns are: none\.$"),
+        ({"image": [b"x"]}, "picture", r"needs one column 'picture' .* image \(binary\)\.$"),
+        ({"image": [b"x"], "picture": ["y"]}, "picture", r"needs one column 'picture' .* picture \(string\)\.$"),
+    ],
+)
+def test_missing_image_column_is_named_with_those_that_are_there(
+    columns: dict[str, Any], image_column: str | None, message: str
+):
+    with pytest.raises(InvalidDataset, match=f"^{ORIGIN} {message}"):
+        list(pieces(make_file(pa.table(columns)), ORIGIN, target_rows=1, target_bytes=1, image_column=image_column))
+
+
+def test_two_columns_of_the_same_name_are_not_read():
+    table = pa.Table.from_arrays([pa.array([b"x"]), pa.array([b"y"])], names=["image", "image"])
+    with pytest.raises(InvalidDataset, match="has no column with images"):
+        cut(make_file(table))
+
+
+# Labels
+
+
+@pytest.mark.parametrize("name", ["label", "labels", "class", "fine_label"])
+@pytest.mark.parametrize("kind", [pa.int8(), pa.uint8(), pa.int64(), pa.uint64(), pa.dictionary(pa.int8(), pa.int64())])
+def test_whole_numbers_are_labels(name: str, kind: pa.DataType):
+    labels = pa.array([0, 9, None, 10, 100], pa.int64())
+    table = pa.table(
+        {"image": [b"x"] * 5, name: labels.dictionary_encode() if pa.types.is_dictionary(kind) else labels.cast(kind)}
+    )
+    assert labels_of(read_batches(make_file(table))) == [0, 9, None, None, None]
+
+
+@pytest.mark.parametrize("number", [-1, -(2**63), 2**63 - 1])
+def test_numbers_beyond_the_classes_are_unknown_labels(number: int):
+    table = pa.table({"image": [b"x", b"y"], "label": pa.array([number, 3], pa.int64())})
+    assert labels_of(read_batches(make_file(table))) == [None, 3]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_names_of_classes_are_labels(kind: pa.DataType):
+    names = [*CLASS_NAMES, "7", "cat", None, "10", " Bag "]
+    table = pa.table({"image": [b"x"] * len(names), "label": pa.array(names).cast(kind)})
+    assert labels_of(read_batches(make_file(table))) == [*range(10), 7, None, None, None, 8]
+
+
+def test_column_of_another_type_is_passed_over_in_the_search_for_labels():
+    table = pa.table({"image": [b"x"], "label": [[1, 2]], "class": [3]})
+    assert labels_of(read_batches(make_file(table))) == [3]
+
+
+def test_named_label_column_is_read():
+    table = pa.table({"image": [b"x"], "label": [1], "target": [3]})
+    assert labels_of(read_batches(make_file(table), label_column="target")) == [3]
+
+
+@pytest.mark.parametrize("name", ["target", "score"])
+def test_named_label_column_must_hold_labels(name: str):
+    table = pa.table({"image": [b"x"], "score": [0.5]})
+    with pytest.raises(
+        InvalidDataset, match=rf"^{ORIGIN} needs one column '{name}' with labels .* score \(double\)\.$"
+    ):
+        cut(make_file(table), label_column=name)
+
+
+def test_file_without_labels_has_unknown_ones():
+    assert labels_of(read_batches(make_file(pa.table({"image": [b"x"] * 3})))) == [None] * 3
+
+
+# Damage
+
+
+@pytest.mark.parametrize("data", [b"", b"PAR1", b"\x89PNG" * 100, b"PAR1" + bytes(100) + b"PAR1"])
+def test_file_of_another_format_is_named(data: bytes):
+    with pytest.raises(InvalidDataset, match=f"^{ORIGIN} can't be read as Parquet: "):
+        cut(pa.BufferReader(data))
+
+
+def test_damaged_page_is_named():
+    generator = np.random.default_rng(0)
+    data = bytearray(make_file(pa.table({"image": images_of([generator.bytes(500) for _ in range(100)])})).read())
+    data[4:60] = bytes(56)
+    with pytest.raises(InvalidDataset, match=f"^{ORIGIN} can't be read as Parquet: "):
+        read_batches(pa.BufferReader(bytes(data)))
+
+
+@pytest.mark.parametrize("now", [0, 10, 45])
+def test_file_that_was_replaced_since_it_was_planned_is_named(now: int):
+    planned = make_file(pa.table({"image": images_of([b"x"] * 60)}), 20)
+    replaced = make_file(pa.table({"image": images_of([b"x"] * now)}), 20)
+    with pytest.raises(InvalidDataset, match=rf"^{ORIGIN} has \d+ images from row 40 on, where 20 were planned"):
+        list(read(replaced, ORIGIN, cut(planned, rows=20)[2], batch_rows=10))
+
+
+def test_file_of_larger_row_groups_than_planned_is_named():
+    planned = make_file(pa.table({"image": images_of([b"x"] * 60)}), 20)
+    replaced = make_file(pa.table({"image": images_of([b"x"] * 200)}), 50)
+    with pytest.raises(InvalidDataset, match=f"^{ORIGIN} has 0 images from row 20 on"):
+        list(read(replaced, ORIGIN, cut(planned, rows=20)[1], batch_rows=10))
+
+
+def test_store_that_fails_is_not_taken_for_damage():
+    class FailingFile(io.BytesIO):
+        def read(self, *_: object) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output error"):
+        cut(pa.PythonFile(FailingFile(bytes(10_000)), mode="r"))
