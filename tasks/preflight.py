@@ -1,11 +1,13 @@
 """What can be known to be wrong before Ray and Prefect are started. The tasks check the same things again."""
 
 import os
+import tempfile
 from pathlib import Path
 
 from fmnist_model.weights import check_weights
 from infra.batch_log import read_batch_log
 from infra.checkpoints import WEIGHTS, read_file, read_record
+from infra.errors import RequestError
 from infra.model_registry import ModelRegistry
 from infra.object_store import open_store
 from infra.prediction_table import table_folder
@@ -28,6 +30,7 @@ def check_training(settings: Settings, *, workers: str, resume: str | None) -> N
     """
     store = open_store(settings.store)
     store.check_writable()
+    check_state_folder(settings)
     if settings.ray_address:
         check_ray_address(settings.ray_address)
     else:
@@ -56,8 +59,26 @@ def check_classification(
     record = read_record(store, version.run_id, version.epoch)
     check_weights(read_file(store, record, WEIGHTS), store.uri(record.key))
     store.check_writable()
+    check_state_folder(settings)
     if settings.ray_address:
         check_ray_address(settings.ray_address)
+
+
+def check_state_folder(settings: Settings) -> None:
+    """Make sure that what belongs to this machine alone can be written.
+
+    Raises:
+        RequestError: it can't.
+    """
+    folder = settings.state_dir
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RequestError(
+            f"FMNIST_STATE_DIR: {folder} can't be written: {error.strerror}. Make it writable, or name another folder."
+        ) from None
 
 
 def _visible_gpus() -> int:

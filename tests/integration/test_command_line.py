@@ -86,7 +86,7 @@ def test_store_that_nobody_may_write() -> None:
 
 def test_state_folder_that_nobody_may_write(own_store: dict[str, str]) -> None:
     result = fmnist("train", **(own_store | {"FMNIST_STATE_DIR": "/proc/state"}))
-    assert "FMNIST_STATE_DIR: /proc/state/prefect can't be written" in one_clear_line(result)
+    assert "FMNIST_STATE_DIR: /proc/state can't be written" in one_clear_line(result)
     assert result.returncode == 2
 
 
