@@ -23,7 +23,7 @@ test: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## 
 	@$(bin)/python -m pytest
 
 chaos: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## Faults and kills, many rounds; short=1: few
-	@$(bin)/python -m pytest tests/chaos $(if $(short),--short)
+	@$(bin)/python -m pytest -s tests/chaos $(if $(short),--short)
 
 # Here rather than in the tests, so that they need no network once this is done.
 var/test-data/datasets/fashion-mnist/dataset.json: | .venv/.installed-dev

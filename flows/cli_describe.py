@@ -128,8 +128,22 @@ def _read_image(path: str) -> "NDArray[np.uint8]":
     from fmnist_model.images import ImageRejected, decode_image
 
     try:
-        return decode_image(Path(path).read_bytes())
+        return decode_image(_read_uri(path) if "://" in path else Path(path).read_bytes())
     except OSError as error:
         raise InvalidImage(f"{path} can't be read: {error.strerror}.") from None
     except ImageRejected as reason:
         raise InvalidImage(f"{path} can't be used: {reason}.") from None
+
+
+def _read_uri(uri: str) -> bytes:
+    from fmnist_model.errors import InvalidImage
+    from infra.input_files import InputUnreadable, read_input, stat_input
+
+    try:
+        found = stat_input(uri)
+        if found is None:
+            raise InputUnreadable("there is no such file")
+        return read_input(uri, found.fingerprint, 2**28)
+    except InputUnreadable as reason:
+        # A user and password in it are not repeated.
+        raise InvalidImage(f"{uri.rpartition('@')[2]} can't be read: {str(reason).rstrip('.')}.") from None

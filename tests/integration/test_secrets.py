@@ -206,6 +206,13 @@ def test_input_with_a_secret_in_it_is_refused_without_repeating_it(place: Place,
     assert place.files_with("canary-in-input") == []
 
 
+def test_image_with_a_secret_in_its_uri_is_refused_without_repeating_it(place: Place) -> None:
+    ran = place.run("describe", "s3://key:canary-in-image@bucket/x.png", FMNIST_STORE=str(place.folder / "store"))
+
+    assert ran.exit_code == 2
+    assert "canary-in-image" not in ran.printed
+
+
 def test_endpoint_with_a_secret_in_it_is_told_without_it(place: Place) -> None:
     endpoint = place.environment["AWS_ENDPOINT_URL"].replace("://", "://user:canary-in-endpoint@")
     for command in (["store", "check"], ["models", "list"]):
