@@ -17,7 +17,7 @@ install: .venv/.installed ## Make .venv and install what runs
 	@touch $@
 
 run: .venv/.installed ## Train on Fashion-MNIST and classify its test images: the main job
-	@$(bin)/fmnist run
+	@$(bin)/fmnist run --preset quick
 
 test: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## Run the tests
 	@$(bin)/python -m pytest

@@ -104,7 +104,7 @@ def _checked_for_training(parameters: TrainParameters) -> Settings:
     from tasks.preflight import check_training
 
     settings = load_settings()
-    check_training(settings, workers=parameters.workers, resume=parameters.resume)
+    check_training(settings, workers=parameters.workers, resume=parameters.resume, from_model=parameters.from_model)
     return settings
 
 

@@ -24,6 +24,7 @@ def describe(
     *image: Annotated[str, Parameter(name="IMAGE")],
     model: str = "champion",
     plot: Path | None = None,
+    calibrate: Annotated[bool, Parameter(negative="--no-calibrate")] = True,
     as_json: Json = False,
 ) -> None:
     """Show what the network is and what it makes of a few images, layer by layer.
@@ -37,6 +38,8 @@ def describe(
         network with random weights.
     plot
         Write a PNG file with the images and their probabilities as bars.
+    calibrate
+        Give probabilities at the version's temperature.
     """
     store = open_store(load_settings().store)
     if plot is not None and not plot.parent.is_dir():
@@ -44,12 +47,14 @@ def describe(
     names, pixels = _images(store, image)
     if plot is not None and not names:
         raise RequestError("--plot: there is no image to draw; name image files, or prepare the data set.")
-    network, origin = _network(store, model)
+    network, origin, temperature = _network(store, model)
 
     from fmnist_model.description import describe as describe_network
     from fmnist_model.network import best_device
 
-    description = describe_network(network, pixels, names, origin, best_device())
+    description = describe_network(
+        network, pixels, names, origin, best_device(), temperature=temperature if calibrate else 1.0
+    )
     if plot is not None:
         from fmnist_model.pictures import plot_predictions
 
@@ -64,28 +69,30 @@ def describe(
         Console(stderr=True).print(f"Wrote {plot}", highlight=False)
 
 
-def _network(store: ObjectStore, reference: str) -> tuple["NeuralNetwork", str]:
+def _network(store: ObjectStore, reference: str) -> tuple["NeuralNetwork", str, float]:
+    """A network, where it comes from, and the temperature that calibrates it; 1 for what is no version."""
     from infra.checkpoints import WEIGHTS, list_checkpoints, list_runs, read_file, read_record
-    from infra.model_registry import ALIASES, ModelNotFound, ModelRegistry
+    from infra.model_registry import ALIASES, ModelNotFound, ModelRegistry, read_weights
 
     if reference == "fresh":
         from fmnist_model.network import NeuralNetwork
 
-        return NeuralNetwork(), "a new network with random weights"
+        return NeuralNetwork(), "a new network with random weights", 1.0
     run_id, _, epoch = reference.partition("/")
     if reference.isdecimal() or reference in ALIASES:
         try:
             version = ModelRegistry(store).resolve(reference)
         except ModelNotFound as error:
             raise ModelNotFound(f"{error} A new network is shown with --model fresh.") from None
-        record = read_record(store, version.run_id, version.epoch)
-        origin = f"model version {version.version}, {store.uri(record.key)}"
+        data, place = read_weights(store, version)
+        origin, temperature = f"model version {version.version}, {place}", version.temperature
     elif run_id in list_runs(store) and (epoch == "" or epoch.isdecimal()):
         complete = list_checkpoints(store, run_id)
         if not complete:
             raise RequestError(f"--model: run {run_id} has no complete checkpoint.")
         record = read_record(store, run_id, int(epoch) if epoch else complete[-1])
-        origin = store.uri(record.key)
+        data, place = read_file(store, record, WEIGHTS), store.uri(record.key)
+        origin, temperature = place, 1.0
     else:
         raise RequestError(
             f"--model: {reference!r} is no version's number, no alias ({', '.join(ALIASES)}), no run in {store.root} "
@@ -93,7 +100,7 @@ def _network(store: ObjectStore, reference: str) -> tuple["NeuralNetwork", str]:
         )
     from fmnist_model.network import load_weights
 
-    return load_weights(read_file(store, record, WEIGHTS), store.uri(record.key)), origin
+    return load_weights(data, place), origin, temperature
 
 
 def _images(store: ObjectStore, chosen: tuple[str, ...]) -> tuple[list[str], "NDArray[np.uint8]"]:

@@ -38,10 +38,10 @@ def options_of(
         signature = inspect.signature(command)
         keywords = [
             inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=field.get_default(), annotation=_option(field)
+                name, inspect.Parameter.KEYWORD_ONLY, default=field.get_default(), annotation=_option(name, field)
             )
             if not field.is_required()
-            else inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=_option(field))
+            else inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=_option(name, field))
             for name, field in model.model_fields.items()
             if name != positional
         ]
@@ -58,8 +58,10 @@ def options_of(
     return decorate
 
 
-def _option(field: FieldInfo) -> Any:
-    return Annotated[field.annotation, Parameter(help=field.description)]
+def _option(name: str, field: FieldInfo) -> Any:
+    # What is on by default is switched off by its negative; the command line has no others.
+    negative = f"--no-{name.replace('_', '-')}" if field.default is True else ()
+    return Annotated[field.annotation, Parameter(help=field.description, negative=negative)]
 
 
 def _validated(model: type[BaseModel], values: dict[str, Any], positional: str | None) -> BaseModel:
@@ -67,7 +69,9 @@ def _validated(model: type[BaseModel], values: dict[str, Any], positional: str |
         return model(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        field = str(first["loc"][0]) if first["loc"] else ""
+        if not first["loc"]:  # of several options together
+            raise RequestError(f"{str(first['msg']).removeprefix('Value error, ')}.") from None
+        field = str(first["loc"][0])
         name = "URI" if field == positional else f"--{field.replace('_', '-')}"
         raise RequestError(f"{name}: {_sentence(first)}") from None
 

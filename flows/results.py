@@ -4,10 +4,12 @@ from typing import Any
 
 from rich.console import Console
 
+from fmnist_model.metrics import TestResult
 from infra.object_store import open_store
 from infra.prediction_table import BatchManifest, manifest_key
 from infra.settings import Settings
 from tasks.summaries import ClassificationSummary, MainJobSummary, TrainingSummary
+from tasks.training_report import report_key
 
 _STAGES = {
     "start": "starting Ray and Prefect",
@@ -34,10 +36,13 @@ def training_figures(summary: TrainingSummary, settings: Settings) -> dict[str, 
         "test_accuracy": summary.result.accuracy,
         "test_correct": summary.result.correct,
         "test_images": summary.result.images,
-        "test_log_loss": summary.result.log_loss,
+        "test_log_loss": summary.result.evaluation.log_loss,
+        "calibration_error": summary.result.evaluation.calibration_error,
+        "temperature": summary.result.temperature,
         "seconds": round(summary.run.seconds, 3),
         "images_per_second": round(summary.run.images_per_second),
         "checkpoint": store.uri(f"runs/{summary.run.run_id}/checkpoints/epoch-{summary.run.epoch:04d}"),
+        "report": store.uri(report_key(summary.run.run_id)),
     }
 
 
@@ -145,16 +150,26 @@ def _training_rows(summary: TrainingSummary, settings: Settings) -> list[tuple[s
     standing = (
         "champion" if champion == figures["model_version"] else f"version {champion} is better and stays champion"
     )
-    worst = sorted(summary.result.recall.items(), key=lambda item: item[1])[:2]
+    worst = sorted(summary.result.evaluation.recall.items(), key=lambda item: item[1])[:2]
     return [
         ("data set", f"{summary.dataset.name} from {summary.dataset.source}"),
         ("workers", f"{figures['workers']} on {figures['device']}"),
         ("test accuracy", f"{figures['test_accuracy']:.2%} after {figures['epochs']} epochs"),
         ("hardest classes", ", ".join(f"{name} ({recall:.0%} found)" for name, recall in worst)),
+        ("calibration error", _calibration(summary.result)),
         ("speed", f"{figures['images_per_second']:,} images/s, {figures['seconds']:.1f} s in the loop"),
         ("checkpoint", figures["checkpoint"]),
+        ("report", figures["report"]),
         ("model", f"version {figures['model_version']}, {standing}"),
+        *(("warning", warning) for warning in summary.run.warnings),
     ]
+
+
+def _calibration(result: TestResult) -> str:
+    if not result.validation_images:
+        return f"{result.uncalibrated.calibration_error:.2%}, not calibrated: no validation images"
+    before, after = result.uncalibrated.calibration_error, result.evaluation.calibration_error
+    return f"{before:.2%} -> {after:.2%} at temperature {result.temperature:.3f}"
 
 
 def _classification_rows(summary: ClassificationSummary, settings: Settings) -> list[tuple[str, str]]:

@@ -24,6 +24,7 @@ def render_description(description: Description) -> RenderableType:
     parts: list[RenderableType] = [
         Text.assemble("Using ", (description.device, "bold"), " device"),
         Text(_printable(description.origin), style="dim", overflow="fold"),
+        *_temperature(description),
         Text(),
         Panel(Text(description.structure), title="Structure", title_align="left", box=box.ROUNDED, expand=False),
         Text(),
@@ -32,6 +33,13 @@ def render_description(description: Description) -> RenderableType:
         parts += [_layers(description), _images(description.images)]
     parts.append(_parameters(description))
     return Group(*parts)
+
+
+def _temperature(description: Description) -> list[RenderableType]:
+    if description.temperature == 1:
+        return []
+    told = f"Softmax at temperature {description.temperature:.3f}, by which the logits are divided"
+    return [Text(told, style="dim")]
 
 
 def _layers(description: Description) -> Table:

@@ -6,10 +6,12 @@ from flows.parameters import TrainParameters
 from infra.ray_cluster import ClusterTaskRunner, on_ray
 from tasks.dataset import prepare_dataset
 from tasks.evaluation import evaluate_checkpoint
+from tasks.metrics import write_metrics
 from tasks.registration import prune_checkpoints, register_model
 from tasks.run import begin_run
 from tasks.summaries import TrainingSummary
 from tasks.training import train_network
+from tasks.training_report import write_report
 
 
 @flow(name="train", task_runner=ClusterTaskRunner())
@@ -17,9 +19,11 @@ def train(parameters: TrainParameters | None = None) -> TrainingSummary:
     """Train the network on Fashion-MNIST, evaluate it, register it, and make it champion if it is the best."""
     parameters = parameters or TrainParameters()
     dataset = prepare_dataset()
-    run = begin_run(parameters.preset, parameters.overrides(), parameters.resume)
-    trained = on_ray(train_network, run.id, dataset, run.recipe, parameters.workers)
+    run = begin_run(parameters.preset, parameters.overrides(), parameters.resume, parameters.from_model)
+    trained = on_ray(train_network, run, dataset, parameters.workers)
+    write_metrics(trained, tensorboard=parameters.tensorboard)
     result = on_ray(evaluate_checkpoint, trained, dataset)
     registration = register_model(trained, result)
+    write_report(trained, result, registration)
     prune_checkpoints(trained, parameters.keep_best)
     return TrainingSummary(dataset=dataset, run=trained, result=result, registration=registration)

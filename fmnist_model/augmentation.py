@@ -1,7 +1,4 @@
-"""Random changes to training images, made on the device for a whole batch at a time."""
-
-from dataclasses import dataclass
-from typing import Self
+"""Random changes to training images, made on the device for a whole epoch at a time."""
 
 import torch
 from torch import Tensor
@@ -13,49 +10,43 @@ def scale(images: Tensor) -> Tensor:
     return images.float().div_(255)
 
 
-@dataclass(frozen=True)
-class AugmentationDraws:
-    """What chance decided for each image of a batch, apart from the images so that it can be sliced as they are."""
+class Augmentation:
+    """Training images with all that chance may make of them: mirrored or not, moved over black or not.
 
-    mirrored: Tensor
-    """bool `[n]`."""
-    offsets: Tensor
-    """int64 `[n, 2]`: rows and columns, 0 to twice the largest shift."""
-    shift_pixels: int
+    The images lie on the device once, or twice where they may be mirrored, with a margin as wide as the largest shift;
+    an augmented image is a window onto one of them, so that an epoch's are gathered in one go.
+    """
 
-    @classmethod
-    def draw(cls, n: int, generator: torch.Generator, *, flip: bool, shift_pixels: int) -> Self:
-        """Draw for `n` images.
+    def __init__(self, images: Tensor, *, flip: bool, shift_pixels: int) -> None:
+        """Prepare the images.
 
         Args:
-            n: number of images.
-            generator: on the CPU, so that the draws are the same on every device.
+            images: uint8 `[n, 28, 28]`.
             flip: mirror left and right with probability one half.
             shift_pixels: move by up to so many pixels in each direction; 0 leaves the place as it is.
         """
-        mirrored = torch.rand(n, generator=generator) < 0.5 if flip else torch.zeros(n, dtype=torch.bool)
-        offsets = torch.randint(0, 2 * shift_pixels + 1, (n, 2), generator=generator)
-        return cls(mirrored, offsets, shift_pixels)
+        self._count, height, width = images.shape
+        self._flip, self._places = flip, 2 * shift_pixels + 1
+        both = torch.cat([images, images.flip(2)]) if flip else images
+        padded = functional.pad(both, [shift_pixels] * 4)
+        self._windows = padded.unfold(1, height, 1).unfold(2, width, 1)
 
-    def apply(self, images: Tensor, chosen: slice) -> Tensor:
-        """Change images as drawn, filling with black what a shift uncovers.
+    def draw(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw what becomes of each of `chosen`.
 
         Args:
-            images: float `[m, 28, 28]`, the batch's images `chosen`.
-            chosen: which of the batch's images these are.
+            chosen: int64 `[m]`: numbers of images.
+            generator: on the CPU, so that the draws are the same on every device.
 
         Returns:
-            float `[m, 28, 28]`.
+            int64 `[m, 3]` on the CPU: the image (from `n` on: mirrored), the row and the column of its window. Any
+            slice of it is what `take` takes.
         """
-        m, height, width = images.shape
-        device = images.device
-        mirrored = self.mirrored[chosen]
-        if mirrored.any():
-            images = torch.where(mirrored.to(device)[:, None, None], images.flip(2), images)
-        if self.shift_pixels:
-            offsets = self.offsets[chosen].to(device)
-            padded = functional.pad(images, [self.shift_pixels] * 4)
-            rows = offsets[:, :1] + torch.arange(height, device=device)
-            columns = offsets[:, 1:] + torch.arange(width, device=device)
-            images = padded[torch.arange(m, device=device)[:, None, None], rows[:, :, None], columns[:, None, :]]
-        return images
+        mirrored = torch.rand(len(chosen), generator=generator) < 0.5 if self._flip else torch.zeros(len(chosen))
+        places = torch.randint(0, self._places, (len(chosen), 2), generator=generator)
+        return torch.cat([(chosen + self._count * mirrored.long())[:, None], places], dim=1)
+
+    def take(self, drawn: Tensor) -> Tensor:
+        """Gather images as drawn: uint8 `[m, 28, 28]`, in the order of `drawn`."""
+        images, rows, columns = drawn.to(self._windows.device).unbind(1)
+        return self._windows[images, rows, columns]

@@ -28,9 +28,18 @@ class Classifier:
     devices numbers are float32, and no class differs; on a GPU, copying the pixels costs more than the arithmetic.
     """
 
-    def __init__(self, network: NeuralNetwork, device: torch.device) -> None:
+    def __init__(self, network: NeuralNetwork, device: torch.device, temperature: float = 1.0) -> None:
+        """Make a classifier.
+
+        Args:
+            network: is moved to the device.
+            device: where to run.
+            temperature: divides the logits before the softmax (Guo et al., arXiv:1706.04599); it changes probabilities
+                and no class.
+        """
         self._network = network.to(device).eval()
         self._device = device
+        self._temperature = temperature
         self._onednn_weights: dict[str, Tensor] | None = None
         if device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
             state = network.linear_relu_stack.state_dict()
@@ -46,8 +55,10 @@ class Classifier:
         with torch.inference_mode():
             # Nothing waits for an accelerator before the results of all batches: it works while the next is copied.
             parts = [self._forward(pixels[first : first + batch]) for first in range(0, len(pixels), batch)]
-            probabilities = torch.cat(parts).cpu().numpy() if parts else np.empty((0, len(CLASS_NAMES)), np.float32)
-        classes = probabilities.argmax(axis=1)
+            logits = torch.cat(parts) if parts else torch.empty((0, len(CLASS_NAMES)))
+            # Not of the probabilities: the temperature may make two of them round to the same.
+            winners, tempered = logits.argmax(1), (logits / self._temperature).softmax(1)
+            classes, probabilities = winners.cpu().numpy(), tempered.cpu().numpy()
         confidence = probabilities[np.arange(len(probabilities)), classes]
         return Predictions(classes.astype(np.int8), confidence, probabilities)
 
@@ -56,11 +67,10 @@ class Classifier:
         images = torch.from_numpy(np.require(pixels, requirements=("C", "W")))
         if self._onednn_weights is not None:
             inputs = scale(images.flatten(1)).to_mkldnn()
-            logits = functional_call(self._network.linear_relu_stack, self._onednn_weights, inputs).to_dense()
+            logits: Tensor = functional_call(self._network.linear_relu_stack, self._onednn_weights, inputs).to_dense()
         elif self._device.type == "cuda":
             # Copies from pinned memory need no waiting for; PyTorch keeps the memory until the copy is made.
             logits = self._network(scale(images.pin_memory().to(self._device, non_blocking=True)))
         else:
             logits = self._network(scale(images.to(self._device)))
-        probabilities: Tensor = logits.softmax(1)
-        return probabilities
+        return logits

@@ -47,7 +47,7 @@ class ImageDescription:
     logits: tuple[float, ...]
     """`[10]`, in class order."""
     probabilities: tuple[float, ...]
-    """`[10]`, softmax of the logits."""
+    """`[10]`, softmax of the logits over the temperature."""
     predicted_class: int
     """0 to 9."""
     predicted_label: str
@@ -78,6 +78,8 @@ class Description:
     """What the forward pass ran on: `cpu`, `cuda`, `cuda:1`."""
     structure: str
     """As PyTorch prints it; several lines."""
+    temperature: float
+    """By which logits are divided before the softmax."""
     input_shape: tuple[int, ...] | None
     """Of the batch, `[n, 28, 28]`; None without images."""
     layers: tuple[LayerDescription, ...]
@@ -95,7 +97,13 @@ class Description:
 
 
 def describe(
-    network: nn.Module, pixels: NDArray[np.uint8], image_names: Sequence[str], origin: str, device: torch.device | str
+    network: nn.Module,
+    pixels: NDArray[np.uint8],
+    image_names: Sequence[str],
+    origin: str,
+    device: torch.device | str,
+    *,
+    temperature: float = 1.0,
 ) -> Description:
     """Run a network on a batch of images and tell what happens at each layer.
 
@@ -106,6 +114,7 @@ def describe(
         image_names: `n`, for people.
         origin: where the weights come from, for people.
         device: where to run.
+        temperature: divides the logits before the softmax (Guo et al., arXiv:1706.04599).
 
     Raises:
         ValueError: `pixels` has another shape or type, there are more or fewer names than images, or the network
@@ -123,12 +132,13 @@ def describe(
     if n:
         with torch.inference_mode(), _recording(network, layers):
             logits = network(scale(torch.from_numpy(np.ascontiguousarray(pixels)).to(device)))
-        images = _describe_images(logits, image_names)
+        images = _describe_images(logits, image_names, temperature)
     parameters = tuple(_describe_parameter(name, tensor) for name, tensor in network.named_parameters())
     return Description(
         origin=origin,
         device=str(device),
         structure=str(network),
+        temperature=temperature,
         input_shape=tuple(pixels.shape) if n else None,
         layers=tuple(layers),
         images=images,
@@ -162,11 +172,12 @@ def _recorder(name: str, layers: list[LayerDescription]) -> Any:
     return record
 
 
-def _describe_images(logits: Tensor, names: Sequence[str]) -> tuple[ImageDescription, ...]:
+def _describe_images(logits: Tensor, names: Sequence[str], temperature: float) -> tuple[ImageDescription, ...]:
     if logits.shape != (len(names), len(CLASS_NAMES)):
         raise ValueError(f"the network returned {list(logits.shape)} instead of logits [{len(names)}, 10].")
-    probabilities = logits.softmax(1)
-    rows = zip(names, logits.tolist(), probabilities.tolist(), probabilities.argmax(1).tolist(), strict=True)
+    probabilities = (logits / temperature).softmax(1)
+    # The winner by the logits: the temperature may make two probabilities round to the same.
+    rows = zip(names, logits.tolist(), probabilities.tolist(), logits.argmax(1).tolist(), strict=True)
     return tuple(
         ImageDescription(
             name=name,

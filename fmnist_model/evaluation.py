@@ -1,68 +1,125 @@
 """How well a network classifies labelled images."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional
 
 from fmnist_model.augmentation import scale
+from fmnist_model.calibration import fit_temperature
 from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.dataset import LabelledImages
+from fmnist_model.images import encode_png
+from fmnist_model.metrics import (
+    MOST_CONFIDENT_ERRORS,
+    RELIABILITY_BINS,
+    Evaluation,
+    Misclassified,
+    Reliability,
+    TestResult,
+)
 from fmnist_model.network import NeuralNetwork
 
 _BATCH = 4096
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """A network's results on labelled images."""
+def evaluate(
+    network: NeuralNetwork, data: LabelledImages, device: torch.device, temperature: float = 1.0
+) -> Evaluation:
+    """Classify all images and compare with their labels.
 
-    images: int
-    correct: int
-    log_loss: float
-    """Mean negative log-likelihood of the true class, in nats."""
-    confusion: NDArray[np.int64]
-    """`[10, 10]`: rows are true classes, columns predicted ones."""
-
-    @property
-    def accuracy(self) -> float:
-        """Share of the images whose most probable class is the true one."""
-        return self.correct / self.images
-
-    @property
-    def recall(self) -> dict[str, float]:
-        """Share of each class's images that were found, by class name; NaN for a class without images."""
-        return _by_class(self.confusion.diagonal(), self.confusion.sum(axis=1))
-
-    @property
-    def precision(self) -> dict[str, float]:
-        """Share of the images given each class that belong to it, by class name; NaN for a class never predicted."""
-        return _by_class(self.confusion.diagonal(), self.confusion.sum(axis=0))
+    Args:
+        network: is moved to the device.
+        data: at least one image.
+        device: where to run.
+        temperature: divides the logits before the softmax; it changes probabilities and no class.
+    """
+    labels = torch.from_numpy(data.labels).to(device)
+    return evaluate_logits(predict_logits(network, data.images, device), labels, temperature)
 
 
-def _by_class(part: NDArray[np.int64], whole: NDArray[np.int64]) -> dict[str, float]:
-    shares = np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
-    return dict(zip(CLASS_NAMES, shares.tolist(), strict=True))
+def calibrate_and_evaluate(
+    network: NeuralNetwork, validation: LabelledImages | None, test: LabelledImages, device: torch.device
+) -> TestResult:
+    """Fit the temperature on one set of images, and evaluate on another with it and without.
 
-
-def evaluate(network: NeuralNetwork, data: LabelledImages, device: torch.device) -> Evaluation:
-    """Classify all images and compare with their labels."""
-    network = network.to(device).eval()
-    confusion = torch.zeros(len(CLASS_NAMES) ** 2, dtype=torch.int64, device=device)
-    log_loss = torch.zeros((), dtype=torch.float64, device=device)
-    with torch.inference_mode():
-        for first in range(0, len(data), _BATCH):
-            images = torch.from_numpy(data.images[first : first + _BATCH]).to(device)
-            labels = torch.from_numpy(data.labels[first : first + _BATCH]).to(device)
-            logits = network(scale(images))
-            log_loss += functional.cross_entropy(logits, labels, reduction="sum")
-            confusion += torch.bincount(labels * len(CLASS_NAMES) + logits.argmax(1), minlength=len(confusion))
-    matrix = confusion.reshape(len(CLASS_NAMES), len(CLASS_NAMES)).cpu().numpy()
-    return Evaluation(
-        images=len(data),
-        correct=int(matrix.trace()),
-        log_loss=log_loss.item() / len(data),
-        confusion=matrix,
+    Args:
+        network: is moved to the device.
+        validation: images that the network was not trained on; without any, the temperature is 1.
+        test: at least one image.
+        device: where to run.
+    """
+    temperature = 1.0
+    if validation:
+        logits = predict_logits(network, validation.images, device)
+        temperature = fit_temperature(logits, torch.from_numpy(validation.labels).to(device))
+    logits, labels = predict_logits(network, test.images, device), torch.from_numpy(test.labels).to(device)
+    evaluation = evaluate_logits(logits, labels, temperature)
+    return TestResult(
+        evaluation=evaluation,
+        uncalibrated=evaluate_logits(logits, labels),
+        temperature=temperature,
+        validation_images=len(validation or ()),
+        error_pictures=tuple(encode_png(test.images[error.index]) for error in evaluation.confident_errors),
     )
+
+
+def predict_logits(network: NeuralNetwork, images: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """The network's logits, as they are before any temperature.
+
+    Args:
+        network: is moved to the device.
+        images: uint8 `[n, 28, 28]`, 0 black to 255 white.
+        device: where to run.
+
+    Returns:
+        float32 `[n, 10]`, on the device.
+    """
+    network = network.to(device).eval()
+    with torch.inference_mode():
+        logits = torch.empty((len(images), len(CLASS_NAMES)), device=device)
+        for first in range(0, len(images), _BATCH):
+            batch = slice(first, first + _BATCH)
+            logits[batch] = network(scale(torch.from_numpy(images[batch]).to(device)))
+    return logits
+
+
+def evaluate_logits(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Evaluation:
+    """Compare logits with the true classes.
+
+    Args:
+        logits: `[n, 10]`, `n` at least 1.
+        labels: int64 `[n]`, on the same device.
+        temperature: divides the logits before the softmax.
+    """
+    tempered = logits.double() / temperature
+    predicted = logits.argmax(1)
+    confidence = tempered.softmax(1).amax(1)
+    cells = torch.bincount(labels * len(CLASS_NAMES) + predicted, minlength=len(CLASS_NAMES) ** 2)
+    confusion = cells.reshape(len(CLASS_NAMES), len(CLASS_NAMES)).cpu().numpy()
+    return Evaluation(
+        images=len(labels),
+        correct=int(confusion.trace()),
+        log_loss=functional.cross_entropy(tempered, labels).item(),
+        confusion=confusion,
+        reliability=_reliability(confidence, predicted == labels),
+        confident_errors=_confident_errors(confidence, predicted, labels),
+    )
+
+
+def _reliability(confidence: Tensor, right: Tensor) -> Reliability:
+    inner_bounds = torch.arange(1, RELIABILITY_BINS, dtype=confidence.dtype, device=confidence.device)
+    bins = torch.bucketize(confidence, inner_bounds / RELIABILITY_BINS)
+    counts, confidences, rights = (
+        torch.bincount(bins, weights, RELIABILITY_BINS).cpu().numpy() for weights in (None, confidence, right.double())
+    )
+    with np.errstate(invalid="ignore"):
+        return Reliability(counts, confidences / counts, rights / counts)
+
+
+def _confident_errors(confidence: Tensor, predicted: Tensor, labels: Tensor) -> tuple[Misclassified, ...]:
+    wrong = (predicted != labels).nonzero()[:, 0]
+    worst = wrong[confidence[wrong].argsort(descending=True, stable=True)[:MOST_CONFIDENT_ERRORS]]
+    columns = (worst, labels[worst], predicted[worst], confidence[worst])
+    return tuple(Misclassified(*row) for row in zip(*(column.tolist() for column in columns), strict=True))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.description import Description, ImageDescription
+from fmnist_model.palette import INK, OTHER, QUIET, WINNER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,8 +27,6 @@ _PICTURE_SIZE, _LABELS_WIDTH = 2.05, 1.1
 
 _LEAST_SHARE = 0.0005
 """Ten times "0.0%" would hide the shares that matter."""
-
-_WINNER, _OTHER, _INK, _QUIET = "#c2410c", "#9db2c6", "#1f2933", "#5f6c7b"
 
 
 def plot_predictions(pixels: NDArray[np.uint8], description: Description) -> bytes:
@@ -65,7 +64,7 @@ def plot_predictions(pixels: NDArray[np.uint8], description: Description) -> byt
         _draw_tile(figure, left, top, pixels[slot], description.images[slot])
     if n > shown:
         note = f"The first {shown} of {n:,} images"
-        figure.text(_MARGIN / width, _MARGIN / height, note, fontsize=10, color=_QUIET, va="bottom")
+        figure.text(_MARGIN / width, _MARGIN / height, note, fontsize=10, color=QUIET, va="bottom")
     return _png(figure)
 
 
@@ -79,7 +78,7 @@ def _draw_tile(figure: "Figure", left: float, top: float, pixels: NDArray[np.uin
     width, height = figure.get_size_inches()
     verdict = f"{image.predicted_label}  {image.confidence:.1%}"
     _draw_name(figure, left, top, image.name)
-    figure.text(left / width, (top - 0.21) / height, verdict, fontsize=11, fontweight="bold", color=_WINNER, va="top")
+    figure.text(left / width, (top - 0.21) / height, verdict, fontsize=11, fontweight="bold", color=WINNER, va="top")
     bottom = (top - _TILE_HEIGHT) / height
     high = _PICTURE_SIZE / height
     picture = figure.add_axes((left / width, bottom, _PICTURE_SIZE / width, high))
@@ -92,19 +91,19 @@ def _draw_tile(figure: "Figure", left: float, top: float, pixels: NDArray[np.uin
 
 def _draw_bars(axes: "Axes", image: ImageDescription) -> None:
     classes = range(len(CLASS_NAMES))
-    colors = [_WINNER if number == image.predicted_class else _OTHER for number in classes]
+    colors = [WINNER if number == image.predicted_class else OTHER for number in classes]
     bars = axes.barh(classes, image.probabilities, height=0.72, color=colors)
     shares = [f"{share:.1%}" if share >= _LEAST_SHARE else "" for share in image.probabilities]
-    axes.bar_label(bars, shares, padding=3, fontsize=8, color=_QUIET)
+    axes.bar_label(bars, shares, padding=3, fontsize=8, color=QUIET)
     axes.set_xlim(0, 1.3)  # room for "100.0%" right of a full bar
     axes.set_ylim(len(CLASS_NAMES) - 0.5, -0.5)  # class 0 on top
-    axes.set_yticks(classes, CLASS_NAMES, fontsize=9, color=_INK)
+    axes.set_yticks(classes, CLASS_NAMES, fontsize=9, color=INK)
     axes.tick_params(left=False, bottom=False, labelbottom=False, pad=4)
     for side in ("top", "right", "bottom"):
         axes.spines[side].set_visible(False)
-    axes.spines["left"].set_color(_OTHER)
+    axes.spines["left"].set_color(OTHER)
     winner = axes.get_yticklabels()[image.predicted_class]
-    winner.set(color=_WINNER, fontweight="bold")
+    winner.set(color=WINNER, fontweight="bold")
 
 
 def _draw_name(figure: "Figure", left: float, top: float, name: str) -> None:
@@ -113,7 +112,7 @@ def _draw_name(figure: "Figure", left: float, top: float, name: str) -> None:
     # A file's name may hold line breaks, and bytes that are no UTF-8.
     name = " ".join(name.split()).encode("utf-8", "replace").decode()
     # A name between two dollar signs is no formula.
-    text = figure.text(left / width, top / height, name, fontsize=9, color=_QUIET, va="top", parse_math=False)
+    text = figure.text(left / width, top / height, name, fontsize=9, color=QUIET, va="top", parse_math=False)
     with _unknown_letters_allowed():
         while text.get_window_extent().width > _TILE_WIDTH * figure.dpi:
             name = name[max(1, len(name) // 20) :]

@@ -17,7 +17,7 @@ class Predictions:
     classes: NDArray[np.int8]
     """`[n]`, 0 to 9."""
     confidence: NDArray[np.float32]
-    """`[n]`, softmax of the winner."""
+    """`[n]`, softmax of the winner, at the classifier's temperature."""
     probabilities: NDArray[np.float32]
     """`[n, 10]`, in class order."""
 
@@ -35,8 +35,8 @@ def prediction_schema() -> pa.Schema:
             ),
             field("predicted_class", pa.int8(), "0 to 9"),
             field("predicted_label", pa.dictionary(pa.int8(), pa.string()), "name of the predicted class"),
-            field("confidence", pa.float32(), "softmax of the predicted class"),
-            field("probabilities", pa.list_(pa.float32(), len(CLASS_NAMES)), "softmax of each class, in class order"),
+            field("confidence", pa.float32(), "softmax of the predicted class, at the temperature in the metadata"),
+            field("probabilities", pa.list_(pa.float32(), len(CLASS_NAMES)), "the same of each class, in class order"),
             field("label", pa.int8(), "true class, where the input has one", nullable=True),
             field("model_version", pa.dictionary(pa.int32(), pa.string()), "the model that predicted"),
         ]

@@ -5,28 +5,38 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """Everything that decides what is learned."""
+    """Everything that decides what is learned; the defaults are the preset `full`."""
 
-    epochs: int = 8
+    epochs: int = 60
     """Passes over the training images."""
-    global_batch_size: int = 256
+    global_batch_size: int = 2048
     """Images a step, over all ranks together."""
-    learning_rate: float = 2e-3
-    """At the peak of the one-cycle schedule (Smith and Topin, arXiv:1708.07120)."""
-    weight_decay: float = 0.1
-    """Decoupled, as AdamW has it (Loshchilov and Hutter, arXiv:1711.05101)."""
+    learning_rate: float = 0.04
+    """Of the hidden layers' matrices, by Muon, at the peak of the schedule."""
+    output_learning_rate_share: float = 0.1
+    """Of the output layer and the biases, by AdamW, as a share of `learning_rate`."""
+    weight_decay: float = 0.05
+    """Of the hidden layers' matrices, decoupled (Loshchilov and Hutter, arXiv:1711.05101)."""
+    output_weight_decay: float = 0.01
+    """Likewise, of the output layer and the biases."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over the classes (Szegedy et al., arXiv:1512.00567)."""
-    flip: bool = False
+    flip: bool = True
     """Mirror half of the images."""
-    shift_pixels: int = 0
+    shift_pixels: int = 1
     """Move each image by up to so many pixels."""
+    weight_averaging: float = 0.998
+    """Share that the average of the weights keeps in each step (Polyak and Juditsky, 1992); 0: the newest alone."""
+    validation_images: int = 5_000
+    """Held out of the training images, the same ones in every run."""
+    initial_weights: str = ""
+    """SHA-256 of the weights to begin with; empty: random ones by the seed."""
     seed: int = 0
     """Of the initial weights, the order of the images and the augmentation."""
 
 
 PRESETS = {
-    "quick": TrainingRecipe(),
-    "full": TrainingRecipe(epochs=40, flip=True, shift_pixels=1),
+    "quick": TrainingRecipe(epochs=6, global_batch_size=1024, flip=False, shift_pixels=0, weight_averaging=0.98),
+    "full": TrainingRecipe(),
 }
 """Recipes by name: `quick` for a result within a minute, `full` for a better one."""

@@ -21,6 +21,8 @@ from infra.provenance import Provenance
 WEIGHTS = "model.safetensors"
 STATE = "trainer.pt"
 """What a run needs to go on, besides the weights."""
+STEPS = "steps.parquet"
+"""Loss and learning rate of each of the epoch's steps."""
 _RECORD = "checkpoint.json"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -179,6 +181,14 @@ def read_file(store: ObjectStore, checkpoint: Checkpoint, name: str) -> bytes:
         if file.name == name:
             return _read_verified(store, checkpoint, file)
     raise CheckpointCorrupt(f"{store.uri(checkpoint.key)} holds no {name}.")
+
+
+def remove_checkpoint(store: ObjectStore, run_id: str, epoch: int) -> None:
+    """Remove a checkpoint that can't be used, its record first, so that its epoch can be written anew."""
+    folder = checkpoint_folder(run_id, epoch)
+    store.delete(f"{folder}/{_RECORD}")
+    for stat in list(store.list(f"{folder}/")):
+        store.delete(stat.key)
 
 
 def _read_verified(store: ObjectStore, checkpoint: Checkpoint, file: CheckpointFile) -> bytes:

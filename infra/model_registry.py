@@ -5,13 +5,15 @@ models/<name>/aliases/champion.json     swapped by compare-and-set
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from hashlib import sha256
 from typing import Any, Literal
 
 from pydantic import BaseModel
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+from infra.checkpoints import WEIGHTS, CheckpointCorrupt, read_file, read_record
 from infra.errors import RequestError
 from infra.object_store import ObjectExists, ObjectNotFound, ObjectStore, SwapConflict
 from infra.provenance import Provenance
@@ -37,6 +39,8 @@ class ModelVersion(BaseModel):
     """On the test images; `test_accuracy` is what promotion goes by."""
     parameters: dict[str, Any]
     data_version: str
+    temperature: float = 1.0
+    """That calibrates its probabilities: it divides the logits before the softmax. 1 where none was fitted."""
     provenance: Provenance
 
 
@@ -65,6 +69,7 @@ class ModelRegistry:
         metrics: Mapping[str, float],
         parameters: Mapping[str, Any],
         data_version: str,
+        temperature: float = 1.0,
     ) -> ModelVersion:
         """Make the next version. Whoever creates a number's object first has it; the others try the next one."""
         number = max(self.versions(), default=0)
@@ -79,6 +84,7 @@ class ModelRegistry:
                 metrics=dict(metrics),
                 parameters=dict(parameters),
                 data_version=data_version,
+                temperature=temperature,
                 provenance=Provenance.now(),
             )
             try:
@@ -105,6 +111,10 @@ class ModelRegistry:
                 f"{self._store.root} has no version {number} of model {self.name}; `fmnist models list` shows what it "
                 "has."
             ) from None
+
+    def newest_first(self) -> Iterator[ModelVersion]:
+        """Read all versions."""
+        return (self.version(number) for number in reversed(self.versions()))
 
     def alias(self, alias: Alias) -> AliasRecord | None:
         """Read an alias, or None where it was never set."""
@@ -157,3 +167,21 @@ class ModelRegistry:
 
     def _alias_key(self, alias: Alias) -> str:
         return f"models/{self.name}/aliases/{alias}.json"
+
+
+def read_weights(store: ObjectStore, version: ModelVersion) -> tuple[bytes, str]:
+    """Read a version's weights, as they were when it was registered, and where they lie.
+
+    Raises:
+        CheckpointNotFound: its checkpoint is gone.
+        CheckpointCorrupt: the file is missing or has other bytes, be it that its run has written it anew since.
+    """
+    record = read_record(store, version.run_id, version.epoch)
+    data, origin = read_file(store, record, WEIGHTS), store.uri(record.key)
+    found = sha256(data).hexdigest()
+    if found != version.weights_sha256:
+        raise CheckpointCorrupt(
+            f"{origin} holds weights with SHA-256 {found[:12]}…, but version {version.version} was registered with "
+            f"{version.weights_sha256[:12]}…. Restore the object, or take another version."
+        )
+    return data, origin

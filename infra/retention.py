@@ -22,8 +22,9 @@ from infra.object_store import ObjectStat, ObjectStore
 from infra.store_check import SCRATCH
 
 RECORD = "checkpoint.json"
-METRIC = "loss"
-"""By which a run's checkpoints are ranked: the lowest is the best. One that does not record it ranks last."""
+METRICS = ("validation_loss", "loss")
+"""By which a run's checkpoints are ranked: by the first that they record, and the lowest is the best. One that records
+none ranks last."""
 
 _FOLDERS = ("datasets/", "models/", "predictions/", "runs/", SCRATCH)
 """What is the store's own below its root: a bucket may hold more, with uploads of other people's under way."""
@@ -72,7 +73,7 @@ def prune(
 
     Args:
         store: what to prune.
-        keep_best: checkpoints of each run to keep by `METRIC`, besides the last one and those of versions.
+        keep_best: checkpoints of each run to keep by `METRICS`, besides the last one and those of versions.
         older_than: a run to which anything was written since is left alone as a whole, and so is an unfinished write.
         dry_run: remove nothing, and tell what would be.
 
@@ -105,7 +106,7 @@ def prune_run(store: ObjectStore, run_id: str, *, keep_best: int) -> Pruned:
     Args:
         store: where the run is.
         run_id: a run to which nobody writes any more.
-        keep_best: checkpoints to keep by `METRIC`, besides the last one and those of versions.
+        keep_best: checkpoints to keep by `METRICS`, besides the last one and those of versions.
 
     Raises:
         RetentionUnsafe, StoreUnavailable: as `prune`.
@@ -170,9 +171,10 @@ class _Run:
         losses = {}
         for epoch in complete:
             try:
-                loss = read_record(self.store, self.run_id, epoch).metrics.get(METRIC, math.inf)
+                recorded = read_record(self.store, self.run_id, epoch).metrics
             except (CheckpointCorrupt, CheckpointNotFound):
                 continue
+            loss = next((recorded[name] for name in METRICS if name in recorded), math.inf)
             losses[epoch] = math.inf if math.isnan(loss) else loss
         return sorted(losses, key=lambda epoch: (losses[epoch], -epoch))
 

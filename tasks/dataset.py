@@ -58,7 +58,7 @@ def prepare_dataset() -> DatasetRecord:
 
 def import_dataset(store: ObjectStore, settings: Settings) -> DatasetRecord:
     """Find the source files, verify them, and write them to the store as Parquet."""
-    with _source(settings) as (folder, source):
+    with source_files(settings) as (folder, source):
         files = read_fashion_mnist(folder)
     splits = {
         split: _write_split(store, split, files[images], files[labels]) for split, (images, labels) in _FILES.items()
@@ -143,7 +143,12 @@ def _local_folder(settings: Settings) -> Path | None:
 
 
 @contextmanager
-def _source(settings: Settings) -> Iterator[tuple[Path, str]]:
+def source_files(settings: Settings) -> Iterator[tuple[Path, str]]:
+    """A folder with the four IDX files for the length of the block, and where they come from.
+
+    Raises:
+        RequestError: no source was found.
+    """
     folder = _local_folder(settings)
     if folder is not None:
         yield folder, str(folder)

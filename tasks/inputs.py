@@ -39,13 +39,15 @@ _PIECE_ROWS, _PIECE_BYTES = 20_000, 256 * 2**20
 
 
 class ReadOptions(BaseModel):
-    """How images are read; part of a batch's identity."""
+    """How images are read, and what is made of the network's answers; part of a batch's identity."""
 
     transform: int = 1
     """Version of `fmnist_model.images`' transform."""
     invert: Literal["auto", "always", "never"] = "never"
     image_column: str | None = None
     label_column: str | None = None
+    calibrate: bool = True
+    """Whether probabilities are those at the model's temperature."""
 
 
 def list_files(locations: Iterable[str], options: ReadOptions) -> Iterator[pa.RecordBatch]:

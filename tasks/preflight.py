@@ -6,10 +6,9 @@ from pathlib import Path
 
 from fmnist_model.weights import check_weights
 from infra.batch_log import read_batch_log
-from infra.checkpoints import WEIGHTS, read_file, read_record
 from infra.errors import RequestError
-from infra.model_registry import ModelRegistry
-from infra.object_store import open_store
+from infra.model_registry import ModelRegistry, ModelVersion, read_weights
+from infra.object_store import ObjectStore, open_store
 from infra.prediction_table import table_folder
 from infra.ray_address import check_ray_address
 from infra.settings import Settings
@@ -20,12 +19,14 @@ from tasks.run import run_recipe
 from tasks.workers import choose_workers
 
 
-def check_training(settings: Settings, *, workers: str, resume: str | None) -> None:
+def check_training(settings: Settings, *, workers: str, resume: str | None, from_model: str | None) -> None:
     """Refuse a training run that can't succeed.
 
     Raises:
-        RequestError: the store can't be written, no cluster listens, there are fewer CPUs than workers, or the run to
-            resume has no checkpoint.
+        RequestError: the store can't be written, no cluster listens, there are fewer CPUs than workers, the run to
+            resume has no checkpoint, or there is no such model to begin with.
+        CheckpointCorrupt: the checkpoint of the model to begin with is not the one that was written.
+        InvalidWeights: its weights are another network's.
         InvalidDataset: a source file is missing, truncated, or not Fashion-MNIST's.
     """
     store = open_store(settings.store)
@@ -38,6 +39,8 @@ def check_training(settings: Settings, *, workers: str, resume: str | None) -> N
     check_source(settings)
     if resume:
         run_recipe(store, resume)
+    if from_model:
+        _check_model(store, from_model)
 
 
 def check_classification(
@@ -54,14 +57,18 @@ def check_classification(
     store = open_store(settings.store)
     table_folder(table)
     check_inputs(inputs, options)
-    version = ModelRegistry(store).resolve(model)
+    version = _check_model(store, model)
     check_options(read_batch_log(store, table), str(version.version), options)
-    record = read_record(store, version.run_id, version.epoch)
-    check_weights(read_file(store, record, WEIGHTS), store.uri(record.key))
     store.check_writable()
     check_state_folder(settings)
     if settings.ray_address:
         check_ray_address(settings.ray_address)
+
+
+def _check_model(store: ObjectStore, model: str) -> ModelVersion:
+    version = ModelRegistry(store).resolve(model)
+    check_weights(*read_weights(store, version))
+    return version
 
 
 def check_state_folder(settings: Settings) -> None:

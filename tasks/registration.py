@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from fmnist_model.metrics import TestResult
 from fmnist_model.weights import check_weights
-from infra.checkpoints import WEIGHTS, read_file, read_record
+from infra.checkpoints import WEIGHTS, read_record
 from infra.errors import RequestError
-from infra.model_registry import AliasRecord, ModelRegistry, ModelVersion
+from infra.model_registry import AliasRecord, ModelRegistry, ModelVersion, read_weights
 from infra.object_store import ObjectStore, open_store
 from infra.retention import prune_run
 from infra.settings import load_settings
-from tasks.evaluation import TestResult
 from tasks.training import TrainedRun
 
 
@@ -35,9 +35,15 @@ def register_model(run: TrainedRun, result: TestResult) -> Registration:
         run_id=run.run_id,
         epoch=run.epoch,
         weights_sha256=next(file.sha256 for file in record.files if file.name == WEIGHTS),
-        metrics={"test_accuracy": result.accuracy, "test_correct": result.correct, "test_log_loss": result.log_loss},
+        metrics={
+            "test_accuracy": result.accuracy,
+            "test_correct": result.correct,
+            "test_log_loss": result.evaluation.log_loss,
+            "test_calibration_error": result.evaluation.calibration_error,
+        },
         parameters=record.parameters,
         data_version=record.data_version,
+        temperature=result.temperature,
     )
     registry.point("candidate", version.version)
     champion = registry.alias("champion")
@@ -69,8 +75,7 @@ def promote_version(store: ObjectStore, number: int, *, force: bool) -> AliasRec
     """
     registry = ModelRegistry(store)
     version = registry.version(number)
-    record = read_record(store, version.run_id, version.epoch)
-    check_weights(read_file(store, record, WEIGHTS), store.uri(record.key))
+    check_weights(*read_weights(store, version))
     current = registry.alias("champion")
     if current is not None and not force:
         champion = registry.version(current.version)

@@ -1,50 +1,91 @@
 """Begin a training run, or go on with one."""
 
 import secrets
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from fmnist_model.recipe import PRESETS
-from infra.checkpoints import list_checkpoints, read_record
+from fmnist_model.recipe import PRESETS, TrainingRecipe
+from fmnist_model.weights import check_weights
+from infra.checkpoints import Checkpoint, CheckpointCorrupt, list_checkpoints, read_record
 from infra.errors import RequestError
+from infra.model_registry import ModelRegistry, ModelVersion, read_weights
 from infra.object_store import ObjectStore, open_store
 from infra.settings import load_settings
 
 
 @dataclass(frozen=True)
 class RunToTrain:
-    """A run's id and its recipe."""
+    """A run's id, its recipe, and what it begins with."""
 
     id: str
     recipe: dict[str, Any]
+    initial: ModelVersion | None = None
+    """Whose weights the run begins with; None: random ones, or those of a version that is gone."""
 
 
 @task(name="begin run", cache_policy=NO_CACHE)
-def begin_run(preset: str, overrides: dict[str, Any], resume: str | None) -> RunToTrain:
+def begin_run(preset: str, overrides: dict[str, Any], resume: str | None, from_model: str | None = None) -> RunToTrain:
     """Name a new run and fix its recipe; or, with `resume`, take up a run with the recipe that it has.
 
+    Args:
+        preset: name of the recipe to start from.
+        overrides: fields of the recipe that are to be otherwise.
+        resume: id of the run to go on with.
+        from_model: version or alias of the model whose weights a new run begins with.
+
     Raises:
-        RequestError: the run to resume has no complete checkpoint.
+        RequestError: the run to resume has no complete checkpoint or another recipe's, or there is no such model.
+        CheckpointCorrupt: the checkpoint of the model is not the one that was written.
+        InvalidWeights: its weights are another network's.
     """
     store = open_store(load_settings().store)
     store.check_writable()
     if resume:
-        return RunToTrain(resume, run_recipe(store, resume))
+        recipe = run_recipe(store, resume)
+        return RunToTrain(resume, recipe, _version_with(store, recipe["initial_weights"]))
+    initial = ModelRegistry(store).resolve(from_model) if from_model else None
+    if initial is not None:
+        check_weights(*read_weights(store, initial))
     run_id = f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{secrets.token_hex(2)}"
-    return RunToTrain(run_id, asdict(replace(PRESETS[preset], **overrides)))
+    weights = initial.weights_sha256 if initial else ""
+    return RunToTrain(run_id, asdict(replace(PRESETS[preset], **overrides, initial_weights=weights)), initial)
 
 
 def run_recipe(store: ObjectStore, run_id: str) -> dict[str, Any]:
     """The recipe of a run that is to be resumed.
 
     Raises:
-        RequestError: the run has no complete checkpoint.
+        RequestError: the run has no complete checkpoint, or its recipe is none of this release's.
+        CheckpointCorrupt: it has, but not one of their records can be read.
     """
     complete = list_checkpoints(store, run_id)
     if not complete:
         raise RequestError(f"{store.root} has no run {run_id} with a complete checkpoint; there is nothing to resume.")
-    return read_record(store, run_id, complete[-1]).parameters
+    for epoch in reversed(complete):
+        try:
+            return _checked_recipe(read_record(store, run_id, epoch))
+        except CheckpointCorrupt as error:
+            damage = error
+    raise damage
+
+
+def _checked_recipe(record: Checkpoint) -> dict[str, Any]:
+    known = {field.name for field in fields(TrainingRecipe)}
+    if other := sorted(record.parameters.keys() ^ known):
+        raise RequestError(
+            f"Run {record.run_id} can't be resumed: its recipe is of another release ({record.provenance.code_version})"
+            f", which differs in {', '.join(other)}. Resume it with that release, or begin a new run."
+        )
+    return record.parameters
+
+
+def _version_with(store: ObjectStore, weights_sha256: str) -> ModelVersion | None:
+    """The newest version with these weights, if any are named and there is one."""
+    if not weights_sha256:
+        return None
+    found = (version for version in ModelRegistry(store).newest_first() if version.weights_sha256 == weights_sha256)
+    return next(found, None)

@@ -14,8 +14,7 @@ import pyarrow as pa
 from fmnist_model.images import decode_images
 from infra.ahead import ahead
 from infra.batch_plan import ShardInputs
-from infra.checkpoints import WEIGHTS, read_file, read_record
-from infra.model_registry import ModelVersion
+from infra.model_registry import ModelVersion, read_weights
 from infra.object_store import open_store
 from infra.prediction_table import (
     BatchPlan,
@@ -47,14 +46,15 @@ class ShardClassifier:
         self._plan = plan
         self._inputs = ShardInputs(self._store, plan)
         self._options = ReadOptions.model_validate(plan.options)
-        record = read_record(self._store, model.run_id, model.epoch)
-        network = load_weights(read_file(self._store, record, WEIGHTS), self._store.uri(record.key))
-        self._classifier = Classifier(network, best_device())
+        network = load_weights(*read_weights(self._store, model))
+        temperature = model.temperature if self._options.calibrate else 1.0
+        self._classifier = Classifier(network, best_device(), temperature)
         self._provenance = {
             "model": model.name,
             "model_version": plan.model_version,
             "run_id": model.run_id,
             "weights_sha256": model.weights_sha256,
+            "temperature": str(temperature),
             "options": self._options.model_dump_json(),
         }
 

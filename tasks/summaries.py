@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from fmnist_model.metrics import TestResult
 from infra.datasets import DatasetRecord
 from infra.prediction_table import BatchManifest
-from tasks.evaluation import TestResult
 from tasks.planning import PlannedWork
 from tasks.registration import Registration
 from tasks.report import CheckedPredictions

@@ -6,34 +6,44 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from prefect import task
+from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from fmnist_model.dataset import LabelledImages
+from fmnist_model.dataset import LabelledImages, check_classes, hold_out
+from fmnist_model.errors import InvalidDataset
 from infra.checkpoints import (
     STATE,
+    STEPS,
     WEIGHTS,
+    CheckpointCorrupt,
     CheckpointNotFound,
     list_checkpoints,
     read_files,
     read_record,
+    remove_checkpoint,
     write_checkpoint,
 )
 from infra.datasets import DatasetRecord
 from infra.errors import JobError
+from infra.model_registry import ModelRegistry, read_weights
 from infra.object_store import ObjectStore, open_store
 from infra.progress import ProgressBoard
 from infra.ray_cluster import cluster_cpus, cluster_gpus
 from infra.settings import load_settings
 from tasks.dataset import load_split
+from tasks.run import RunToTrain
 from tasks.workers import choose_workers
 
 _RESTARTS = 2
 """Of the worker group, after workers died; each goes on from the newest checkpoint."""
+
+
+_METRICS = ("loss", "accuracy", "validation_loss", "validation_accuracy", "learning_rate", "seconds")
+"""Of an epoch, recorded in its checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -49,45 +59,50 @@ class TrainedRun:
     loss: float
     accuracy: float
     """On the training images of the last epoch."""
+    validation_accuracy: float | None
+    """After the last epoch; None where no image was held out."""
     images_per_second: float
     """Of the training loop, all workers together."""
     seconds: float
     """In the training loop, checkpoints included, since the last start of the workers."""
+    warnings: list[str]
+    """Of damaged checkpoints that were passed over."""
 
 
 @task(name="train network", cache_policy=NO_CACHE)
-def train_network(run_id: str, dataset: DatasetRecord, recipe: dict[str, Any], workers: str) -> TrainedRun:
+def train_network(run: RunToTrain, dataset: DatasetRecord, workers: str) -> TrainedRun:
     """Train until the recipe's last epoch, from the run's newest complete checkpoint where it has one.
 
     Args:
-        run_id: names the run's folder in the store.
+        run: names the run's folder in the store.
         dataset: has a split `train`.
-        recipe: fields of `fmnist_model.recipe.TrainingRecipe`.
         workers: a number, `MIN:MAX` or `auto`.
 
     Raises:
         RequestError: the cluster can't hold so many workers.
+        InvalidDataset: the images can't be trained on.
         JobError: training failed; what was reached is in the run's checkpoints.
     """
     import ray
+    from ray.exceptions import RayError
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
     settings = load_settings()
     count = choose_workers(workers, cpus=cluster_cpus(), gpus=cluster_gpus())
-    ProgressBoard().post("start workers", run_id=run_id, workers=str(count))
+    ProgressBoard().post("start workers", run_id=run.id, workers=str(count))
     scratch = settings.state_dir / "ray-train"
     # Under a name that it knows already, Ray Train would restore a state of its own.
-    attempt = f"{run_id}-{uuid.uuid4().hex[:6]}"
+    attempt = f"{run.id}-{uuid.uuid4().hex[:6]}"
+    held_out = run.recipe["validation_images"]
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={
             "store": settings.store,
-            "run_id": run_id,
-            "recipe": recipe,
+            "run": run,
             "data_version": f"{dataset.name}@{dataset.version}",
             # Decoded once, beside the start of the workers, and shared by those of a node.
-            "images": [ray.remote(_load_images).options(num_cpus=0).remote(settings.store, dataset)],
+            "images": [ray.remote(_load_images).options(num_cpus=0).remote(settings.store, dataset, held_out)],
         },
         scaling_config=ScalingConfig(
             num_workers=count.fewest if count.fewest == count.most else (count.fewest, count.most),
@@ -99,25 +114,33 @@ def train_network(run_id: str, dataset: DatasetRecord, recipe: dict[str, Any], w
     )
     try:
         outcome = trainer.fit().return_value
-    except TrainingFailedError as error:
-        raise JobError(f"Training run {run_id} failed: {_cause(error)} `--resume {run_id}` goes on with it.") from error
+    except (TrainingFailedError, RayError) as error:
+        raise JobError(f"Training run {run.id} failed: {_cause(error)} `--resume {run.id}` goes on with it.") from error
     finally:
         shutil.rmtree(scratch / attempt, ignore_errors=True)
+    if isinstance(outcome, InvalidDataset):
+        raise outcome
     if not isinstance(outcome, TrainedRun):
-        raise JobError(f"Training run {run_id} stopped: {outcome}")
-    _write_metrics(open_store(settings.store), outcome)
+        raise JobError(f"Training run {run.id} stopped: {outcome}")
+    for warning in outcome.warnings:
+        get_run_logger().warning(warning)
     return outcome
 
 
-def _load_images(store: str, dataset: DatasetRecord) -> LabelledImages:
-    return load_split(open_store(store), dataset, "train")
+def _load_images(store: str, dataset: DatasetRecord, held_out: int) -> tuple[LabelledImages, LabelledImages]:
+    """What is trained on, and what validates."""
+    data = load_split(open_store(store), dataset, "train")
+    check_classes(data, f"The split train of {dataset.name}")
+    parts = hold_out(data, held_out)
+    load_split(open_store(store), dataset, "test")  # or what is wrong with it would be told when all is trained
+    return parts
 
 
-def _train_worker(config: dict[str, Any]) -> TrainedRun | str:
+def _train_worker(config: dict[str, Any]) -> TrainedRun | Exception | None:
     """What each of Ray Train's workers runs: fmnist_model's loop between the store and the progress board.
 
     Returns:
-        The finished run, or why it can't go on where trying again would end the same way.
+        The finished run, from rank 0; or why it can't go on, where trying again would end the same way.
     """
     import ray
     import torch.distributed
@@ -128,61 +151,121 @@ def _train_worker(config: dict[str, Any]) -> TrainedRun | str:
 
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
-    store = open_store(config["store"])
+    store, to_train = open_store(config["store"]), config["run"]
     device = get_device()
-    group = torch.distributed.group.WORLD if workers > 1 else None
-    data: LabelledImages = ray.get(config["images"][0])
-    run = _resume_newest(store, config, TrainingRun(TrainingRecipe(**config["recipe"]), data, device, group))
+    try:
+        data, validation = ray.get(config["images"][0])
+    except InvalidDataset as error:
+        return InvalidDataset(str(error).splitlines()[-1].removeprefix(f"{InvalidDataset.__module__}.InvalidDataset: "))
+    newest, warnings = _newest_whole(store, to_train.id, rank=rank, workers=workers)
+    try:
+        initial = _initial_network(store, to_train) if newest is None else None
+    except (CheckpointCorrupt, CheckpointNotFound) as error:
+        return error
+    run = TrainingRun(
+        TrainingRecipe(**to_train.recipe),
+        data,
+        device,
+        torch.distributed.group.WORLD if workers > 1 else None,
+        validation=validation,
+        initial=initial,
+    )
+    if newest is not None:
+        _bring_back(store, to_train.id, newest, run)
     began = time.perf_counter()
     images = 0
-    with _CheckpointWriter(store, config) if rank == 0 else _NoWriter() as checkpoints:
+    with _CheckpointWriter(store, config) if rank == 0 else nullcontext() as checkpoints:
         try:
-            for epoch in run.epochs(_progress_poster(config["run_id"]) if rank == 0 else None):
-                checkpoints.write(run, {"loss": epoch.loss, "accuracy": epoch.accuracy, "seconds": epoch.seconds})
+            for epoch in run.epochs(_progress_poster(to_train.id) if rank == 0 else None):
                 images += epoch.images
+                if checkpoints is not None:
+                    checkpoints.write(run, epoch)
         except TrainingDiverged as error:  # on every rank at once: they share the loss
-            return str(error)
+            return error
     seconds = time.perf_counter() - began
     if rank != 0:
-        return ""
-    record = read_record(store, config["run_id"], run.epochs_done)
+        return None
+    record = read_record(store, to_train.id, run.epochs_done)
     return TrainedRun(
-        run_id=config["run_id"],
+        run_id=to_train.id,
         epoch=record.epoch,
         workers=workers,
         device=str(device),
         loss=record.metrics["loss"],
         accuracy=record.metrics["accuracy"],
+        validation_accuracy=record.metrics.get("validation_accuracy"),
         images_per_second=images / seconds,
         seconds=seconds,
+        warnings=warnings,
     )
 
 
-def _resume_newest(store: ObjectStore, config: dict[str, Any], run: Any) -> Any:
+def _initial_network(store: ObjectStore, run: RunToTrain) -> Any:
     from fmnist_model.network import load_weights
 
-    complete = list_checkpoints(store, config["run_id"])
-    if not complete:
-        return run
-    record = read_record(store, config["run_id"], complete[-1])
+    named: str = run.recipe["initial_weights"]
+    if not named:
+        return None
+    if run.initial is None:
+        raise CheckpointNotFound(
+            f"It is to begin with weights whose SHA-256 is {named[:12]}…, which no version of the model has any more."
+        )
+    return load_weights(*read_weights(store, run.initial))
+
+
+def _newest_whole(store: ObjectStore, run_id: str, *, rank: int, workers: int) -> tuple[int | None, list[str]]:
+    """Epoch of the newest checkpoint that is as it was written, if there is any; and which ones were not."""
+    import torch.distributed
+
+    found: list[tuple[int | None, list[str]]]
+    found = [_discard_damaged(store, run_id) if rank == 0 else (None, [])]
+    if workers > 1:  # rank 0 decides, so that none goes on from another epoch
+        torch.distributed.broadcast_object_list(found, src=0)
+    return found[0]
+
+
+def _bring_back(store: ObjectStore, run_id: str, epoch: int, run: Any) -> None:
+    from fmnist_model.network import load_weights
+
+    record = read_record(store, run_id, epoch)
     files = read_files(store, record)
-    return run.load_state(load_weights(files[WEIGHTS], store.uri(record.key)), files[STATE])
+    run.load_state(load_weights(files[WEIGHTS], store.uri(record.key)), files[STATE])
+
+
+def _discard_damaged(store: ObjectStore, run_id: str) -> tuple[int | None, list[str]]:
+    """The newest checkpoint that is as it was written, once newer ones are removed; their epochs are trained anew.
+
+    One whose weights are whole, and a version's, stays: only what it takes to go on from it is lost.
+    """
+    warnings = []
+    for epoch in reversed(list_checkpoints(store, run_id)):
+        try:
+            read_files(store, read_record(store, run_id, epoch))
+        except CheckpointCorrupt as error:
+            needed = _stands_for_a_version(store, run_id, epoch)
+            fate = "passed over" if needed else "removed"
+            warnings.append(f"The checkpoint of epoch {epoch} is {fate} and its epoch trained anew: {error}")
+            logging.getLogger(__name__).warning(warnings[-1])
+            if not needed:
+                remove_checkpoint(store, run_id, epoch)
+        else:
+            return epoch, warnings
+    return None, warnings
+
+
+def _stands_for_a_version(store: ObjectStore, run_id: str, epoch: int) -> bool:
+    """Whether the checkpoint's weights are whole, and those that a version was registered with."""
+    for version in ModelRegistry(store).newest_first():
+        if (version.run_id, version.epoch) == (run_id, epoch):
+            with suppress(CheckpointCorrupt, CheckpointNotFound):
+                read_weights(store, version)
+                return True
+    return False
 
 
 def _progress_poster(run_id: str) -> Callable[[Any], None]:
     board = ProgressBoard()
     return lambda progress: board.post("train", run_id=run_id, **asdict(progress))
-
-
-class _NoWriter:
-    """What the ranks other than 0 have in the place of a checkpoint writer."""
-
-    def __enter__(self) -> "_NoWriter":
-        return self
-
-    def __exit__(self, *exc_info: object) -> None: ...
-
-    def write(self, run: Any, metrics: dict[str, float]) -> None: ...
 
 
 class _CheckpointWriter:
@@ -202,18 +285,19 @@ class _CheckpointWriter:
         finally:
             self._thread.shutdown()
 
-    def write(self, run: Any, metrics: dict[str, float]) -> None:
+    def write(self, run: Any, epoch: Any) -> None:
         from fmnist_model.network import save_weights
 
         self._wait()
+        files = {WEIGHTS: save_weights(run.network), STATE: run.save_state(), STEPS: _steps_file(run, epoch)}
         self._writing = self._thread.submit(
             write_checkpoint,
             self._store,
-            run_id=self._config["run_id"],
-            epoch=run.epochs_done,
-            files={WEIGHTS: save_weights(run.network), STATE: run.save_state()},
-            metrics=metrics,
-            parameters=self._config["recipe"],
+            run_id=self._config["run"].id,
+            epoch=epoch.epoch,
+            files=files,
+            metrics={name: value for name in _METRICS if (value := getattr(epoch, name)) is not None},
+            parameters=self._config["run"].recipe,
             data_version=self._config["data_version"],
         )
 
@@ -222,21 +306,23 @@ class _CheckpointWriter:
             self._writing.result()
 
 
-def _write_metrics(store: ObjectStore, run: TrainedRun) -> None:
-    """Gather what the checkpoints record into `runs/<run id>/metrics.parquet`, a row an epoch."""
+def _steps_file(run: Any, epoch: Any) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    key = f"runs/{run.run_id}/metrics.parquet"
-    rows: dict[int, dict[str, Any]] = {}
-    if store.stat(key) is not None:  # of checkpoints that are gone, it is all that is left
-        filesystem, path = store.arrow(key)
-        rows = {row["epoch"]: row for row in pq.read_table(path, filesystem=filesystem).to_pylist()}
-    for epoch in range(1, run.epoch + 1):
-        with suppress(CheckpointNotFound):
-            rows[epoch] = {"epoch": epoch} | read_record(store, run.run_id, epoch).metrics
-    with store.publish(key) as stream:
-        pq.write_table(pa.Table.from_pylist([rows[epoch] for epoch in sorted(rows)]), stream)
+    first = 1 + (epoch.epoch - 1) * run.steps_per_epoch
+    steps = pa.table(
+        {
+            "epoch": pa.array([epoch.epoch] * run.steps_per_epoch, pa.int32()),
+            "step": pa.array(range(first, first + run.steps_per_epoch), pa.int64()),
+            "loss": epoch.step_losses,
+            "learning_rate": epoch.step_learning_rates,
+        }
+    )
+    file = pa.BufferOutputStream()
+    pq.write_table(steps, file)
+    data: bytes = file.getvalue().to_pybytes()
+    return data
 
 
 def _cause(error: Exception) -> str:

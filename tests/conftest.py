@@ -59,6 +59,14 @@ def running_services(session_store: str) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def module_store(tmp_path_factory: pytest.TempPathFactory, data_store: str) -> dict[str, str]:
+    """Environment with a store of the module's own, the data set in it."""
+    folder = tmp_path_factory.mktemp("module")
+    shutil.copytree(data_store.removeprefix("file://"), folder / "store")
+    return {"FMNIST_STORE": str(folder / "store"), "FMNIST_STATE_DIR": str(folder / "state")}
+
+
 @pytest.fixture
 def own_store(tmp_path: Path, data_store: str) -> dict[str, str]:
     """Environment with a store of the test's own, the data set in it."""

@@ -12,15 +12,19 @@ the first shard to that of the last; `orchestration_seconds` is the flow's time 
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -84,6 +88,29 @@ def make_model(store_root: str) -> None:
     registry.point("champion", version.version)
 
 
+class MemoryWatch:
+    """Looks four times a second for the classifying actor that holds the most memory, for the length of the block."""
+
+    actor_mib = 0.0
+
+    def __enter__(self) -> "MemoryWatch":
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.25):
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    if process.name().startswith("ray::ShardClass"):
+                        self.actor_mib = max(self.actor_mib, process.memory_info().rss / 2**20)
+
+
 def run_ours(images: str, table: str) -> None:
     """Run the flow in this process, and print its figures."""
     from flows.services import prepare_environment, services
@@ -103,7 +130,7 @@ def run_ours(images: str, table: str) -> None:
         return batches
 
     flows.classify.on_ray = timed
-    with services(load_settings()):
+    with services(load_settings()), MemoryWatch() as memory:
         began = time.perf_counter()
         summary = flows.classify.classify(ClassifyParameters(inputs=[images], table=table))
         seconds = time.perf_counter() - began
@@ -115,16 +142,18 @@ def run_ours(images: str, table: str) -> None:
         "from_first_actor": count / batches[0].seconds,
         "steady": batches[0].steady_images_per_second,
         "orchestration_seconds": seconds - spent[0],
+        "driver_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "actor_mib": memory.actor_mib,
     }
     print(json.dumps(figures))
 
 
 def last_json(*command: str | Path, **environment: str) -> dict[str, Any]:
-    """Run a Python module, and parse the last line that it prints."""
+    """Run a Python module, and parse the last object that it prints; Ray may say something after it."""
     found = subprocess.run(
         [sys.executable, "-m", *command], env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True
     )
-    figures: dict[str, Any] = json.loads(found.stdout.splitlines()[-1])
+    figures: dict[str, Any] = json.loads([line for line in found.stdout.splitlines() if line.startswith("{")][-1])
     return figures
 
 
@@ -141,7 +170,7 @@ def main() -> None:
         run_ours(*arguments.ours)
         return
 
-    ours, bare, ray_data = [], [], []
+    ours, bare, ray_data, forward = [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder) / "images"
         make_images(images, arguments.files, arguments.layout)
@@ -152,9 +181,23 @@ def main() -> None:
             ours.append(last_json("tests.benchmarks.classification", "--ours", images, f"table-{number}", **settings))
             if arguments.layout == "png" and not arguments.without_ray_data:
                 ray_data.append(last_json("tests.benchmarks.peers.ray_data", images, f"{folder}/ray-{number}"))
-            print(json.dumps({"bare": bare[-1], "ours": ours[-1], "ray_data": ray_data[-1:]}), flush=True)
+            if arguments.layout == "pixels":
+                forward.append(last_json("tests.benchmarks.peers.forward_alone", images / "0000.parquet"))
+            figures = {"bare": bare[-1], "ours": ours[-1], "ray_data": ray_data[-1:], "forward": forward[-1:]}
+            print(json.dumps(figures), flush=True)
 
     result = summarize(ours, bare, ray_data)
+    if forward:
+        result["forward_alone"] = round(statistics.median(run["images_per_second"] for run in forward))
+        result["steady_to_forward_alone"] = round(
+            statistics.median(
+                run["steady"] / peer["images_per_second"] for run, peer in zip(ours, forward, strict=True)
+            ),
+            2,
+        )
+        result["microseconds_an_image"] = {
+            stage: statistics.median(run["stages"][stage] for run in forward) for stage in forward[0]["stages"]
+        }
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     results[f"{arguments.layout}, {arguments.files} files"] = result
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")

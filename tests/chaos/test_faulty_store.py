@@ -27,7 +27,7 @@ def test_runs_over_a_failing_store_end_right(running_services: None, faulty_stor
         before = ModelRegistry(store).versions()
     faulty_store.faults.begin(seed, SHARE)
     try:
-        summary = train_and_classify(TrainParameters(workers="1", epochs=2, seed=seed))
+        summary = train_and_classify(TrainParameters(preset="quick", workers="1", epochs=2, seed=seed))
     finally:
         print(f"seed {seed}: {faulty_store.faults.requests.total()} requests, {dict(faulty_store.faults.faults)}")
         faulty_store.faults.begin(0, 0.0)
@@ -52,7 +52,7 @@ def test_checkpoint_that_can_not_be_written_fails_the_run_by_the_stores_message(
     faulty_store.faults.refuse_writes_to = "epoch-0002/"
     try:
         with pytest.raises(JobError) as failure:
-            train(TrainParameters(workers="1", epochs=3))
+            train(TrainParameters(preset="quick", workers="1", epochs=3))
         refused = faulty_store.faults.faults["refused write"]
     finally:
         faulty_store.faults.begin(0, 0.0)

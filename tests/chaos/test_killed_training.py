@@ -1,6 +1,11 @@
-"""`fmnist train` killed in the middle."""
+"""`fmnist train` with a process of it killed at a random moment, then resumed where it did not go on by itself.
+
+In the end its weights are those of an undisturbed run.
+"""
 
 import json
+import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +20,64 @@ from tests.integration.test_command_line import (
     wait_until_gone,
 )
 
+QUICK = ("train", "--preset", "quick", "--workers", "2", "--keep-best", "0")
+VICTIMS = {"worker": "ray::TrainWorker", "controller": "ray::TrainController", "command": ""}
+"""By the names that Ray gives to the processes."""
 
-def test_killed_run_leaves_nothing_running_and_resumed_ends_with_the_weights_of_an_undisturbed_one(
-    own_store: dict[str, str], tmp_path: Path
+
+@pytest.fixture(scope="module")
+def undisturbed(module_store: dict[str, str]) -> Any:
+    """Weights of a run that nothing happened to."""
+    said = json.loads(fmnist(*QUICK, "--json", **module_store).stdout.splitlines()[-1])
+    return weights(module_store, said["run_id"])
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+@pytest.mark.rounds(full=7, short=1)
+def test_killed_run_ends_with_the_weights_of_an_undisturbed_one(
+    module_store: dict[str, str], undisturbed: Any, victim: str, seed: int
 ) -> None:
-    with started("train", "--epochs", "2", wait_for="epoch 2/2", **own_store) as process:
+    chance = random.Random(f"{victim} {seed}")
+    before = set(runs(module_store))
+    with started(*QUICK, wait_for=f"epoch {chance.randint(1, 5)}/6", **module_store) as process:
+        time.sleep(chance.uniform(0, 2))
+        killed = kill(process, victim)
+        process.communicate(timeout=200)
+    [run] = set(runs(module_store)) - before
+    print(f"seed {seed}: {victim} {killed} killed, exit code {process.returncode}")
+    if victim == "worker":
+        assert process.returncode == 0
+    if process.returncode != 0:
+        assert fmnist("train", "--resume", run, **module_store).returncode == 0
+    assert weights(module_store, run) == pytest.approx(undisturbed, abs=1e-6)
+
+
+def kill(process: Any, victim: str) -> int:
+    chosen = process
+    if victim != "command":
+        [*found] = [child for child in descendants(process) if VICTIMS[victim] in " ".join(child.cmdline())]
+        assert found, [" ".join(child.cmdline())[:60] for child in descendants(process)]
+        chosen = found[0]
+    chosen.kill()
+    return int(chosen.pid)
+
+
+def test_killed_run_leaves_nothing_running(own_store: dict[str, str], tmp_path: Path) -> None:
+    with started(*QUICK, wait_for="epoch 2/6", **own_store) as process:
         children = descendants(process)
         process.kill()
         process.wait()
-    [killed] = [run.name for run in (tmp_path / "store" / "runs").iterdir()]
-    resumed = json.loads(fmnist("train", "--resume", killed, "--json", **own_store).stdout.splitlines()[-1])
-    undisturbed = json.loads(fmnist("train", "--epochs", "2", "--json", **own_store).stdout.splitlines()[-1])
-    assert (resumed["run_id"], resumed["epochs"]) == (killed, 2)
-    assert weights(tmp_path, killed, 2) == pytest.approx(weights(tmp_path, undisturbed["run_id"], 2), abs=1e-6)
-    # Ray's agents try for a minute to tell the head, which is gone, that the raylet is gone; by now they have given up.
-    assert wait_until_gone(children, 60) == []
+    # Ray's agents try for a minute to tell the head, which is gone, that the raylet is gone.
+    assert wait_until_gone(children, 90) == []
     assert processes_of(tmp_path) == []
 
 
-def weights(folder: Path, run_id: str, epoch: int) -> Any:
+def runs(place: dict[str, str]) -> list[str]:
+    return [folder.name for folder in Path(place["FMNIST_STORE"], "runs").glob("*")]
+
+
+def weights(place: dict[str, str], run_id: str) -> Any:
     from safetensors.numpy import load_file
 
-    state = load_file(folder / f"store/runs/{run_id}/checkpoints/epoch-{epoch:04d}/model.safetensors")
+    state = load_file(f"{place['FMNIST_STORE']}/runs/{run_id}/checkpoints/epoch-0006/model.safetensors")
     return np.concatenate([state[name].ravel() for name in sorted(state)])

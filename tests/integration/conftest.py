@@ -12,4 +12,4 @@ def main_job(running_services: None, session_store: str) -> Any:
     """Train, register version 1 as champion, and classify the test images with it."""
     from flows.train_and_classify import train_and_classify
 
-    return train_and_classify(TrainParameters(workers="2", epochs=4))
+    return train_and_classify(TrainParameters(preset="quick", workers="2", epochs=4, tensorboard=True))

@@ -43,6 +43,10 @@ def one_clear_line(result: "subprocess.CompletedProcess[str]") -> str:
         (["train", "--preset", "slow"], "--preset"),
         (["train", "--resume", "nonesuch"], "no run nonesuch with a complete checkpoint"),
         (["train", "--resume", "../../etc"], "is no run id"),
+        (["train", "--from-model", "champion"], "has no champion"),
+        (["train", "--from-model", "7"], "version 7"),
+        (["train", "--from-model", "1", "--resume", "r"], "leave out either resume or from_model"),
+        (["train", "--validation-images", "-1"], "--validation-images: must be greater than or equal to 0"),
         (["classify", "nonesuch", "--table", "t"], "nonesuch: there is no such file or folder"),
         (["classify", "--table", "t"], "name at least one image"),
         (["classify", "x"], "--table"),
@@ -155,6 +159,8 @@ def test_help_of_every_command_names_every_option() -> None:
         text = fmnist(command, "--help").stdout
         for field in model.model_fields:
             assert ("URI" if field == "inputs" else f"--{field.replace('_', '-')}") in text
+    for command in ("classify", "describe"):
+        assert "--no-calibrate" in fmnist(command, "--help").stdout
     for command in (
         ["describe"],
         ["models", "list"],
@@ -243,7 +249,7 @@ def wait_until_gone(processes: list[psutil.Process], seconds: float) -> list[str
 def test_interrupted_run_exits_130_leaves_nothing_running_and_can_be_resumed(
     own_store: dict[str, str], tmp_path: Path
 ) -> None:
-    with started("train", "--epochs", "200", wait_for="epoch 2/", **own_store) as process:
+    with started("train", "--preset", "quick", "--epochs", "200", wait_for="epoch 2/", **own_store) as process:
         children = descendants(process)
         os.kill(process.pid, signal.SIGINT)
         errors = process.communicate(timeout=60)[1]

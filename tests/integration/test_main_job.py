@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -77,7 +78,11 @@ def test_the_best_checkpoints_and_the_last_are_kept_and_verify(summary: Any, ses
     assert list_checkpoints(store, run_id) == [2, 3, 4]  # the loss falls
     assert list(store.list_folders(f"runs/{run_id}/checkpoints/")) == ["epoch-0002", "epoch-0003", "epoch-0004"]
     for epoch in (2, 3, 4):
-        assert set(read_files(store, read_record(store, run_id, epoch))) == {"model.safetensors", "trainer.pt"}
+        assert set(read_files(store, read_record(store, run_id, epoch))) == {
+            "model.safetensors",
+            "trainer.pt",
+            "steps.parquet",
+        }
 
 
 def test_metrics_have_a_row_an_epoch_and_the_loss_falls(summary: Any, session_store: str) -> None:
@@ -85,6 +90,41 @@ def test_metrics_have_a_row_an_epoch_and_the_loss_falls(summary: Any, session_st
     metrics = pq.read_table(path).to_pydict()
     assert metrics["epoch"] == [1, 2, 3, 4]
     assert metrics["loss"] == sorted(metrics["loss"], reverse=True)
+    assert metrics["validation_accuracy"][-1] == summary.training.run.validation_accuracy > 0.88
+
+
+def test_steps_have_a_row_each_and_give_the_epochs_loss(summary: Any, session_store: str) -> None:
+    folder = session_store.removeprefix("file://") + f"/runs/{summary.training.run.run_id}"
+    wrong, steps, first, last = duckdb.sql(f"""
+        SELECT count(*) FILTER (abs(steps.mean - epochs.loss) > 1e-9), sum(steps.n), min(steps.first), max(steps.last)
+        FROM (SELECT epoch, avg(loss) AS mean, count(*) AS n, min(step) AS first, max(step) AS last
+              FROM '{folder}/steps.parquet' GROUP BY epoch) AS steps
+        JOIN '{folder}/metrics.parquet' AS epochs USING (epoch)
+    """).fetchall()[0]
+    assert (wrong, steps, first, last) == (0, 4 * 53, 1, 4 * 53)  # 55,000 images, 1,024 a step
+
+
+def test_event_files_hold_the_curves_for_tensorboard(summary: Any, session_store: str) -> None:
+    from tensorboardX.proto.event_pb2 import Event
+
+    folder = session_store.removeprefix("file://") + f"/runs/{summary.training.run.run_id}"
+    [file] = Path(folder, "tensorboard").iterdir()
+    data, found = file.read_bytes(), {}
+    while data:  # records: length (8 bytes), its checksum (4), the event, its checksum (4)
+        length = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + length])
+        found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+        data = data[16 + length :]
+    metrics = pq.read_table(f"{folder}/metrics.parquet").to_pylist()
+    assert [found["epoch/validation_loss", row["epoch"]] for row in metrics] == pytest.approx(
+        [row["validation_loss"] for row in metrics]
+    )
+    assert len([tag for tag, _ in found if tag == "step/loss"]) == 4 * 53
+
+
+def test_report_of_the_run_is_there(summary: Any, session_store: str) -> None:
+    page = Path(session_store.removeprefix("file://"), f"runs/{summary.training.run.run_id}/report/index.html")
+    assert f"{summary.training.result.accuracy:.2%}" in page.read_text()
 
 
 def test_the_version_is_champion_and_records_what_was_measured(summary: Any, session_store: str) -> None:
@@ -92,7 +132,17 @@ def test_the_version_is_champion_and_records_what_was_measured(summary: Any, ses
     version = registry.resolve("champion")
     assert version.version == 1
     assert version.metrics["test_accuracy"] == summary.training.result.accuracy
+    assert version.metrics["test_calibration_error"] == summary.training.result.evaluation.calibration_error
     assert version.data_version.startswith("fashion-mnist@")
+
+
+def test_rows_are_calibrated_as_the_version_says(summary: Any, parts: str, session_store: str) -> None:
+    [manifest] = summary.classification.manifests
+    metadata = pq.read_metadata(f"{session_store.removeprefix('file://')}/{manifest.parts[0]}").metadata
+    assert float(metadata[b"temperature"]) == manifest.model["temperature"] == summary.training.result.temperature
+    reliability = summary.training.result.evaluation.reliability
+    [mean] = duckdb.sql(f"SELECT avg(confidence) FROM read_parquet('{parts}')").fetchall()[0]
+    assert mean == pytest.approx(np.nansum(reliability.counts * reliability.confidence) / 10_000, abs=1e-6)
 
 
 def test_prefect_knows_one_flow_run_of_subflows_and_tasks(summary: Any) -> None:
@@ -114,7 +164,8 @@ def test_prefect_knows_one_flow_run_of_subflows_and_tasks(summary: Any) -> None:
 
     flow_runs, task_runs = asyncio.run(runs())
     assert flow_runs.keys() == {"train-and-classify", "train", "classify"}
-    expected = {"prepare dataset", "begin run", "train network", "evaluate checkpoint", "register model"}
+    expected = {"prepare dataset", "begin run", "train network", "write metrics", "evaluate checkpoint"}
+    expected |= {"register model", "write report", "prune checkpoints"}
     expected |= {"resolve model", "plan batch", "classify shards", "commit batch", "compare predictions with labels"}
     assert expected <= task_runs.keys()
     assert set(flow_runs.values()) | set(task_runs.values()) == {"Completed"}

@@ -1,16 +1,18 @@
-"""`fmnist models`: which version is champion, and who may become it."""
+"""`fmnist models`: which version is champion, and who may become it; and `fmnist describe`, which shows one at work."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fmnist_model.network import NeuralNetwork, save_weights
 from infra.checkpoints import write_checkpoint
 from infra.model_registry import ModelRegistry
 from infra.object_store import ObjectStore, open_store
+from tests.unit.image_inputs import png
 
 
 @pytest.fixture
@@ -27,20 +29,25 @@ def store(tmp_path: Path) -> ObjectStore:
             run_id=run_id,
             epoch=1,
             weights_sha256=checkpoint.files[0].sha256,
-            metrics={"test_accuracy": accuracy},
+            metrics={"test_accuracy": accuracy, "test_calibration_error": 0.0125},
             parameters={},
             data_version="data",
+            temperature=1.7,
         )
     registry.point("champion", 1)
     return store
 
 
-def models(store: ObjectStore, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    fmnist = Path(sys.executable).parent / "fmnist"
+def fmnist(store: ObjectStore, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = Path(sys.executable).parent / "fmnist"
     environment = {"FMNIST_STORE": store.root, "PATH": "/usr/bin:/bin", "HOME": "/nonexistent"}
     return subprocess.run(
-        [fmnist, "models", *arguments], env=environment, capture_output=True, text=True, check=False, timeout=120
+        [command, *arguments], env=environment, capture_output=True, text=True, check=False, timeout=120
     )
+
+
+def models(store: ObjectStore, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return fmnist(store, "models", *arguments)
 
 
 def test_worse_version_is_not_promoted(store: ObjectStore) -> None:
@@ -76,3 +83,25 @@ def test_list_names_the_champion(store: ObjectStore) -> None:
 def test_show_names_the_checkpoint(store: ObjectStore) -> None:
     shown = json.loads(models(store, "show", "2", "--json").stdout)
     assert shown["checkpoint"] == f"{store.root}/runs/second/checkpoints/epoch-0001"
+
+
+def test_show_tells_calibration_error_and_temperature(store: ObjectStore) -> None:
+    rows = [line.split() for line in models(store, "show", "2").stdout.splitlines()]
+    assert ["metrics.test_calibration_error", "0.0125"] in rows
+    assert ["temperature", "1.7"] in rows
+
+
+def described(store: ObjectStore, *arguments: str) -> tuple[float, dict[str, list[float]]]:
+    """The temperature, and what `fmnist describe` says of its one image."""
+    shown = json.loads(fmnist(store, "describe", *arguments, "--json").stdout.splitlines()[-1])
+    return shown["temperature"], shown["images"][0]
+
+
+def test_describe_has_the_version_s_temperature_unless_switched_off(store: ObjectStore, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(1))
+    image = str(tmp_path / "a.png")
+    for arguments, temperature in (((), 1.7), (("--no-calibrate",), 1.0), (("--model", "first/1"), 1.0)):
+        told, description = described(store, image, *arguments)
+        expected = np.exp(np.array(description["logits"]) / temperature)
+        assert told == temperature
+        assert description["probabilities"] == pytest.approx(expected / expected.sum(), rel=1e-5)

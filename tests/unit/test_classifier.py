@@ -76,6 +76,45 @@ def test_classes_are_the_same_without_onednn(
     np.testing.assert_allclose(predictions.probabilities, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+@pytest.mark.parametrize("temperature", [0.05, 1.7, 20])
+def test_temperature_divides_the_logits_and_changes_no_class(
+    device: torch.device, temperature: float, network: NeuralNetwork, pixels: NDArray[np.uint8]
+):
+    doubled = NeuralNetwork().double()
+    doubled.load_state_dict(network.state_dict())
+    with torch.inference_mode():
+        logits = doubled(torch.from_numpy(pixels).double() / 255)
+    predictions = Classifier(network, device, temperature).classify(pixels)
+    np.testing.assert_allclose(predictions.probabilities, (logits / temperature).softmax(1), atol=1e-4)
+    np.testing.assert_array_equal(predictions.classes, logits.argmax(1))
+    np.testing.assert_array_equal(predictions.confidence, predictions.probabilities.max(axis=1))
+    network.to(CPU)
+
+
+def test_temperature_divides_the_logits_without_onednn(
+    network: NeuralNetwork, pixels: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+):
+    with_onednn = Classifier(network, CPU, 1.7).classify(pixels)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    np.testing.assert_allclose(
+        Classifier(network, CPU, 1.7).classify(pixels).probabilities, with_onednn.probabilities, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_class_is_kept_where_the_temperature_rounds_two_probabilities_to_the_same(device: torch.device):
+    network = NeuralNetwork()
+    with torch.no_grad():
+        network.linear_relu_stack[4].weight.zero_()
+        network.linear_relu_stack[4].bias.zero_()
+        network.linear_relu_stack[4].bias[2] = 1.0
+        network.linear_relu_stack[4].bias[6] = 1 + 2**-23  # the next float32
+    predictions = Classifier(network, device, 20).classify(np.zeros((3, 28, 28), np.uint8))
+    np.testing.assert_array_equal(predictions.probabilities[:, 2], predictions.probabilities[:, 6])
+    assert predictions.classes.tolist() == [6, 6, 6]
+
+
 @pytest.mark.parametrize("n", [1, 511, 512, 513, 5_000])
 def test_images_are_classified_in_order_whatever_their_number(
     n: int, network: NeuralNetwork, pixels: NDArray[np.uint8], expected: NDArray[np.float64]

@@ -208,6 +208,18 @@ def test_another_network_is_described_in_the_order_in_which_it_runs(pixels: NDAr
     ]
 
 
+def test_temperature_divides_the_logits_of_the_softmax_alone(
+    network: NeuralNetwork, pixels: NDArray[np.uint8], description: Description
+) -> None:
+    tempered = describe(network, pixels, ["a.png", "b.png", "c.png"], "a test", "cpu", temperature=2.5)
+    for plain, image in zip(description.images, tempered.images, strict=True):
+        expected = np.exp(np.array(plain.logits) / 2.5)
+        assert (image.logits, image.predicted_class) == (plain.logits, plain.predicted_class)
+        assert image.probabilities == pytest.approx(expected / expected.sum(), rel=1e-5)
+        assert image.confidence == max(image.probabilities) < plain.confidence
+    assert tempered.to_json()["temperature"] == 2.5
+
+
 def test_dropout_is_off(pixels: NDArray[np.uint8]) -> None:
     network = OtherNetwork().train()
     one, other = (describe(network, pixels, ["a", "b", "c"], "a test", "cpu") for _ in range(2))
@@ -356,6 +368,14 @@ def test_terminal_shows_every_figure_whole(description: Description, width: int)
     ]
     assert [one for one in expected if one not in text] == []
     assert "\x1b" not in text
+
+
+def test_terminal_tells_a_temperature_where_there_is_one(
+    network: NeuralNetwork, pixels: NDArray[np.uint8], description: Description
+) -> None:
+    tempered = describe(network, pixels, ["a", "b", "c"], "a test", "cpu", temperature=2.5)
+    assert "Softmax at temperature 2.500" in printed(tempered, 80)
+    assert "temperature" not in printed(description, 80)
 
 
 def test_terminal_lists_the_three_likeliest_classes_in_order(description: Description) -> None:

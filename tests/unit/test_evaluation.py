@@ -1,13 +1,19 @@
 """Evaluation agrees with the same sums done by hand, in NumPy."""
 
+import io
+import math
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
+from fmnist_model.calibration import fit_temperature
 from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.dataset import LabelledImages
-from fmnist_model.evaluation import Evaluation, evaluate
+from fmnist_model.evaluation import calibrate_and_evaluate, evaluate, evaluate_logits, predict_logits
+from fmnist_model.metrics import Evaluation, Misclassified, Reliability
 from fmnist_model.network import NeuralNetwork
 
 CPU = torch.device("cpu")
@@ -84,9 +90,164 @@ def test_log_loss_is_the_mean_negative_log_likelihood(
     assert evaluation.log_loss == pytest.approx(expected, rel=1e-5)
 
 
+def likelihoods_at(logits: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
+    tempered = logits / temperature
+    return np.exp(tempered - np.logaddexp.reduce(tempered, axis=1, keepdims=True))
+
+
+def test_temperature_divides_the_logits(
+    network: NeuralNetwork, data: LabelledImages, logits: NDArray[np.float64], evaluation: Evaluation
+):
+    tempered = evaluate(network, data, CPU, temperature=3)
+    expected = -np.log(likelihoods_at(logits, 3)[np.arange(len(data)), data.labels]).mean()
+    assert tempered.log_loss == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_array_equal(tempered.confusion, evaluation.confusion)
+
+
+def test_logits_of_no_image_are_none(network: NeuralNetwork):
+    assert predict_logits(network, np.empty((0, 28, 28), np.uint8), CPU).shape == (0, 10)
+
+
+# Reliability
+
+
+def expected_bins(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> list[tuple[int, float, float]]:
+    """Count, mean confidence and accuracy of each bin, image by image."""
+    found = []
+    for number in range(15):
+        inside = [image for image in range(len(confidence)) if number / 15 < confidence[image] <= (number + 1) / 15]
+        shares = (confidence[inside].mean(), right[inside].mean()) if inside else (math.nan, math.nan)
+        found.append((len(inside), *shares))
+    return found
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_bins_are_those_counted_image_by_image(network: NeuralNetwork, data: LabelledImages, temperature: float):
+    logits = predict_logits(network, data.images, CPU)
+    likelihoods = likelihoods_at(logits.numpy().astype(np.float64), temperature)
+    right = likelihoods.argmax(axis=1) == data.labels
+    found = evaluate_logits(logits, torch.from_numpy(data.labels), temperature).reliability
+    counts, confidence, accuracy = zip(*expected_bins(likelihoods.max(axis=1), right), strict=True)
+    assert found.counts.tolist() == list(counts)
+    assert sum(count > 0 for count in counts) > 5
+    np.testing.assert_allclose(found.confidence, confidence, rtol=1e-12)
+    np.testing.assert_allclose(found.accuracy, accuracy, rtol=1e-12)
+
+
+def logits_with(confidence: list[float]) -> torch.Tensor:
+    """Logits of class 3 with such probabilities, the rest shared out evenly."""
+    shares = torch.full((len(confidence), 10), math.nan, dtype=torch.float64)
+    shares[:] = (1 - torch.tensor(confidence, dtype=torch.float64)[:, None]) / 9
+    shares[:, 3] = torch.tensor(confidence, dtype=torch.float64)
+    return shares.log()
+
+
+def test_calibration_error_is_the_mean_gap_weighted_by_images():
+    # 4 images at 0.9, 3 of them right; 1 at 0.5, wrong: (4 * 0.15 + 1 * 0.5) / 5.
+    found = evaluate_logits(logits_with([0.9, 0.9, 0.9, 0.9, 0.5]), torch.tensor([3, 3, 3, 0, 0]))
+    assert found.calibration_error == pytest.approx(0.22)
+
+
+def test_calibration_error_of_certainty_that_is_right_is_zero():
+    assert evaluate_logits(torch.eye(10) * 1e4, torch.arange(10)).calibration_error == 0
+
+
+def test_calibration_error_of_certainty_that_is_wrong_is_one():
+    assert evaluate_logits(torch.eye(10) * 1e4, torch.arange(10).roll(1)).calibration_error == 1
+
+
+def test_over_and_under_confidence_in_a_bin_make_up_for_each_other():
+    found = evaluate_logits(logits_with([0.71, 0.73]), torch.tensor([3, 0]))
+    assert found.calibration_error == pytest.approx(0.22)
+
+
+@pytest.mark.parametrize(("ties", "bin_number"), [(10, 1), (5, 2), (3, 4), (1, 14)])
+def test_confidence_on_a_bound_is_in_the_bin_below(ties: int, bin_number: int):
+    # 1/10 is inside of a bin; 1/5, 1/3 and 1 are bounds.
+    logits = torch.full((1, 10), -1e4)
+    logits[0, :ties] = 0
+    counts = evaluate_logits(logits, torch.tensor([0])).reliability.counts
+    assert counts.tolist() == [int(number == bin_number) for number in range(15)]
+
+
+def test_reliability_of_no_image_has_no_error():
+    assert math.isnan(NOTHING.calibration_error)
+
+
+# Errors
+
+
+def test_confident_errors_are_the_wrong_images_by_confidence(
+    data: LabelledImages, logits: NDArray[np.float64], evaluation: Evaluation
+):
+    likelihoods = likelihoods_at(logits, 1)
+    wrong = np.flatnonzero(logits.argmax(axis=1) != data.labels)
+    worst = wrong[np.argsort(-likelihoods.max(axis=1)[wrong])][:24]
+    found = evaluation.confident_errors
+    np.testing.assert_allclose([error.confidence for error in found], likelihoods[worst].max(axis=1), rtol=1e-5)
+    assert [error.confidence for error in found] == sorted((e.confidence for e in found), reverse=True)
+    for error in found:
+        assert (error.label, error.predicted) == (data.labels[error.index], logits[error.index].argmax())
+
+
+def test_fewer_errors_are_all_told_the_first_of_equal_ones_first():
+    logits = logits_with([0.5, 0.9, 0.9, 0.6])
+    assert evaluate_logits(logits, torch.tensor([3, 1, 2, 0])).confident_errors == (
+        Misclassified(1, 1, 3, pytest.approx(0.9)),
+        Misclassified(2, 2, 3, pytest.approx(0.9)),
+        Misclassified(3, 0, 3, pytest.approx(0.6)),
+    )
+
+
+def test_no_error_is_told_where_all_is_right():
+    assert evaluate_logits(torch.eye(10), torch.arange(10)).confident_errors == ()
+
+
+# Calibration
+
+
+def test_temperature_is_that_of_the_validation_images(network: NeuralNetwork, data: LabelledImages):
+    validation = random_data(300)
+    result = calibrate_and_evaluate(network, validation, data, CPU)
+    logits = predict_logits(network, validation.images, CPU)
+    assert result.temperature == fit_temperature(logits, torch.from_numpy(validation.labels))
+    assert result.temperature > 2, "random labels are known with no confidence"
+    assert result.validation_images == 300
+
+
+def test_result_has_the_test_images_before_and_after(
+    network: NeuralNetwork, data: LabelledImages, evaluation: Evaluation
+):
+    result = calibrate_and_evaluate(network, random_data(300), data, CPU)
+    assert result.uncalibrated.log_loss == evaluation.log_loss
+    assert result.evaluation.log_loss == evaluate(network, data, CPU, result.temperature).log_loss
+    assert result.evaluation.calibration_error < result.uncalibrated.calibration_error
+    assert (result.correct, result.confusion) == (evaluation.correct, evaluation.confusion.tolist())
+
+
+def test_without_validation_images_nothing_is_calibrated(
+    network: NeuralNetwork, data: LabelledImages, evaluation: Evaluation
+):
+    none = LabelledImages(np.empty((0, 28, 28), np.uint8), np.empty(0, np.int64))
+    result = calibrate_and_evaluate(network, none, data, CPU)
+    assert (result.temperature, result.validation_images) == (1, 0)
+    assert result.evaluation.log_loss == result.uncalibrated.log_loss == evaluation.log_loss
+
+
+def test_error_pictures_are_of_the_errors_in_their_order(network: NeuralNetwork, data: LabelledImages):
+    result = calibrate_and_evaluate(network, random_data(300), data, CPU)
+    assert len(result.error_pictures) == 24
+    for picture, error in zip(result.error_pictures, result.evaluation.confident_errors, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(picture))), data.images[error.index])
+
+
+# Classes
+
+
 CONFUSION = np.diag(np.arange(10))
 CONFUSION[3, 4] = 6
-EXAMPLE = Evaluation(images=51, correct=45, log_loss=0.5, confusion=CONFUSION)
+NOTHING = Reliability(np.zeros(15, np.int64), np.full(15, np.nan), np.full(15, np.nan))
+EXAMPLE = Evaluation(images=51, correct=45, log_loss=0.5, confusion=CONFUSION, reliability=NOTHING, confident_errors=())
 
 
 def test_recall_is_the_share_of_a_class_that_was_found():

@@ -181,7 +181,13 @@ def test_container_without_images_is_nothing_to_plan(table: Table, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "options", [ReadOptions(invert="auto"), ReadOptions(image_column="picture"), ReadOptions(label_column="truth")]
+    "options",
+    [
+        ReadOptions(invert="auto"),
+        ReadOptions(image_column="picture"),
+        ReadOptions(label_column="truth"),
+        ReadOptions(calibrate=False),
+    ],
 )
 def test_other_options_for_the_same_table_and_model_are_refused(table: Table, images: Path, options: ReadOptions):
     table.plan(images)

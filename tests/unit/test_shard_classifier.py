@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 
 from fmnist_model.network import NeuralNetwork, save_weights
 from infra.batch_plan import cut_into_shards, write_plan
@@ -12,6 +14,7 @@ from infra.checkpoints import write_checkpoint
 from infra.model_registry import ModelRegistry, ModelVersion
 from infra.object_store import ObjectStore, open_store
 from infra.prediction_table import BatchPlan, ShardBooks, errors_key, existing_parts, part_key, read_books
+from tasks.inputs import ReadOptions
 from tasks.shard_classifier import ShardClassifier
 from tests.unit.image_inputs import OPTIONS, plan_of, png, save_files, save_tar
 
@@ -34,6 +37,7 @@ def model(store: ObjectStore) -> ModelVersion:
         metrics={},
         parameters={},
         data_version="tests",
+        temperature=1.7,
     )
 
 
@@ -46,13 +50,15 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
-def plan(store: ObjectStore, scratch: Path, folder: Path, *, shard_work: float = 1e18) -> BatchPlan:
+def plan(
+    store: ObjectStore, scratch: Path, folder: Path, *, shard_work: float = 1e18, options: ReadOptions = OPTIONS
+) -> BatchPlan:
     pieces = [batch.drop_columns(["shard"]) for batch in plan_of(folder).to_batches()]
     return write_plan(
         store,
         table="t",
         model_version="1",
-        options=OPTIONS.model_dump(),
+        options=options.model_dump(),
         inputs=cut_into_shards(pieces, shard_work),
         scratch=scratch,
     )
@@ -111,6 +117,44 @@ def test_shard_of_errors_alone_has_both_parts(store: ObjectStore, model: ModelVe
     books = classify(store, batch, model)
     assert (books.predicted, books.quarantined) == (0, 1)
     assert (len(read(store, part_key(batch, 0))), len(read(store, errors_key(batch, 0)))) == (0, 1)
+
+
+def probabilities(store: ObjectStore, batch: BatchPlan) -> NDArray[np.float64]:
+    return np.array(read(store, part_key(batch, 0)).column("probabilities").to_pylist())
+
+
+def test_probabilities_are_those_at_the_version_s_temperature_unless_switched_off(
+    store: ObjectStore, model: ModelVersion, images: Path, tmp_path: Path
+):
+    calibrated, raw = (
+        plan(store, tmp_path, images, options=ReadOptions(calibrate=calibrate)) for calibrate in (True, False)
+    )
+    for batch in (calibrated, raw):
+        classify(store, batch, model)
+    assert calibrated.batch != raw.batch
+    # Softmax at temperature T is the softmax's own power 1/T, brought to sum 1 again.
+    expected = probabilities(store, raw) ** (1 / 1.7)
+    expected /= expected.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(probabilities(store, calibrated), expected, rtol=1e-5)
+    assert np.abs(probabilities(store, calibrated) - probabilities(store, raw)).max() > 1e-3
+
+
+def test_part_tells_the_temperature(store: ObjectStore, model: ModelVersion, images: Path, tmp_path: Path):
+    told = []
+    for calibrate in (True, False):
+        batch = plan(store, tmp_path, images, options=ReadOptions(calibrate=calibrate))
+        classify(store, batch, model)
+        told.append(read(store, part_key(batch, 0)).schema.metadata[b"temperature"])
+    assert told == [b"1.7", b"1.0"]
+
+
+def test_batch_planned_before_there_were_temperatures_is_finished_at_the_version_s(
+    store: ObjectStore, model: ModelVersion, images: Path, tmp_path: Path
+):
+    batch = plan(store, tmp_path, images)
+    del batch.options["calibrate"]
+    classify(store, batch, model.model_copy(update={"temperature": 1.0}))
+    assert read(store, part_key(batch, 0)).schema.metadata[b"temperature"] == b"1.0"
 
 
 def test_shard_that_is_done_twice_is_the_same_to_the_byte(

@@ -4,24 +4,29 @@ import io
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fmnist_model.augmentation import AugmentationDraws, scale
-from fmnist_model.dataset import LabelledImages
+from fmnist_model.augmentation import Augmentation, scale
+from fmnist_model.dataset import LabelledImages, from_table
 from fmnist_model.network import NeuralNetwork, load_weights, save_weights
-from fmnist_model.recipe import TrainingRecipe
+from fmnist_model.recipe import PRESETS, TrainingRecipe
 from fmnist_model.training import EpochMetrics, StepProgress, TrainingDiverged, TrainingRun
 
 CPU = torch.device("cpu")
-RECIPE = TrainingRecipe(epochs=3, global_batch_size=64, seed=5)
+RECIPE = TrainingRecipe(
+    epochs=3, global_batch_size=64, flip=False, shift_pixels=0, weight_averaging=0.5, validation_images=0, seed=5
+)
 
 
 def stripes(n: int = 600) -> LabelledImages:
@@ -57,7 +62,7 @@ def one_thread() -> Iterator[None]:
 def test_loss_falls_epoch_by_epoch():
     losses = [epoch.loss for epoch in train(RECIPE)[1]]
     assert losses == sorted(losses, reverse=True)
-    assert losses[-1] < losses[0] / 10
+    assert losses[-1] < losses[0] / 5
 
 
 def test_separable_classes_are_learned():
@@ -112,7 +117,7 @@ def test_incomplete_last_batch_is_left_out():
 
 def test_huge_learning_rate_is_told_as_divergence():
     with pytest.raises(
-        TrainingDiverged, match=r"The loss became nan in epoch 1, .* Lower the learning rate \(1e\+16\)"
+        TrainingDiverged, match=r"The loss became (nan|inf) in epoch 1, step \d+\. Lower the learning rate \(1e\+16\)"
     ):
         train(replace(RECIPE, learning_rate=1e16))
 
@@ -122,6 +127,113 @@ def test_diverged_epoch_does_not_count_as_done():
     with pytest.raises(TrainingDiverged):
         list(run.epochs())
     assert run.epochs_done == 0
+
+
+def test_loss_far_above_that_of_guessing_is_told_as_divergence():
+    recipe = replace(RECIPE, learning_rate=3.0, epochs=20)
+    with pytest.raises(TrainingDiverged, match=r"The loss of epoch \d+ is .* three times that of guessing; it was"):
+        list(TrainingRun(recipe, stripes(), CPU).epochs())
+
+
+@pytest.mark.parametrize("validation", [None, stripes(20)], ids=["none held out", "some held out"])
+def test_weights_ruined_by_the_last_step_of_an_epoch_are_told_as_divergence(validation: LabelledImages | None):
+    recipe = replace(
+        RECIPE, learning_rate=1e38, output_learning_rate_share=100, global_batch_size=600
+    )  # a step an epoch
+    run = TrainingRun(recipe, stripes(), CPU, validation=validation)
+    with pytest.raises(TrainingDiverged, match=r"The weights are not all finite after epoch 1, step 1\. Lower the"):
+        list(run.epochs())
+    assert run.epochs_done == 0
+
+
+def test_validation_loss_that_is_no_number_is_told_as_divergence():
+    """Finite weights, so large that the logits are not."""
+    recipe = replace(RECIPE, learning_rate=1e38, global_batch_size=600)
+    with pytest.raises(TrainingDiverged, match=r"The validation loss became (nan|inf) in epoch 1, step 1\. Lower the"):
+        list(TrainingRun(recipe, stripes(), CPU, validation=stripes(20)).epochs())
+
+
+class Asked(TorchDispatchMode):
+    """Counts how often Python is told the value of a tensor; on a GPU, it waits there for all that was begun."""
+
+    times = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.times += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_step_waits_for_no_value():
+    run = TrainingRun(RECIPE, stripes(), CPU)
+    images, labels = run._draw_epoch(1)
+    with Asked() as asked:
+        for step in range(2):
+            run._train_step(images[step], labels[step], RECIPE.learning_rate)
+        assert asked.times == 0
+        images.sum().item()
+    assert asked.times == 1
+
+
+def test_step_losses_are_the_epochs_loss():
+    for epoch in train(RECIPE)[1]:
+        assert len(epoch.step_losses) == len(epoch.step_learning_rates) == 9
+        assert epoch.step_losses.mean() == pytest.approx(epoch.loss)
+
+
+def test_learning_rate_rises_and_falls():
+    rates = np.concatenate([epoch.step_learning_rates for epoch in train(replace(RECIPE, epochs=10))[1]])
+    peak = int(rates.argmax())
+    assert peak == 18
+    assert rates[peak] == RECIPE.learning_rate
+    assert (np.diff(rates[: peak + 1]) > 0).all()
+    assert (np.diff(rates[peak:]) < 0).all()
+    assert rates[-1] < RECIPE.learning_rate / 100
+
+
+# Validation
+
+
+def test_validation_is_of_the_averaged_weights_and_of_the_images_as_they_are():
+    recipe, validation = replace(RECIPE, epochs=1, flip=True, shift_pixels=2), stripes(70)
+    run = TrainingRun(recipe, stripes(), CPU, validation=validation)
+    [epoch] = run.epochs()
+    with torch.inference_mode():
+        logits = run.network(scale(torch.from_numpy(validation.images)))
+    labels = torch.from_numpy(validation.labels)
+    assert epoch.validation_loss == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert epoch.validation_accuracy == pytest.approx(logits.argmax(1).eq(labels).float().mean().item())
+
+
+def test_run_without_validation_images_has_no_validation_figures():
+    [epoch] = train(replace(RECIPE, epochs=1))[1]
+    assert (epoch.validation_loss, epoch.validation_accuracy) == (None, None)
+
+
+def test_validation_images_are_not_learned():
+    recipe = replace(RECIPE, epochs=1)
+    others = LabelledImages(255 - stripes(50).images, stripes(50).labels)
+    runs = [TrainingRun(recipe, stripes(), CPU, validation=validation) for validation in (stripes(50), others)]
+    assert all(list(run.epochs()) for run in runs)
+    assert torch.equal(vector(runs[0].network), vector(runs[1].network))
+
+
+# Weights to begin with, and their average
+
+
+def test_run_begins_with_the_weights_it_is_given():
+    initial = train(RECIPE)[0].network
+    [epoch] = TrainingRun(replace(RECIPE, epochs=1, learning_rate=1e-20), stripes(), CPU, initial=initial).epochs()
+    assert epoch.accuracy > 0.99
+
+
+def test_average_keeps_what_the_recipe_says_once_there_are_steps_enough():
+    newest, average = [], None
+    run = TrainingRun(replace(RECIPE, epochs=30, weight_averaging=0.75), stripes(64), CPU)  # a step an epoch
+    for epoch in run.epochs():
+        newest.append(torch.nn.utils.parameters_to_vector(run._network.parameters()).detach().clone())
+        kept = min(0.75, epoch.epoch / (9 + epoch.epoch))
+        average = newest[-1] if average is None else kept * average + (1 - kept) * newest[-1]
+        torch.testing.assert_close(vector(run.network), average, rtol=1e-4, atol=1e-6)
 
 
 # Repeating
@@ -138,9 +250,8 @@ def test_other_seed_gives_other_weights():
 
 
 def test_other_seed_changes_the_order_and_not_only_the_initial_weights():
-    runs = [TrainingRun(replace(RECIPE, epochs=1, seed=seed), stripes(), CPU) for seed in (5, 6)]
-    runs[1].network.load_state_dict(runs[0].network.state_dict())
-    losses = [next(run.epochs()).loss for run in runs]
+    recipes = [replace(RECIPE, epochs=1, seed=seed) for seed in (5, 6)]
+    losses = [next(TrainingRun(recipe, stripes(), CPU, initial=NeuralNetwork()).epochs()).loss for recipe in recipes]
     assert losses[0] != losses[1]
 
 
@@ -184,7 +295,7 @@ def test_state_of_another_recipe_is_refused(change: dict[str, Any]):
 
 def test_state_of_a_run_on_another_number_of_images_is_refused():
     run = TrainingRun(RECIPE, stripes(), CPU)
-    with pytest.raises(ValueError, match="of a run of 27 steps; on these images it is 45"):
+    with pytest.raises(ValueError, match="of a run of 9 steps an epoch; on these images it is 15"):
         TrainingRun(RECIPE, stripes(1000), CPU).load_state(run.network, run.save_state())
 
 
@@ -236,7 +347,7 @@ def pickled(value: Any) -> bytes:
 @pytest.mark.parametrize("encode", [pickled, saved])
 def test_malicious_pickle_as_state_is_refused_and_not_executed(tmp_path: Path, encode: Callable[[Any], bytes]):
     planted = tmp_path / "planted"
-    state = encode({"recipe": asdict(RECIPE), "epochs_done": 1, "optimizer": Planted(planted), "schedule": {}})
+    state = encode({"recipe": asdict(RECIPE), "epochs_done": 1, "optimizers": [Planted(planted)], "network": {}})
     with pytest.raises(ValueError, match="The training state can't be read"):
         TrainingRun(RECIPE, stripes(), CPU).load_state(NeuralNetwork(), state)
     assert not planted.exists()
@@ -288,19 +399,32 @@ def data_for(recipe: TrainingRecipe) -> LabelledImages:
     return stripes(20 if recipe.global_batch_size == 1 else 250)
 
 
-def train_as_rank(rank: int, folder: Path) -> None:
-    """What each of three processes runs: first all three of them train together, then ranks 0 and 1."""
+def first_hundred_losses(data: Path, group: dist.ProcessGroup | None = None) -> Any:
+    """Of the preset `full` on a sixth of Fashion-MNIST, and with as many steps as on the whole."""
+    with np.load(data) as arrays:
+        images = LabelledImages(arrays["images"], arrays["labels"])
+    run = TrainingRun(replace(PRESETS["full"], epochs=360), images, CPU, group)
+    epochs = islice(run.epochs(), -(-100 // run.steps_per_epoch))
+    return np.concatenate([epoch.step_losses for epoch in epochs])[:100]
+
+
+def train_as_rank(rank: int, folder: Path, fashion_mnist: Path) -> None:
+    """What each of four processes runs: first all four of them train together, then ranks 0 and 1."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=3)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=4)
     for group in (dist.group.WORLD, dist.new_group([0, 1])):
         if isinstance(group, dist.ProcessGroup):
             for name, recipe in SHARED.items():
                 run = TrainingRun(recipe, data_for(recipe), CPU, group)
                 epochs = [(epoch.loss, epoch.accuracy, epoch.images) for epoch in run.epochs()]
+                if rank == 0:
+                    (folder / f"{name}-{dist.get_world_size(group)}-state").write_bytes(run.save_state())
                 torch.save(
                     {"weights": vector(run.network), "epochs": epochs},
                     folder / f"{name}-{dist.get_world_size(group)}-{rank}",
                 )
+            losses = first_hundred_losses(fashion_mnist, group)
+            torch.save(losses, folder / f"losses-{dist.get_world_size(group)}-{rank}")
             with pytest.raises(TrainingDiverged):
                 list(TrainingRun(DIVERGING, stripes(), CPU, group).epochs())
             (folder / f"diverged-{dist.get_world_size(group)}-{rank}").touch()
@@ -308,10 +432,20 @@ def train_as_rank(rank: int, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what each rank of two and of three processes was left with."""
+def fashion_mnist(data_store: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first part of its training images."""
+    file = tmp_path_factory.mktemp("data") / "train.npz"
+    [part, *_] = sorted(Path(data_store.removeprefix("file://")).glob("datasets/*/train/*.parquet"))
+    data = from_table([pq.read_table(part)], str(part))
+    np.savez(file, images=data.images, labels=data.labels)
+    return file
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory, fashion_mnist: Path) -> Path:
+    """A folder with what each rank of two and of four processes was left with."""
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(train_as_rank, (folder,), nprocs=3)
+    torch.multiprocessing.spawn(train_as_rank, (folder, fashion_mnist), nprocs=4)
     return folder
 
 
@@ -324,28 +458,55 @@ def alone() -> dict[str, tuple[Tensor, list[tuple[float, float, int]]]]:
     return outcomes
 
 
-@pytest.mark.parametrize("name", SHARED)
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_ranks_together_reach_the_weights_of_one_alone(ranks: Path, alone: Any, world_size: int, name: str):
-    together = torch.load(ranks / f"{name}-{world_size}-0")["weights"]
-    torch.testing.assert_close(together, alone[name][0], rtol=0, atol=1e-5)
+@pytest.fixture(scope="module")
+def losses_alone(fashion_mnist: Path) -> Any:
+    return first_hundred_losses(fashion_mnist)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_first_hundred_losses_are_those_of_one_alone(ranks: Path, losses_alone: Any, world_size: int):
+    together = torch.load(ranks / f"losses-{world_size}-0", weights_only=False)
+    assert len(together) == 100
+    np.testing.assert_allclose(together, losses_alone, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in SHARED if name != "fewer images than ranks"])
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_together_go_where_one_alone_goes(ranks: Path, alone: Any, world_size: int, name: str):
+    """Within what Muon makes of rounding: directions of which a small batch says nothing move by bfloat16's noise."""
+    together, single = torch.load(ranks / f"{name}-{world_size}-0")["weights"], alone[name][0]
+    begin = vector(TrainingRun(SHARED[name], data_for(SHARED[name]), CPU).network)
+    assert (together - single).norm() < 0.2 * (single - begin).norm()
 
 
 @pytest.mark.parametrize("name", SHARED)
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, 4])
 def test_ranks_together_report_the_curve_of_one_alone(ranks: Path, alone: Any, world_size: int, name: str):
     together = torch.load(ranks / f"{name}-{world_size}-0")["epochs"]
-    np.testing.assert_allclose(together, alone[name][1], rtol=1e-4)
+    np.testing.assert_allclose(together, alone[name][1], rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", SHARED)
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, 4])
 def test_all_ranks_end_with_the_same_weights(ranks: Path, world_size: int, name: str):
     first, *others = (torch.load(ranks / f"{name}-{world_size}-{rank}")["weights"] for rank in range(world_size))
     assert all(torch.equal(first, other) for other in others)
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_state_that_ranks_together_saved_is_taken_up_by_one_alone(ranks: Path, world_size: int, name: str):
+    """As an elastic run does whose workers are fewer or more after a restart."""
+    saved = (ranks / f"{name}-{world_size}-state").read_bytes()
+    run = TrainingRun(SHARED[name], data_for(SHARED[name]), CPU).load_state(NeuralNetwork(), saved)
+    momenta = [
+        run._optimizers[0].state[weight]["momentum_buffer"] for weight in run._optimizers[0].param_groups[0]["params"]
+    ]
+    assert [list(momentum.shape) for momentum in momenta] == [[512, 784], [512, 512]]
+    assert all(momentum.any() for momentum in momenta)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
 def test_divergence_is_told_on_every_rank(ranks: Path, world_size: int):
     assert all((ranks / f"diverged-{world_size}-{rank}").exists() for rank in range(world_size))
 
@@ -353,41 +514,56 @@ def test_divergence_is_told_on_every_rank(ranks: Path, world_size: int):
 # Augmentation
 
 
-def draws(n: int, **options: Any) -> AugmentationDraws:
-    return AugmentationDraws.draw(n, torch.Generator().manual_seed(3), **{"flip": False, "shift_pixels": 0} | options)
+def augmented(images: Tensor, *, flip: bool = False, shift_pixels: int = 0) -> tuple[Tensor, Tensor]:
+    """What becomes of each of the images, and what was drawn for it."""
+    augmentation = Augmentation(images, flip=flip, shift_pixels=shift_pixels)
+    drawn = augmentation.draw(torch.arange(len(images)), torch.Generator().manual_seed(3))
+    return augmentation.take(drawn), drawn
 
 
-def test_slices_are_augmented_as_the_whole_batch_is():
-    images = torch.rand(7, 28, 28)
-    drawn = draws(7, flip=True, shift_pixels=2)
-    parts = [drawn.apply(images[part], part) for part in (slice(0, 3), slice(3, 7))]
-    assert torch.equal(torch.cat(parts), drawn.apply(images, slice(0, 7)))
+def noise(n: int) -> Tensor:
+    return torch.randint(0, 256, (n, 28, 28), dtype=torch.uint8)
+
+
+def test_slices_are_augmented_as_the_whole_epoch_is():
+    augmentation = Augmentation(noise(7), flip=True, shift_pixels=2)
+    drawn = augmentation.draw(torch.randperm(7), torch.Generator())
+    assert torch.equal(
+        torch.cat([augmentation.take(part) for part in (drawn[:3], drawn[3:])]), augmentation.take(drawn)
+    )
+
+
+def test_images_are_taken_in_the_order_asked_for():
+    images = noise(5)
+    augmentation = Augmentation(images, flip=False, shift_pixels=0)
+    order = torch.tensor([3, 0, 3, 4])
+    assert torch.equal(augmentation.take(augmentation.draw(order, torch.Generator())), images[order])
 
 
 def test_no_augmentation_changes_no_image():
-    images = torch.rand(5, 28, 28)
-    assert torch.equal(draws(5).apply(images, slice(0, 5)), images)
+    images = noise(5)
+    assert torch.equal(augmented(images)[0], images)
 
 
 def test_flipped_images_are_mirrored_left_and_right():
-    images = torch.rand(50, 28, 28)
-    drawn = draws(50, flip=True)
-    expected = [image.flip(1) if mirrored else image for image, mirrored in zip(images, drawn.mirrored, strict=True)]
-    assert torch.equal(drawn.apply(images, slice(0, 50)), torch.stack(expected))
+    images = noise(50)
+    found, drawn = augmented(images, flip=True)
+    expected = [image.flip(1) if number >= 50 else image for image, number in zip(images, drawn[:, 0], strict=True)]
+    assert torch.equal(found, torch.stack(expected))
 
 
 def test_about_half_of_the_images_are_flipped():
-    assert 400 < draws(1000, flip=True).mirrored.sum() < 600
+    assert 400 < (augmented(noise(1000), flip=True)[1][:, 0] >= 1000).sum() < 600
 
 
 def test_shifted_image_is_the_image_moved_over_black():
-    images = torch.rand(50, 28, 28)
-    drawn = draws(50, shift_pixels=2)
-    expected = torch.zeros(50, 32, 32)
-    for number, (row, column) in enumerate(drawn.offsets.tolist()):
+    images = noise(50)
+    found, drawn = augmented(images, shift_pixels=2)
+    expected = torch.zeros(50, 32, 32, dtype=torch.uint8)
+    for number, (_, row, column) in enumerate(drawn.tolist()):
         expected[number, 4 - row : 32 - row, 4 - column : 32 - column] = images[number]
-    assert torch.equal(drawn.apply(images, slice(0, 50)), expected[:, 2:30, 2:30])
+    assert torch.equal(found, expected[:, 2:30, 2:30])
 
 
 def test_shifts_reach_every_offset_in_the_range():
-    assert sorted(set(draws(1000, shift_pixels=2).offsets.flatten().tolist())) == [0, 1, 2, 3, 4]
+    assert sorted(set(augmented(noise(1000), shift_pixels=2)[1][:, 1:].flatten().tolist())) == [0, 1, 2, 3, 4]

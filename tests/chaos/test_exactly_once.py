@@ -1,7 +1,7 @@
 """Whatever is planned, killed, resumed, added, changed and removed, in whatever order: each image is in one row.
 
 A state machine drives the real planning, actors and commits over a table in a folder. Killing is an exception at a
-chosen write, before or after it is done; tests/chaos kills processes.
+chosen write, before or after it is done; the tests beside this one kill processes.
 """
 
 import os
@@ -109,11 +109,16 @@ class Table(RuleBasedStateMachine):
         torch.manual_seed(len(self.registry.versions()))
         run_id = f"run-{len(self.registry.versions())}"
         files = {"model.safetensors": save_weights(NeuralNetwork())}
-        write_checkpoint(
+        checkpoint = write_checkpoint(
             self.store, run_id=run_id, epoch=1, files=files, metrics={}, parameters={}, data_version="tests"
         )
         self.model = self.registry.register(
-            run_id=run_id, epoch=1, weights_sha256="0" * 64, metrics={}, parameters={}, data_version="tests"
+            run_id=run_id,
+            epoch=1,
+            weights_sha256=checkpoint.files[0].sha256,
+            metrics={},
+            parameters={},
+            data_version="tests",
         )
 
     @rule(name=NAMES, broken=st.booleans())

@@ -1,0 +1,147 @@
+"""The report of a training run: one HTML page that needs nothing beside it."""
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fmnist_model.classes import CLASS_NAMES
+from fmnist_model.metrics import RELIABILITY_BINS, Evaluation, Reliability, TestResult
+from fmnist_model.report_pictures import draw_curves, draw_reliability
+
+Metrics = Mapping[str, Sequence[Any]]
+"""Columns of a run's metrics by name, a value an epoch: `epoch`, `loss`, `accuracy` and any others."""
+
+_CURVES = (("loss", "Loss, nats"), ("accuracy", "Accuracy"))
+
+
+@dataclass(frozen=True)
+class ReportedRun:
+    """What a report tells of a run besides its results."""
+
+    run_id: str
+    facts: Mapping[str, str]
+    """Model version, data, code and the like, by name."""
+    recipe: Mapping[str, Any]
+    metrics: Metrics
+
+
+def render_report(run: ReportedRun, result: TestResult) -> str:
+    """Write the page: figures, curves, reliability, classes, confusion, confident errors, recipe.
+
+    Whatever is told of the run or the result stands in it as text, whatever letters it has.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("fmnist_model", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _percent, "figure": _figure}
+    return environment.get_template("report_page.html").render(
+        run=run,
+        result=result,
+        classes=_classes(result.evaluation),
+        class_names=CLASS_NAMES,
+        confusion=_confusion(result.evaluation),
+        curves=_curves(run.metrics),
+        epochs=_rows(run.metrics),
+        errors=_errors(result),
+        reliability=_reliability(result),
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{share:.2%}" if math.isfinite(share) else "-"
+
+
+def _figure(value: Any) -> str:
+    """A number in as many digits as tell something; anything else as it is."""
+    if value is None or value == "":
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _curves(metrics: Metrics) -> list[dict[str, str]]:
+    epochs = metrics["epoch"]
+    pictures = []
+    for column, title in _CURVES:
+        columns = {"training": column, "validation": f"validation_{column}"}
+        curves = {name: metrics[column] for name, column in columns.items() if column in metrics}
+        lasts = ", ".join(f"{name} {_figure(values[-1])}" for name, values in curves.items())
+        alt = f"{title} by epoch, {len(epochs)} of them. In the last: {lasts}."
+        pictures.append({"svg": draw_curves(epochs, curves, title).decode(), "alt": alt})
+    return pictures
+
+
+def _rows(metrics: Metrics) -> list[list[str]]:
+    return [[_figure(value) for value in row] for row in zip(*metrics.values(), strict=True)]
+
+
+def _reliability(result: TestResult) -> list[dict[str, Any]]:
+    found = {"Before": result.uncalibrated, "After": result.evaluation}
+    if not result.validation_images:
+        found = {"Uncalibrated": result.evaluation}
+    return [
+        {
+            "title": title,
+            "svg": draw_reliability(evaluation.reliability, title).decode(),
+            "alt": f"Reliability diagram, {title.lower()}: expected calibration error "
+            f"{_percent(evaluation.calibration_error)}.",
+            "bins": _bins(evaluation.reliability),
+        }
+        for title, evaluation in found.items()
+    ]
+
+
+def _bins(reliability: Reliability) -> list[tuple[str, int, str, str]]:
+    edges = np.linspace(0, 1, RELIABILITY_BINS + 1)
+    columns = (reliability.counts.tolist(), reliability.confidence, reliability.accuracy)
+    return [
+        (f"{_percent(low)} to {_percent(high)}", count, _percent(confidence), _percent(accuracy))
+        for low, high, count, confidence, accuracy in zip(edges[:-1], edges[1:], *columns, strict=True)
+        if count
+    ]
+
+
+def _classes(evaluation: Evaluation) -> list[tuple[str, int, str, str]]:
+    counts = evaluation.confusion.sum(axis=1).tolist()
+    return [
+        (name, count, _percent(evaluation.precision[name]), _percent(evaluation.recall[name]))
+        for name, count in zip(CLASS_NAMES, counts, strict=True)
+    ]
+
+
+def _confusion(evaluation: Evaluation) -> list[tuple[str, list[dict[str, Any]]]]:
+    counts = evaluation.confusion
+    # The root, or one image in twenty could not be seen beside the nineteen.
+    shades = np.sqrt(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
+    return [
+        (
+            name,
+            [
+                {"count": int(count), "shade": f"{shade:.3f}", "right": column == row}
+                for column, (count, shade) in enumerate(zip(counts[row], shades[row], strict=True))
+            ],
+        )
+        for row, name in enumerate(CLASS_NAMES)
+    ]
+
+
+def _errors(result: TestResult) -> list[dict[str, Any]]:
+    return [
+        {
+            "index": error.index,
+            "label": CLASS_NAMES[error.label],
+            "predicted": CLASS_NAMES[error.predicted],
+            "confidence": _percent(error.confidence),
+            "png": base64.b64encode(picture).decode(),
+        }
+        for error, picture in zip(result.evaluation.confident_errors, result.error_pictures, strict=True)
+    ]

@@ -1,0 +1,77 @@
+"""A training run's metrics, an epoch and a step a row, and as event files for TensorBoard."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from infra.checkpoints import STEPS, CheckpointCorrupt, CheckpointNotFound, read_file, read_record
+from infra.object_store import ObjectStore, open_store
+from infra.settings import load_settings
+from tasks.training import TrainedRun
+
+
+@task(name="write metrics", cache_policy=NO_CACHE)
+def write_metrics(run: TrainedRun, *, tensorboard: bool) -> None:
+    """Gather what the checkpoints record, before most of them are removed.
+
+    runs/<run id>/metrics.parquet    a row an epoch
+    runs/<run id>/steps.parquet      a row a step
+    runs/<run id>/tensorboard/       event files, where they are asked for
+    """
+    store = open_store(load_settings().store)
+    folder = f"runs/{run.run_id}"
+    # Of checkpoints that are gone, what was gathered before is all that is left.
+    epochs = _known(store, f"{folder}/metrics.parquet", "epoch") | dict(_recorded_epochs(store, run))
+    steps = _known(store, f"{folder}/steps.parquet", "step") | dict(_recorded_steps(store, run))
+    for name, rows in (("metrics", epochs), ("steps", steps)):
+        with store.publish(f"{folder}/{name}.parquet") as stream:
+            pq.write_table(pa.Table.from_pylist([rows[number] for number in sorted(rows)]), stream)
+    if tensorboard:
+        _write_events(store, f"{folder}/tensorboard", epochs, steps)
+
+
+def _known(store: ObjectStore, key: str, number: str) -> dict[int, dict[str, Any]]:
+    if store.stat(key) is None:
+        return {}
+    filesystem, path = store.arrow(key)
+    return {row[number]: row for row in pq.read_table(path, filesystem=filesystem).to_pylist()}
+
+
+def _recorded_epochs(store: ObjectStore, run: TrainedRun) -> Iterator[tuple[int, dict[str, Any]]]:
+    for epoch in range(1, run.epoch + 1):
+        with suppress(CheckpointNotFound, CheckpointCorrupt):
+            yield epoch, {"epoch": epoch} | read_record(store, run.run_id, epoch).metrics
+
+
+def _recorded_steps(store: ObjectStore, run: TrainedRun) -> Iterator[tuple[int, dict[str, Any]]]:
+    for epoch in range(1, run.epoch + 1):
+        with suppress(CheckpointNotFound, CheckpointCorrupt):
+            file = read_file(store, read_record(store, run.run_id, epoch), STEPS)
+            yield from ((row["step"], row) for row in pq.read_table(pa.BufferReader(file)).to_pylist())
+
+
+def _write_events(
+    store: ObjectStore, folder: str, epochs: dict[int, dict[str, Any]], steps: dict[int, dict[str, Any]]
+) -> None:
+    from tensorboardX import SummaryWriter
+
+    with tempfile.TemporaryDirectory() as scratch:
+        with SummaryWriter(scratch) as events:
+            for kind, rows in (("epoch", epochs), ("step", steps)):
+                for number in sorted(rows):
+                    for name, value in rows[number].items():
+                        if name not in ("epoch", "step"):
+                            events.add_scalar(f"{kind}/{name}", value, number)
+        # TensorBoard reads every file of a folder: one of an earlier attempt would double the curves.
+        for stat in list(store.list(f"{folder}/")):
+            store.delete(stat.key)
+        for file in Path(scratch).iterdir():
+            with store.publish(f"{folder}/{file.name}") as stream:
+                stream.write(file.read_bytes())

@@ -1,0 +1,61 @@
+"""Write the report of a training run: a page beside its checkpoints."""
+
+import pyarrow.parquet as pq
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from fmnist_model.metrics import TestResult
+from fmnist_model.report_page import Metrics, ReportedRun, render_report
+from infra.checkpoints import read_record
+from infra.object_store import ObjectStore, open_store
+from infra.settings import load_settings
+from tasks.registration import Registration
+from tasks.training import TrainedRun
+
+
+@task(name="write report", cache_policy=NO_CACHE)
+def write_report(run: TrainedRun, result: TestResult, registration: Registration) -> str:
+    """Write, or write anew, `runs/<run id>/report/index.html`.
+
+    Returns:
+        Its URI.
+    """
+    store = open_store(load_settings().store)
+    reported = ReportedRun(
+        run_id=run.run_id,
+        facts=_facts(store, run, registration),
+        recipe=registration.version.parameters,
+        metrics=_read_metrics(store, run.run_id),
+    )
+    page = render_report(reported, result)
+    key = report_key(run.run_id)
+    with store.publish(key) as stream:
+        stream.write(page.encode())
+    return store.uri(key)
+
+
+def report_key(run_id: str) -> str:
+    """Key of a run's report."""
+    return f"runs/{run_id}/report/index.html"
+
+
+def _facts(store: ObjectStore, run: TrainedRun, registration: Registration) -> dict[str, str]:
+    version = registration.version
+    record = read_record(store, run.run_id, run.epoch)
+    standing = "champion" if registration.champion == version.version else f"champion is {registration.champion}"
+    return {
+        "model": f"{version.name}, version {version.version} ({standing})",
+        "checkpoint": store.uri(record.key),
+        "weights, SHA-256": version.weights_sha256,
+        "data": record.data_version,
+        "code": record.provenance.code_version,
+        "trained": f"{record.provenance.created_at:%Y-%m-%d %H:%M} UTC by {record.provenance.created_by}",
+        "workers": f"{run.workers} on {run.device}",
+        "speed": f"{run.images_per_second:,.0f} images/s",
+    }
+
+
+def _read_metrics(store: ObjectStore, run_id: str) -> Metrics:
+    filesystem, path = store.arrow(f"runs/{run_id}/metrics.parquet")
+    columns: Metrics = pq.read_table(path, filesystem=filesystem).to_pydict()
+    return columns

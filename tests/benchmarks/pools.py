@@ -1,0 +1,108 @@
+"""The same shards by the same actor, on Ray core's actor pool as the project uses it, and on Ray Data's.
+
+    python -m tests.benchmarks.pools [--runs 3]
+
+600,000 raw-pixel images in 60 shards, and 100,000 in 2,000. Seconds from the call to the last shard, the start of the
+actors included and that of Ray not; each run is a process of its own. Writes tests/benchmarks/results/pools.json.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from tests.benchmarks.classification import last_json, make_images, make_model
+
+RESULTS = Path(__file__).parent / "results" / "pools.json"
+SIZES = {"60 shards of 10,000": (60, 10_000), "2,000 shards of 50": (10, 50)}
+"""Files of 10,000 images each, and images a shard."""
+
+
+def run(pool: str, folder: str, images: str, shard_images: int) -> None:
+    """Plan and classify in this process; prints the seconds."""
+    from flows.services import prepare_environment
+
+    prepare_environment()
+    import ray
+
+    import infra.batch_plan
+    from infra.actor_pool import map_shards
+    from infra.actor_resources import ActorResources
+    from infra.model_registry import ModelRegistry
+    from infra.object_store import open_store
+    from tasks.inputs import ReadOptions
+    from tasks.planning import plan_inputs
+    from tasks.shard_classifier import ShardClassifier
+
+    infra.batch_plan.SMALLEST_SHARD = infra.batch_plan.LARGEST_SHARD = shard_images * (1 + 784 / 2048)
+    store = open_store(f"file://{folder}/store")
+    model = ModelRegistry(store).resolve("champion")
+    with tempfile.TemporaryDirectory() as scratch:
+        work = plan_inputs(
+            store, [images], table=f"table-{os.getpid()}", model=model, options=ReadOptions(), scratch=Path(scratch)
+        )
+    [plan] = work.plans
+    arguments = (store.root, plan, model)
+    ray.init(address="local", include_dashboard=False, log_to_driver=False)
+    began = time.perf_counter()
+    if pool == "core":
+        with map_shards(ShardClassifier, arguments, range(plan.shards), ActorResources(), what="The run") as results:
+            done = sum(books.predicted for books in results)
+    else:
+
+        class Worker(ShardClassifier):
+            """The same actor, as Ray Data calls it."""
+
+            def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+                return {"predicted": self.work(int(row["id"])).predicted}
+
+        shards = ray.data.range(plan.shards, override_num_blocks=min(plan.shards, 60))
+        counted = shards.map(Worker, fn_constructor_args=arguments, concurrency=2, num_cpus=1)
+        done = sum(row["predicted"] for row in counted.iter_rows())
+    seconds = time.perf_counter() - began
+    ray.shutdown()
+    print(json.dumps({"shards": plan.shards, "images": done, "seconds": round(seconds, 2)}))
+
+
+def main() -> None:
+    """Measure, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--run", nargs=4, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.run:
+        pool, folder, images, shard_images = arguments.run
+        run(pool, folder, images, int(shard_images))
+        return
+
+    results: dict[str, Any] = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "cpus": os.cpu_count()}
+    with tempfile.TemporaryDirectory() as folder:
+        make_model(f"file://{folder}/store")
+        for name, (files, shard_images) in SIZES.items():
+            images = Path(folder) / f"images-{shard_images}"
+            make_images(images, files, "pixels")
+            for file in images.iterdir():
+                pq.write_table(pq.read_table(file), file, row_group_size=shard_images)
+            figures: dict[str, list[dict[str, Any]]] = {"core": [], "data": []}
+            for _ in range(arguments.runs):
+                for pool, runs in figures.items():
+                    command = ("--run", pool, folder, str(images), str(shard_images))
+                    runs.append(last_json("tests.benchmarks.pools", *command))
+                    print(json.dumps({name: {pool: runs[-1]}}), flush=True)
+            results[name] = {
+                pool: statistics.median(entry["seconds"] for entry in runs) for pool, runs in figures.items()
+            }
+            assert len({entry["images"] for runs in figures.values() for entry in runs}) == 1
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    print(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()

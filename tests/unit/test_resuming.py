@@ -1,0 +1,204 @@
+"""A run is taken up as it was left, or refused by name: damaged checkpoints, weights that are gone, other recipes."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from fmnist_model.dataset import to_table
+from fmnist_model.errors import InvalidDataset
+from fmnist_model.network import NeuralNetwork, save_weights
+from fmnist_model.recipe import PRESETS
+from infra.checkpoints import (
+    STATE,
+    STEPS,
+    WEIGHTS,
+    Checkpoint,
+    CheckpointCorrupt,
+    CheckpointNotFound,
+    list_checkpoints,
+    read_record,
+    remove_checkpoint,
+    write_checkpoint,
+)
+from infra.datasets import DatasetRecord, DatasetSplit
+from infra.errors import RequestError
+from infra.model_registry import ModelRegistry, ModelVersion, read_weights
+from infra.object_store import ObjectStore, open_store
+from infra.provenance import Provenance
+from tasks.metrics import write_metrics
+from tasks.run import RunToTrain, begin_run, run_recipe
+from tasks.training import TrainedRun, _discard_damaged, _initial_network, _load_images
+
+RECIPE = asdict(PRESETS["quick"])
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    monkeypatch.setenv("FMNIST_STORE", str(tmp_path / "store"))
+    return open_store(f"file://{tmp_path}/store")
+
+
+def checkpoint(store: ObjectStore, epoch: int = 1, parameters: Any = RECIPE, run_id: str = "run") -> Checkpoint:
+    torch.manual_seed(epoch)
+    files = {WEIGHTS: save_weights(NeuralNetwork()), STATE: b"state", STEPS: b"steps"}
+    return write_checkpoint(
+        store,
+        run_id=run_id,
+        epoch=epoch,
+        files=files,
+        metrics={"loss": 1 / epoch},
+        parameters=parameters,
+        data_version="tests",
+    )
+
+
+def register(store: ObjectStore, record: Checkpoint) -> ModelVersion:
+    [weights] = [file.sha256 for file in record.files if file.name == WEIGHTS]
+    return ModelRegistry(store).register(
+        run_id=record.run_id,
+        epoch=record.epoch,
+        weights_sha256=weights,
+        metrics={},
+        parameters=record.parameters,
+        data_version="tests",
+    )
+
+
+def damage(store: ObjectStore, record: Checkpoint, name: str) -> None:
+    with store.publish(f"{record.key}/{name}") as stream:
+        stream.write(b"damaged")
+
+
+# The recipe
+
+
+def test_run_of_another_release_is_refused_by_the_fields_that_differ(store: ObjectStore):
+    checkpoint(store, parameters={name: value for name, value in RECIPE.items() if name != "flip"} | {"momentum": 0.9})
+    with pytest.raises(RequestError, match=r"^Run run can't be resumed: its recipe is of another release .* flip, mom"):
+        run_recipe(store, "run")
+
+
+def test_recipe_is_read_past_a_damaged_record(store: ObjectStore):
+    checkpoint(store, 1)
+    damage(store, checkpoint(store, 2), "checkpoint.json")
+    assert run_recipe(store, "run") == RECIPE
+
+
+# The weights to begin with
+
+
+def test_resumed_run_without_a_whole_checkpoint_begins_with_the_model_again(store: ObjectStore):
+    version = register(store, checkpoint(store, run_id="champion"))
+    damage(store, checkpoint(store, parameters=RECIPE | {"initial_weights": version.weights_sha256}), WEIGHTS)
+    run = begin_run.fn("quick", {}, "run")
+    assert _discard_damaged(store, "run")[0] is None
+    assert save_weights(_initial_network(store, run)) == read_weights(store, version)[0]
+
+
+def test_run_whose_first_weights_are_gone_does_not_begin_with_others(store: ObjectStore):
+    checkpoint(store, parameters=RECIPE | {"initial_weights": "12" * 32})
+    with pytest.raises(CheckpointNotFound, match=r"whose SHA-256 is 121212121212…, which no version"):
+        _initial_network(store, begin_run.fn("quick", {}, "run"))
+
+
+def test_run_from_no_model_begins_with_random_weights(store: ObjectStore):
+    assert _initial_network(store, RunToTrain("run", RECIPE)) is None
+
+
+@pytest.mark.parametrize("gone", [True, False], ids=["removed", "damaged"])
+def test_model_without_its_checkpoint_is_refused_before_training(store: ObjectStore, gone: bool):
+    record = checkpoint(store)
+    register(store, record)
+    if gone:
+        remove_checkpoint(store, "run", 1)
+    else:
+        damage(store, record, WEIGHTS)
+    with pytest.raises(CheckpointNotFound if gone else CheckpointCorrupt, match=r"epoch"):
+        begin_run.fn("quick", {}, None, "1")
+
+
+def test_version_whose_checkpoint_was_trained_anew_otherwise_is_not_used(store: ObjectStore):
+    version = register(store, checkpoint(store, 2))
+    remove_checkpoint(store, "run", 2)
+    other = save_weights(NeuralNetwork())
+    write_checkpoint(
+        store, run_id="run", epoch=2, files={WEIGHTS: other}, metrics={}, parameters=RECIPE, data_version="tests"
+    )
+    with pytest.raises(CheckpointCorrupt, match=r"epoch-0002 holds weights .*, but version 1 was registered with"):
+        read_weights(store, version)
+
+
+# Damaged checkpoints
+
+
+def test_damaged_checkpoint_is_removed_and_the_one_before_it_taken(store: ObjectStore):
+    checkpoint(store, 1)
+    damage(store, checkpoint(store, 2), STATE)
+    epoch, [warning] = _discard_damaged(store, "run")
+    assert epoch == 1
+    assert warning.startswith("The checkpoint of epoch 2 is removed and its epoch trained anew: ")
+    assert list_checkpoints(store, "run") == [1]
+
+
+@pytest.mark.parametrize("name", [STATE, STEPS])
+def test_whole_weights_of_a_version_stay_where_another_file_is_damaged(store: ObjectStore, name: str):
+    checkpoint(store, 1)
+    record = checkpoint(store, 2)
+    version = register(store, record)
+    damage(store, record, name)
+    epoch, [warning] = _discard_damaged(store, "run")
+    assert epoch == 1
+    assert warning.startswith("The checkpoint of epoch 2 is passed over and its epoch trained anew: ")
+    read_weights(store, version)
+
+
+def test_damaged_weights_of_a_version_are_removed(store: ObjectStore):
+    record = checkpoint(store)
+    register(store, record)
+    damage(store, record, WEIGHTS)
+    assert _discard_damaged(store, "run")[0] is None
+    assert list_checkpoints(store, "run") == []
+
+
+def test_damaged_record_of_an_older_epoch_costs_its_row_of_the_metrics_alone(store: ObjectStore):
+    for epoch in (1, 2, 3):
+        checkpoint(store, epoch)
+    damage(store, read_record(store, "run", 2), "checkpoint.json")
+    for epoch in (1, 3):
+        damage(store, read_record(store, "run", epoch), STEPS)
+    run = TrainedRun(
+        run_id="run",
+        epoch=3,
+        workers=1,
+        device="cpu",
+        loss=0.3,
+        accuracy=0.9,
+        validation_accuracy=None,
+        images_per_second=1.0,
+        seconds=1.0,
+        warnings=[],
+    )
+    write_metrics.fn(run, tensorboard=False)
+    filesystem, path = store.arrow("runs/run/metrics.parquet")
+    assert pq.read_table(path, filesystem=filesystem)["epoch"].to_pylist() == [1, 3]
+
+
+# The images
+
+
+def test_test_images_that_can_not_be_used_are_refused_before_training(store: ObjectStore):
+    images = np.zeros((20, 28, 28), np.uint8)
+    labels = {"train": np.arange(20) % 10, "test": np.full(20, 10)}
+    splits = {}
+    for split, classes in labels.items():
+        with store.publish(f"datasets/tests/{split}.parquet") as stream:
+            pq.write_table(to_table(images, classes, 0, split), stream)
+        splits[split] = DatasetSplit(parts=[f"datasets/tests/{split}.parquet"], images=20)
+    record = DatasetRecord(name="tests", version="1", source="here", splits=splits, provenance=Provenance.now())
+    with pytest.raises(InvalidDataset, match=r"datasets/tests/test: the label in row 0 is 10"):
+        _load_images(store.root, record, 0)
