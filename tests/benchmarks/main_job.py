@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.main_job [--runs 3] [--install]
 
-Each run is the whole `fmnist run` in a new process on a store of its own; the first of them imports the data set and
+Each run is the whole of `make run` in a new process on a store of its own; the first of them imports the data set and
 migrates Prefect's database, as on a fresh machine. With --install, `make install` is timed in a copy of the checkout
 first. Writes tests/benchmarks/results/main_job.json.
 """
@@ -29,7 +29,7 @@ def run_main_job(folder: Path) -> dict[str, Any]:
     environment = os.environ | {"FMNIST_STORE": str(folder / "store"), "FMNIST_STATE_DIR": str(folder / "state")}
     began = time.perf_counter()
     result = subprocess.run(
-        [Path(sys.executable).parent / "fmnist", "run", "--json"],
+        [Path(sys.executable).parent / "fmnist", "run", "--preset", "quick", "--json"],
         env=environment,
         stdout=subprocess.PIPE,
         text=True,

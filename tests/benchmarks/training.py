@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,11 @@ def kill_a_worker() -> None:
     ended = threading.Event()
 
     def train_workers() -> list[Any]:
-        children = psutil.Process().children(recursive=True)
-        return [child for child in children if child.name().startswith("ray::TrainWork")]
+        found = []
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):  # one that ended meanwhile
+                found += [child] if "RayTrainWorker" in " ".join(child.cmdline()) else []
+        return found
 
     def watch() -> None:
         board, killed = ProgressBoard(), False

@@ -6,10 +6,12 @@ In the end its weights are those of an undisturbed run.
 import json
 import random
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from tests.integration.test_command_line import (
@@ -21,7 +23,7 @@ from tests.integration.test_command_line import (
 )
 
 QUICK = ("train", "--preset", "quick", "--workers", "2", "--keep-best", "0")
-VICTIMS = {"worker": "ray::TrainWorker", "controller": "ray::TrainController", "command": ""}
+VICTIMS = {"worker": "RayTrainWorker", "controller": "TrainController", "command": ""}
 """By the names that Ray gives to the processes."""
 
 
@@ -55,8 +57,11 @@ def test_killed_run_ends_with_the_weights_of_an_undisturbed_one(
 def kill(process: Any, victim: str) -> int:
     chosen = process
     if victim != "command":
-        [*found] = [child for child in descendants(process) if VICTIMS[victim] in " ".join(child.cmdline())]
-        assert found, [" ".join(child.cmdline())[:60] for child in descendants(process)]
+        found = []
+        for child in descendants(process):
+            with suppress(psutil.Error):  # one that ended meanwhile
+                found += [child] if VICTIMS[victim] in " ".join(child.cmdline()) else []
+        assert found, f"no {VICTIMS[victim]} is running"
         chosen = found[0]
     chosen.kill()
     return int(chosen.pid)
