@@ -104,7 +104,13 @@ def _checked_for_training(parameters: TrainParameters) -> Settings:
     from tasks.preflight import check_training
 
     settings = load_settings()
-    check_training(settings, workers=parameters.workers, resume=parameters.resume, from_model=parameters.from_model)
+    check_training(
+        settings,
+        workers=parameters.workers,
+        overrides=parameters.overrides(),
+        resume=parameters.resume,
+        from_model=parameters.from_model,
+    )
     return settings
 
 

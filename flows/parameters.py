@@ -105,9 +105,9 @@ class TrainParameters(BaseModel):
         return self
 
     def overrides(self) -> dict[str, Any]:
-        """The recipe's fields that were set here."""
+        """The recipe's fields that were set here; a seed of 0 is every recipe's."""
         chosen = self.model_dump(include={"epochs", "global_batch_size", "learning_rate", "validation_images", "seed"})
-        return {name: value for name, value in chosen.items() if value is not None}
+        return {name: value for name, value in chosen.items() if value is not None and (name, value) != ("seed", 0)}
 
 
 class ClassifyParameters(BaseModel):

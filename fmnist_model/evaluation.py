@@ -53,8 +53,8 @@ def calibrate_and_evaluate(
     temperature = 1.0
     if validation:
         logits = predict_logits(network, validation.images, device)
-        temperature = fit_temperature(logits, torch.from_numpy(validation.labels).to(device))
-    logits, labels = predict_logits(network, test.images, device), torch.from_numpy(test.labels).to(device)
+        temperature = fit_temperature(logits, torch.from_numpy(validation.labels))
+    logits, labels = predict_logits(network, test.images, device), torch.from_numpy(test.labels)
     evaluation = evaluate_logits(logits, labels, temperature)
     return TestResult(
         evaluation=evaluation,
@@ -74,7 +74,7 @@ def predict_logits(network: NeuralNetwork, images: NDArray[np.uint8], device: to
         device: where to run.
 
     Returns:
-        float32 `[n, 10]`, on the device.
+        float32 `[n, 10]`, on the CPU: what is computed from them is small, and in float64, which not all devices have.
     """
     network = network.to(device).eval()
     with torch.inference_mode():
@@ -82,7 +82,7 @@ def predict_logits(network: NeuralNetwork, images: NDArray[np.uint8], device: to
         for first in range(0, len(images), _BATCH):
             batch = slice(first, first + _BATCH)
             logits[batch] = network(scale(torch.from_numpy(images[batch]).to(device)))
-    return logits
+    return logits.cpu()
 
 
 def evaluate_logits(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Evaluation:

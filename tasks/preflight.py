@@ -3,6 +3,7 @@
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from fmnist_model.weights import check_weights
 from infra.batch_log import read_batch_log
@@ -19,7 +20,9 @@ from tasks.run import run_recipe
 from tasks.workers import choose_workers
 
 
-def check_training(settings: Settings, *, workers: str, resume: str | None, from_model: str | None) -> None:
+def check_training(
+    settings: Settings, *, workers: str, overrides: dict[str, Any], resume: str | None, from_model: str | None
+) -> None:
     """Refuse a training run that can't succeed.
 
     Raises:
@@ -38,7 +41,7 @@ def check_training(settings: Settings, *, workers: str, resume: str | None, from
         choose_workers(workers, cpus=os.cpu_count() or 1, gpus=_visible_gpus())
     check_source(settings)
     if resume:
-        run_recipe(store, resume)
+        run_recipe(store, resume, overrides)
     if from_model:
         _check_model(store, from_model)
 

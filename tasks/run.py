@@ -33,7 +33,7 @@ def begin_run(preset: str, overrides: dict[str, Any], resume: str | None, from_m
 
     Args:
         preset: name of the recipe to start from.
-        overrides: fields of the recipe that are to be otherwise.
+        overrides: fields of the recipe that are to be otherwise; of a run that is resumed, those it has.
         resume: id of the run to go on with.
         from_model: version or alias of the model whose weights a new run begins with.
 
@@ -45,7 +45,7 @@ def begin_run(preset: str, overrides: dict[str, Any], resume: str | None, from_m
     store = open_store(load_settings().store)
     store.check_writable()
     if resume:
-        recipe = run_recipe(store, resume)
+        recipe = run_recipe(store, resume, overrides)
         return RunToTrain(resume, recipe, _version_with(store, recipe["initial_weights"]))
     initial = ModelRegistry(store).resolve(from_model) if from_model else None
     if initial is not None:
@@ -55,11 +55,11 @@ def begin_run(preset: str, overrides: dict[str, Any], resume: str | None, from_m
     return RunToTrain(run_id, asdict(replace(PRESETS[preset], **overrides, initial_weights=weights)), initial)
 
 
-def run_recipe(store: ObjectStore, run_id: str) -> dict[str, Any]:
+def run_recipe(store: ObjectStore, run_id: str, overrides: dict[str, Any]) -> dict[str, Any]:
     """The recipe of a run that is to be resumed.
 
     Raises:
-        RequestError: the run has no complete checkpoint, or its recipe is none of this release's.
+        RequestError: the run has no complete checkpoint, its recipe is none of this release's, or other than asked for.
         CheckpointCorrupt: it has, but not one of their records can be read.
     """
     complete = list_checkpoints(store, run_id)
@@ -67,10 +67,22 @@ def run_recipe(store: ObjectStore, run_id: str) -> dict[str, Any]:
         raise RequestError(f"{store.root} has no run {run_id} with a complete checkpoint; there is nothing to resume.")
     for epoch in reversed(complete):
         try:
-            return _checked_recipe(read_record(store, run_id, epoch))
+            recipe = _checked_recipe(read_record(store, run_id, epoch))
         except CheckpointCorrupt as error:
             damage = error
+        else:
+            _refuse_change(run_id, recipe, overrides)
+            return recipe
     raise damage
+
+
+def _refuse_change(run_id: str, recipe: dict[str, Any], overrides: dict[str, Any]) -> None:
+    for name, value in overrides.items():
+        if recipe[name] != value:
+            raise RequestError(
+                f"Run {run_id} has {name.replace('_', ' ')} {recipe[name]}, not {value}: a resumed run keeps its "
+                "recipe. Leave the option out, or begin a new run (--from-model begins with a model's weights)."
+            )
 
 
 def _checked_recipe(record: Checkpoint) -> dict[str, Any]:

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from tests.benchmarks.classification import last_json, make_images, make_model
 
 RESULTS = Path(__file__).parent / "results" / "pools.json"
-SIZES = {"60 shards of 10,000": (60, 10_000), "2,000 shards of 50": (10, 50)}
-"""Files of 10,000 images each, and images a shard."""
+SIZES = {"60 shards of 10,000": (60, 10_000), "2,000 shards of 50": (2_000, 50)}
+"""Shards, each a file, and images of each."""
 
 
 def run(pool: str, folder: str, images: str, shard_images: int) -> None:
@@ -85,11 +85,14 @@ def main() -> None:
     results: dict[str, Any] = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "cpus": os.cpu_count()}
     with tempfile.TemporaryDirectory() as folder:
         make_model(f"file://{folder}/store")
-        for name, (files, shard_images) in SIZES.items():
+        make_images(Path(folder) / "one", 1, "pixels")
+        table = pq.read_table(Path(folder) / "one")
+        for name, (shards, shard_images) in SIZES.items():
             images = Path(folder) / f"images-{shard_images}"
-            make_images(images, files, "pixels")
-            for file in images.iterdir():
-                pq.write_table(pq.read_table(file), file, row_group_size=shard_images)
+            images.mkdir()
+            for number in range(shards):
+                first = number * shard_images % len(table)
+                pq.write_table(table.slice(first, shard_images), images / f"{number:04d}.parquet")
             figures: dict[str, list[dict[str, Any]]] = {"core": [], "data": []}
             for _ in range(arguments.runs):
                 for pool, runs in figures.items():
@@ -99,7 +102,8 @@ def main() -> None:
             results[name] = {
                 pool: statistics.median(entry["seconds"] for entry in runs) for pool, runs in figures.items()
             }
-            assert len({entry["images"] for runs in figures.values() for entry in runs}) == 1
+            counts = {(entry["shards"], entry["images"]) for runs in figures.values() for entry in runs}
+            assert counts == {(shards, shards * shard_images)}
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))
 

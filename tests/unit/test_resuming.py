@@ -80,13 +80,27 @@ def damage(store: ObjectStore, record: Checkpoint, name: str) -> None:
 def test_run_of_another_release_is_refused_by_the_fields_that_differ(store: ObjectStore):
     checkpoint(store, parameters={name: value for name, value in RECIPE.items() if name != "flip"} | {"momentum": 0.9})
     with pytest.raises(RequestError, match=r"^Run run can't be resumed: its recipe is of another release .* flip, mom"):
-        run_recipe(store, "run")
+        run_recipe(store, "run", {})
 
 
 def test_recipe_is_read_past_a_damaged_record(store: ObjectStore):
     checkpoint(store, 1)
     damage(store, checkpoint(store, 2), "checkpoint.json")
-    assert run_recipe(store, "run") == RECIPE
+    assert run_recipe(store, "run", {}) == RECIPE
+
+
+@pytest.mark.parametrize(("name", "value"), [("epochs", 99), ("learning_rate", 0.5), ("seed", 3)])
+def test_option_that_a_resumed_run_can_not_follow_is_refused(store: ObjectStore, name: str, value: float):
+    checkpoint(store)
+    with pytest.raises(
+        RequestError, match=rf"^Run run has {name.replace('_', ' ')} .*, not {value}: a resumed run keeps"
+    ):
+        begin_run.fn("quick", {name: value}, "run")
+
+
+def test_option_that_says_what_the_run_has_is_no_change(store: ObjectStore):
+    checkpoint(store)
+    assert begin_run.fn("full", {"epochs": RECIPE["epochs"]}, "run").recipe == RECIPE
 
 
 # The weights to begin with
