@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from fmnist_model.classes import CLASS_NAMES, IMAGE_SIZE
 from fmnist_model.errors import InvalidDataset
-from fmnist_model.png import decode_plain_pngs
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -86,6 +85,8 @@ def decode_images(encoded: pa.Array, *, invert: Invert = "never") -> DecodedImag
 
 
 def _decode_files(files: pa.Array) -> DecodedImages:
+    from fmnist_model.png import decode_plain_pngs
+
     pixels = np.empty((len(files), IMAGE_SIZE, IMAGE_SIZE), np.uint8)
     rejected: list[tuple[int, str]] = []
     for row in np.flatnonzero(~decode_plain_pngs(files, pixels)).tolist():

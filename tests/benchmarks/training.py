@@ -174,6 +174,10 @@ def main() -> None:
         folder = Path(name)
         for number in range(arguments.runs):
             run: dict[str, Any] = {}
+            if not arguments.without_example and number == 0:
+                home = str(example_folder(folder))
+                run["example"] = last_json("tests.benchmarks.peers.ray_train", "--epochs", "20", HOME=home)
+                print(json.dumps(run), flush=True)
             bare = ("tests.benchmarks.peers.bare_training", "--preset", "full", "--epochs", EPOCHS)
             run["one_process"] = last_json(*bare, "--threads", "2")
             run["two_processes"] = last_json(*bare, "--processes", "2", "--threads", "1")
@@ -184,9 +188,6 @@ def main() -> None:
             run["quick"] = train(f"{folder}/store", f"{folder}/state", "--preset", "quick")
             killed = {"FMNIST_STORE": f"{folder}/store", "FMNIST_STATE_DIR": f"{folder}/state"}
             run["killed"] = last_json("tests.benchmarks.training", "--killed", **killed)
-            if not arguments.without_example and number == 0:
-                home = str(example_folder(folder))
-                run["example"] = last_json("tests.benchmarks.peers.ray_train", "--epochs", "20", HOME=home)
             print(json.dumps(run), flush=True)
             runs.append(run)
     result = summarize(runs)

@@ -9,7 +9,6 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from infra.object_store.s3 import PART_BYTES
 from infra.retention import Pruned, RetentionUnsafe, prune
 from infra.store_check import check_store, masked
 from tests.s3_server import Exchange, S3Server, faulty_proxy, free_port
-from tests.unit.image_inputs import OPTIONS, model_version, picture, plan_of, png
+from tests.unit.image_inputs import OPTIONS, as_nobody, model_version, picture, plan_of, png
 
 pytest_plugins = ["tests.gateways"]
 
@@ -555,19 +554,6 @@ def test_file_in_place_of_a_folder_is_told(tmp_path: Path) -> None:
     for write in (lambda: store.create("runs/object", b""), lambda: store.publish("runs/object").__enter__()):
         with pytest.raises(StoreUnavailable, match=r"can't be written: .*Make the folder writable"):
             write()
-
-
-@contextmanager
-def as_nobody() -> Iterator[None]:
-    """Root writes where others may not: be somebody else for the length of the block."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 def test_missing_rights_are_told(tmp_path: Path) -> None:

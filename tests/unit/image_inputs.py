@@ -115,7 +115,7 @@ def loose(count: int, *, size: int = 0, first: int = 0) -> pa.RecordBatch:
 
 @contextmanager
 def as_nobody() -> Iterator[None]:
-    """Root reads what others may not: be somebody else for the length of the block."""
+    """Root reads and writes what others may not: be somebody else for the length of the block."""
     if os.geteuid() != 0:
         yield
         return

@@ -6,15 +6,13 @@ Prints one line of JSON: images a second from the moment every process has its l
 """
 
 import argparse
-import json
-import multiprocessing
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.peers.processes import run_together
+
 BATCH = 4096
-CONTEXT = multiprocessing.get_context("spawn")
 
 
 def classify(names: list[str], out: Path, in_flight: int, queues: tuple[Any, Any, Any]) -> None:
@@ -90,30 +88,11 @@ def main() -> None:
 
     names = listed(arguments.location)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    ready, done, go = CONTEXT.Queue(), CONTEXT.Queue(), CONTEXT.Event()
-    workers = [
-        CONTEXT.Process(
-            target=classify,
-            args=(
-                names[number :: arguments.cpus],
-                arguments.out / f"{number}.parquet",
-                arguments.in_flight,
-                (ready, go, done),
-            ),
-        )
+    shares = [
+        (names[number :: arguments.cpus], arguments.out / f"{number}.parquet", arguments.in_flight)
         for number in range(arguments.cpus)
     ]
-    for worker in workers:
-        worker.start()
-    for _ in workers:
-        ready.get(timeout=120)
-    began = time.perf_counter()
-    go.set()
-    images = sum(done.get(timeout=3600) for _ in workers)
-    seconds = time.perf_counter() - began
-    for worker in workers:
-        worker.join()
-    print(json.dumps({"images": images, "seconds": seconds, "images_per_second": images / seconds}))
+    run_together(classify, shares)
 
 
 if __name__ == "__main__":

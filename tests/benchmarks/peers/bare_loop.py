@@ -6,19 +6,17 @@ Prints one line of JSON: images a second from the moment every process has its l
 """
 
 import argparse
-import json
-import multiprocessing
-import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.peers.processes import run_together
+
 BATCH = 4096
-CONTEXT = multiprocessing.get_context("spawn")
 
 
-def classify(files: list[Path], out: Path, ready: Any, go: Any, done: Any) -> None:
-    """Classify Parquet files one after the other, each into one of its own."""
+def classify(files: list[Path], out: Path, queues: tuple[Any, Any, Any]) -> None:
+    """Classify Parquet files one after the other, each into one of its own; `queues`: ready, go, done."""
     import pyarrow.parquet as pq
     import torch
 
@@ -26,6 +24,7 @@ def classify(files: list[Path], out: Path, ready: Any, go: Any, done: Any) -> No
     layers = [torch.nn.Linear(784, 512), torch.nn.Linear(512, 512), torch.nn.Linear(512, 10)]
     relu = torch.nn.ReLU()
     network = torch.nn.Sequential(torch.nn.Flatten(), layers[0], relu, layers[1], relu, layers[2]).eval()
+    ready, go, done = queues
     ready.put(True)
     go.wait()
     images = 0
@@ -92,22 +91,7 @@ def main() -> None:
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     files = sorted(arguments.images.glob("*.parquet"))
-    ready, done, go = CONTEXT.Queue(), CONTEXT.Queue(), CONTEXT.Event()
-    workers = [
-        CONTEXT.Process(target=classify, args=(files[number :: arguments.cpus], arguments.out, ready, go, done))
-        for number in range(arguments.cpus)
-    ]
-    for worker in workers:
-        worker.start()
-    for _ in workers:
-        ready.get(timeout=120)
-    began = time.perf_counter()
-    go.set()
-    images = sum(done.get(timeout=3600) for _ in workers)
-    seconds = time.perf_counter() - began
-    for worker in workers:
-        worker.join()
-    print(json.dumps({"images": images, "seconds": seconds, "images_per_second": images / seconds}))
+    run_together(classify, [(files[number :: arguments.cpus], arguments.out) for number in range(arguments.cpus)])
 
 
 if __name__ == "__main__":
