@@ -4,8 +4,8 @@ Ray's own parts do most of it: `ActorPool` hands the next shard to the actor tha
 that died, on another node if need be, and gives it its shard again. What is added here: the pool grows when the cluster
 does, and gives its room back as soon as there is nothing left to hand out.
 
-Measured against Ray Data's actor pool over the same shards (docs/performance.md): once they run, both are as fast, and
-Ray Data takes longer to start.
+Measured against Ray Data's actor pool over the same shards (docs/performance.md): Ray Data takes three seconds longer
+to start, and hands out thousands of tiny shards a little faster; planning makes none that small.
 """
 
 import time

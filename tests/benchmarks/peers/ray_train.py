@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 import ray
-from ray.train import RunConfig, ScalingConfig, UserCallback
+from ray.train import ControllerError, RunConfig, ScalingConfig, UserCallback
 from ray.train.examples.pytorch.torch_fashion_mnist_example import train_func_per_worker
 from ray.train.torch import TorchTrainer
 
@@ -69,8 +69,8 @@ if __name__ == "__main__":
             scaling_config=ScalingConfig(num_workers=arguments.workers),
             run_config=RunConfig(callbacks=[Watch(notes, arguments.until)]),
         ).fit()
-    except Exception as error:  # Ray Train wraps what a callback raises
-        if "Reached" not in repr(error):
+    except ControllerError:  # which is what Ray Train makes of what a callback raises
+        if ray.get(notes.read.remote())[-1][1] < arguments.until:
             raise
     reports = ray.get(notes.read.remote())
     seconds = (reports[-1][0] - reports[0][0]) / (len(reports) - 1)
