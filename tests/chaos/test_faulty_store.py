@@ -92,7 +92,8 @@ def check_checkpoints(store: ObjectStore) -> None:
         epochs = list_checkpoints(store, run_id)
         assert epochs in ([1, 2], [1, 2, 3])
         for epoch in epochs:
-            assert set(read_files(store, read_record(store, run_id, epoch))) == {"model.safetensors", "trainer.pt"}
+            files = read_files(store, read_record(store, run_id, epoch))
+            assert set(files) == {"model.safetensors", "trainer.pt", "steps.parquet"}
 
 
 def check_versions(store: ObjectStore, expected: list[int]) -> None:

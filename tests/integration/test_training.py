@@ -1,32 +1,16 @@
-"""Training through Ray Train: begun with a model, resumed past a damaged checkpoint, refused, stopped."""
+"""Training through Ray Train: begun with a model, and resumed past a damaged checkpoint."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import duckdb
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from prefect import flow
 
 from flows.parameters import TrainParameters
-from fmnist_model.errors import InvalidDataset
-from fmnist_model.recipe import PRESETS
-from infra.checkpoints import WEIGHTS, list_checkpoints, list_runs, read_record
-from infra.errors import JobError
+from infra.checkpoints import WEIGHTS, read_record
 from infra.model_registry import ModelRegistry
 from infra.object_store import open_store
-from infra.ray_cluster import ClusterTaskRunner, on_ray
-from tasks.run import RunToTrain
-from tasks.training import train_network
-
-
-@flow(task_runner=ClusterTaskRunner())
-def train_alone(run: RunToTrain, dataset: Any) -> Any:
-    return on_ray(train_network, run, dataset, "1")
 
 
 @pytest.fixture(scope="module")
@@ -63,25 +47,3 @@ def test_run_is_resumed_from_the_newest_checkpoint_that_is_whole(tuned: Any, ses
     assert "SHA-256" in warning
     assert store.read(weights) == whole
     assert resumed.result.evaluation.log_loss == tuned.result.evaluation.log_loss
-
-
-def test_training_images_that_lack_a_class_are_refused_by_name(main_job: Any, session_store: str) -> None:
-    dataset = main_job.training.dataset
-    folder = Path(session_store.removeprefix("file://"))
-    parts = pa.concat_tables(pq.read_table(folder / key) for key in dataset.splits["train"].parts)
-    lacking = parts.filter(pa.array(np.asarray(parts["label"]) != 7))
-    pq.write_table(lacking, folder / "datasets/lacking.parquet")
-    split = dataset.splits["train"].model_copy(update={"parts": ["datasets/lacking.parquet"]})
-    damaged = dataset.model_copy(update={"splits": {"train": split}})
-    with pytest.raises(InvalidDataset, match=r"^The split train of fashion-mnist has no image of class 7 \(Sneaker\)"):
-        train_alone(RunToTrain("lacking", asdict(PRESETS["quick"])), damaged)
-    assert "lacking" not in list_runs(open_store(session_store))
-
-
-def test_diverging_run_is_stopped_by_its_epoch_and_step_and_keeps_no_checkpoint_of_it(
-    main_job: Any, session_store: str
-) -> None:
-    recipe = replace(PRESETS["quick"], learning_rate=1e16)
-    with pytest.raises(JobError, match=r"^Training run diverging stopped: The loss became (nan|inf) in epoch 1, step"):
-        train_alone(RunToTrain("diverging", asdict(recipe)), main_job.training.dataset)
-    assert list_checkpoints(open_store(session_store), "diverging") == []
