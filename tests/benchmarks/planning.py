@@ -99,7 +99,6 @@ def plan(folder: str, results: Any) -> None:
         {
             "planned": work.plans[-1].planned,
             "shards": work.plans[-1].shards,
-            "already_planned": work.already_done,
             "seconds": round(time.perf_counter() - began, 1),
             "imports_mib": round(before / 1024),
             "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
