@@ -1,6 +1,6 @@
 # `make run` and `make test` do all on a fresh machine; `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help install run test chaos lint types imports check benchmark s3-up s3-down lock clean
+.PHONY: help install run serve test chaos lint types imports check benchmark s3-up s3-down lock clean
 bin := .venv/bin
 
 help: ## List the commands
@@ -18,6 +18,9 @@ install: .venv/.installed ## Make .venv and install what runs
 
 run: .venv/.installed ## Train on Fashion-MNIST and classify its test images: the main job
 	@$(bin)/fmnist run --preset quick
+
+serve: .venv/.installed ## Prefect's server and pages, Ray, a worker and the deployments, until Ctrl-C
+	@$(bin)/fmnist serve
 
 test: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## Run the tests
 	@$(bin)/python -m pytest

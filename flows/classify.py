@@ -3,6 +3,7 @@
 from prefect import flow
 
 from flows.parameters import ClassifyParameters
+from infra.flow_progress import reported
 from infra.ray_cluster import ClusterTaskRunner, on_ray
 from tasks.classification import classify_shards
 from tasks.commit import commit_batches
@@ -11,6 +12,7 @@ from tasks.summaries import ClassificationSummary
 
 
 @flow(name="classify", task_runner=ClusterTaskRunner())
+@reported
 def classify(parameters: ClassifyParameters) -> ClassificationSummary:
     """Classify every image that the table does not hold yet, and commit the predictions as a batch."""
     model = resolve_model(parameters.model)

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from flows.cli_describe import describe
+from flows.cli_serve import serve
 from flows.cli_store import store
 from flows.cli_stored import dataset, models, predictions
 from flows.options import options_of
@@ -98,6 +99,7 @@ app.command(models)
 app.command(predictions)
 app.command(dataset)
 app.command(store)
+app.command(serve)
 
 
 def _checked_for_training(parameters: TrainParameters) -> Settings:

@@ -13,15 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 
-_STAGES = {
-    "start": "Starting Ray and Prefect",
-    "import dataset": "Importing Fashion-MNIST into the store",
-    "start workers": "Starting the training workers",
-    "train": "Training",
-    "evaluate": "Evaluating on the test images",
-    "start classifiers": "Starting the classifiers",
-    "classify": "Classifying",
-}
+_BEGINNING = {"stage": "start", "text": "Starting Ray and Prefect", "share": None}
 _SECONDS_BETWEEN_LINES = 5
 """Where the terminal is a file or a pipe, and a line can't be rewritten."""
 
@@ -31,7 +23,7 @@ class ProgressLine:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._entry: dict[str, Any] = {"stage": "start"}
+        self._entry: dict[str, Any] = _BEGINNING
         self._told: tuple[float, tuple[str, int | None]] = (0.0, ("start", None))
         self._spinner = Spinner("dots")
         self.stages = [("start", time.monotonic())]
@@ -75,14 +67,13 @@ class ProgressLine:
         self._entry = entry
         if self._console.is_terminal:
             return
-        text, _ = describe(entry)
         place = (entry["stage"], entry.get("epoch"))
         if place != self._told[1] or now - self._told[0] >= _SECONDS_BETWEEN_LINES:
             self._told = (now, place)
-            self._console.print(text, highlight=False, soft_wrap=True)
+            self._console.print(entry["text"], highlight=False, soft_wrap=True)
 
     def __rich__(self) -> Table:
-        text, share = describe(self._entry)
+        text, share = self._entry["text"], self._entry["share"]
         line = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=1, completed=share, width=24) if share is not None else ""
         elapsed = f"[dim]{time.monotonic() - self.stages[-1][1]:.0f} s[/dim]"
@@ -90,40 +81,11 @@ class ProgressLine:
         return line
 
 
-def describe(entry: dict[str, Any]) -> tuple[str, float | None]:
-    """Put a board entry into words.
-
-    Returns:
-        The words, and the share that is done where it is known.
-    """
-    text = _STAGES.get(entry["stage"], entry["stage"])
-    if entry["stage"] == "train":
-        left = (entry["steps"] - entry["step"]) * _seconds_a_step(entry)
-        return (
-            f"{text}: epoch {entry['epoch']}/{entry['epochs']}, step {entry['step']:,}/{entry['steps']:,}, "
-            f"loss {entry['loss']:.3f}, accuracy {entry['accuracy']:.1%}, "
-            f"{entry['images_per_second']:,.0f} images/s, {left:.0f} s left",
-            entry["step"] / entry["steps"],
-        )
-    if entry["stage"] == "classify":
-        left = (entry["planned"] - entry["images"]) / max(entry["images_per_second"], 1)
-        return (
-            f"{text}: {entry['shards_done']:,}/{entry['shards']:,} shards, {entry['images']:,} images, "
-            f"{entry['quarantined']:,} quarantined, {entry['images_per_second']:,.0f} images/s, {left:.0f} s left",
-            entry["images"] / entry["planned"],
-        )
-    return text, None
-
-
-def _seconds_a_step(entry: dict[str, Any]) -> float:
-    return float(entry["global_batch_size"] / max(entry["images_per_second"], 1))
-
-
 @contextmanager
 def progress_line(console: Console) -> Iterator[ProgressLine]:
     """Show progress for the length of the block: one line, rewritten, on a terminal; now and then a line elsewhere."""
     line = ProgressLine(console)
     if not console.is_terminal:
-        console.print(describe({"stage": "start"})[0], highlight=False)
+        console.print(_BEGINNING["text"], highlight=False)
     with Live(line, console=console, refresh_per_second=8, transient=True) if console.is_terminal else nullcontext():
         yield line

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from infra.settings import Settings
 
 _ENVIRONMENT = {
-    # Errors are the command's own to tell; Prefect would print them as tracebacks first.
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",  # or Prefect's client says, on the first run, that it sends usage data, and tries to
     # A call to Ray before or after the run is a mistake, and not to be mended by starting another cluster.
@@ -27,9 +25,19 @@ class StartUp:
     prefect_seconds: float = 0.0
 
 
-def prepare_environment() -> None:
-    """Set what Ray and Prefect read when they are first imported, where the user has not set it."""
-    for name, value in _ENVIRONMENT.items():
+_QUIET = {
+    # Errors are the command's own to tell; Prefect would print them as tracebacks first.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+}
+
+
+def prepare_environment(*, console: bool = False) -> None:
+    """Set what Ray and Prefect read when they are first imported, where the user has not set it.
+
+    Args:
+        console: whether Prefect's own log goes to the terminal.
+    """
+    for name, value in (_ENVIRONMENT if console else _ENVIRONMENT | _QUIET).items():
         os.environ.setdefault(name, value)
 
 

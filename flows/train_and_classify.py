@@ -5,6 +5,7 @@ from prefect import flow
 from flows.classify import classify
 from flows.parameters import ClassifyParameters, TrainParameters
 from flows.train import train
+from infra.flow_progress import reported
 from infra.ray_cluster import ClusterTaskRunner
 from tasks.dataset import split_uris
 from tasks.report import compare_with_labels
@@ -14,6 +15,7 @@ TEST_TABLE = "fashion-mnist-test"
 
 
 @flow(name="train-and-classify", task_runner=ClusterTaskRunner())
+@reported
 def train_and_classify(parameters: TrainParameters | None = None) -> MainJobSummary:
     """Train, classify the test images from their shards, and hold the predictions against the labels."""
     training = train(parameters)

@@ -9,9 +9,9 @@ class TrainingRecipe:
 
     epochs: int = 60
     """Passes over the training images."""
-    global_batch_size: int = 2048
+    global_batch_size: int = 3072
     """Images a step, over all ranks together."""
-    learning_rate: float = 0.04
+    learning_rate: float = 0.05
     """Of the hidden layers' matrices, by Muon, at the peak of the schedule."""
     output_learning_rate_share: float = 0.1
     """Of the output layer and the biases, by AdamW, as a share of `learning_rate`."""
@@ -25,7 +25,7 @@ class TrainingRecipe:
     """Mirror half of the images."""
     shift_pixels: int = 1
     """Move each image by up to so many pixels."""
-    weight_averaging: float = 0.998
+    weight_averaging: float = 0.997
     """Share that the average of the weights keeps in each step (Polyak and Juditsky, 1992); 0: the newest alone."""
     validation_images: int = 5_000
     """Held out of the training images, the same ones in every run."""

@@ -10,3 +10,7 @@ class RequestError(ValueError):
 
 class JobError(RuntimeError):
     """The request was right, but the work failed. The command line prints the message alone and exits with 1."""
+
+
+class JobStopped(JobError):
+    """The work was given up for a reason that trying it again would meet once more."""

@@ -22,6 +22,8 @@ from infra.errors import JobError, RequestError
 
 _START_SECONDS = 180
 
+_own_urls: set[str] = set()
+
 
 @contextmanager
 def prefect_api(state_dir: Path) -> Iterator[Callable[[], str]]:
@@ -48,11 +50,37 @@ def prefect_api(state_dir: Path) -> Iterator[Callable[[], str]]:
         return
     with _server(state_dir / "prefect") as server, temporary_settings({PREFECT_API_URL: server.url}):
         os.environ["PREFECT_API_URL"] = server.url
+        _own_urls.add(server.url)
         try:
             yield server.wait_until_healthy
         finally:
             APILogHandler().flush()  # or Prefect would try at exit, when the server is gone
             del os.environ["PREFECT_API_URL"]
+
+
+def is_for_this_run_alone() -> bool:
+    """Whether Prefect's API is that of a server that this process started for its own run."""
+    from prefect.settings import get_current_settings
+
+    return get_current_settings().api.url in _own_urls
+
+
+@contextmanager
+def prefect_server(state_dir: Path, port: int) -> Iterator[Callable[[], str]]:
+    """Run a server with its schedules, its automations and its web pages for the length of the block.
+
+    Args:
+        state_dir: it keeps its database in the folder `prefect` below it, where runs without a server keep theirs, too.
+        port: to listen on, of this machine alone.
+
+    Yields:
+        A function that waits until it answers, and returns the URL of its API; JobError where it does not come up.
+
+    Raises:
+        RequestError: the folder can't be written, or the port is taken.
+    """
+    with _server(state_dir / "prefect", port) as server:
+        yield server.wait_until_healthy
 
 
 @dataclass(frozen=True)
@@ -76,8 +104,18 @@ class _Server:
         raise JobError(f"Prefect's embedded server did not start. The end of {self.log}:\n{ending}")
 
 
+_FOR_ONE_RUN = {
+    "PREFECT_UI_ENABLED": "0",
+    "PREFECT__SERVER_EPHEMERAL": "1",  # what Prefect sets for its own temporary server: no services for schedules
+}
+_FOR_SCHEDULES = {
+    # In memory, which is the default, they are lost with the server, and what they held is held up for ever.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+}
+
+
 @contextmanager
-def _server(home: Path) -> Iterator[_Server]:
+def _server(home: Path, port: int | None = None) -> Iterator[_Server]:
     log = home / "server.log"
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -89,13 +127,11 @@ def _server(home: Path) -> Iterator[_Server]:
     environment = {
         **os.environ,
         "PREFECT_HOME": os.environ.get("PREFECT_HOME", str(home)),
-        "PREFECT_UI_ENABLED": "0",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        # What Prefect sets for its own temporary server: no services that only schedules need.
-        "PREFECT__SERVER_EPHEMERAL": "1",
         "PREFECT__SERVER_FINAL": "1",
+        **(_FOR_ONE_RUN if port is None else _FOR_SCHEDULES),
     }
-    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener, log.open("wb") as output:
+    with _listener(port) as listener, log.open("wb") as output:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
         process = subprocess.Popen(
             [sys.executable, "-m", "infra.prefect_server", str(listener.fileno()), str(os.getpid())],
@@ -115,6 +151,15 @@ def _server(home: Path) -> Iterator[_Server]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _listener(port: int | None) -> socket.socket:
+    try:
+        return socket.create_server(("127.0.0.1", port or 0), backlog=128)
+    except OSError as error:
+        raise RequestError(
+            f"Port {port} can't be listened on ({error.strerror}). Stop what has it, or name another by --port."
+        ) from None
 
 
 def _serve(descriptor: int, owner: int) -> None:

@@ -1,23 +1,54 @@
-"""Where work that runs in the cluster says how far it is, and whoever wants to know looks.
+"""Where work that runs in the cluster says how far it is and what it has to tell, and whoever wants to know looks.
 
 One small actor a driver, found by name within the driver's namespace. Writers don't wait, and lose nothing but a line
 of progress where the actor is gone; readers poll.
 """
 
+from collections import deque
+from dataclasses import dataclass
 from typing import Any
 
 _NAME = "progress"
+_LINES = 500
+"""That are kept until they are taken; of more, the oldest are lost, and counted."""
+
+
+_boards: dict[str, Any] = {}
+"""This process's handle, by Ray job."""
+
+
+@dataclass(frozen=True)
+class LoggedLine:
+    """What a worker logged."""
+
+    level: int
+    """As in `logging`."""
+    where: str
+    """Of the work, such as `rank 0`."""
+    text: str
 
 
 class _Board:
     def __init__(self) -> None:
         self._latest: dict[str, Any] = {}
+        self._lines: deque[LoggedLine] = deque(maxlen=_LINES)
+        self._lost = 0
 
     def post(self, entry: dict[str, Any]) -> None:
         self._latest = entry
 
     def read(self) -> dict[str, Any]:
         return self._latest
+
+    def log(self, line: LoggedLine) -> None:
+        self._lost += len(self._lines) == _LINES
+        self._lines.append(line)
+
+    def take(self) -> tuple[dict[str, Any], list[LoggedLine], int]:
+        taken = list(self._lines), self._lost
+        self._lines.clear()
+        self._lost = 0
+        return self._latest, *taken
 
 
 class ProgressBoard:
@@ -26,20 +57,38 @@ class ProgressBoard:
     def __init__(self) -> None:
         import ray
 
-        self._actor = ray.remote(_Board).options(name=_NAME, get_if_exists=True, num_cpus=0).remote()
+        # An actor ends when the process that started it has no handle left, so each process keeps the one it has.
+        job = ray.get_runtime_context().get_job_id()
+        if job not in _boards:
+            _boards.clear()
+            _boards[job] = ray.remote(_Board).options(name=_NAME, get_if_exists=True, num_cpus=0).remote()
+        self._actor = _boards[job]
 
-    def post(self, stage: str, **figures: Any) -> None:
+    def post(self, stage: str, text: str, share: float | None = None, **figures: Any) -> None:
         """Say where the work stands; returns at once.
 
         Args:
             stage: what is being done, by the name that readers know it by.
+            text: the same, and how far, for people.
+            share: of the stage's work that is done, 0 to 1, where it is known.
             figures: how far, in numbers and short texts.
         """
-        self._actor.post.remote({"stage": stage} | figures)
+        self._actor.post.remote({"stage": stage, "text": text, "share": share} | figures)
+
+    def log(self, line: LoggedLine) -> None:
+        """Hand on a line that was logged; returns at once."""
+        self._actor.log.remote(line)
 
     def read(self) -> dict[str, Any]:
-        """The latest entry: its figures and its stage; empty before the first."""
+        """The latest entry: its figures, stage, text and share; empty before the first."""
         import ray
 
         latest: dict[str, Any] = ray.get(self._actor.read.remote(), timeout=10)
         return latest
+
+    def take(self) -> tuple[dict[str, Any], list[LoggedLine], int]:
+        """The latest entry; the lines that were logged since they were last taken; and how many of them were lost."""
+        import ray
+
+        taken: tuple[dict[str, Any], list[LoggedLine], int] = ray.get(self._actor.take.remote(), timeout=10)
+        return taken

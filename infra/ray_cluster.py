@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ParamSpec, Self, TypeVar
@@ -36,24 +38,61 @@ def ray_connection(settings: Settings) -> Iterator[None]:
         yield
         return
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if settings.ray_address:
-        check_ray_address(settings.ray_address)
-        ray.init(settings.ray_address, runtime_env={"env_vars": _worker_environment(settings)}, **quiet)
-    else:
-        for name, value in _LOCAL_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        ray.init(address="local", include_dashboard=False, **quiet)
+    with _own_signals():
+        if settings.ray_address:
+            check_ray_address(settings.ray_address)
+            ray.init(settings.ray_address, runtime_env={"env_vars": _worker_environment(settings)}, **quiet)
+        else:
+            for name, value in _LOCAL_ENVIRONMENT.items():
+                os.environ.setdefault(name, value)
+            ray.init(address="local", include_dashboard=False, **quiet)
     try:
         yield
     finally:
         ray.shutdown()
 
 
+@contextmanager
+def ray_head() -> Iterator[tuple[str, str]]:
+    """Run a cluster of this machine alone, with its dashboard, for the length of the block.
+
+    Yields:
+        Its address, for FMNIST_RAY_ADDRESS, and that of the dashboard.
+    """
+    import ray
+
+    for name, value in _LOCAL_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    with _own_signals():
+        context = ray.init(address="local", include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield ray.get_runtime_context().gcs_address, f"http://{context.dashboard_url}"
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep the handler of SIGTERM, which Ray replaces by its own: Prefect cancels a run by that signal.
+
+    With Ray's handler, the process would exit as if it had crashed, before it could say that it was cancelled.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _worker_environment(settings: Settings) -> dict[str, str]:
     """What processes on other machines need to know; no secret is among it, for a cluster shows it to its users."""
     from infra.object_store.s3_configuration import worker_environment
 
-    return worker_environment() | {"FMNIST_STORE": settings.store}
+    own = {"FMNIST_STORE": settings.store, "FMNIST_RETRIES": str(settings.retries)}
+    return worker_environment() | own
 
 
 class ClusterTaskRunner(RayTaskRunner[Any]):  # type: ignore[misc] # prefect-ray ships no types
@@ -74,9 +113,16 @@ class ClusterTaskRunner(RayTaskRunner[Any]):  # type: ignore[misc] # prefect-ray
 
 def on_ray(task: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run a Prefect task inside the cluster, holding no CPU as it only waits there itself, and return its result."""
+    from prefect.exceptions import TerminationSignal
+
     with remote_options(num_cpus=0):
         future = task.submit(*args, **kwargs)
-    result: R = future.result()
+    try:
+        result: R = future.result()
+    except SystemError as error:  # what Ray makes of an exception that a signal raises while it waits
+        if isinstance(error.__cause__, TerminationSignal):
+            raise error.__cause__ from None
+        raise
     return result
 
 

@@ -46,6 +46,9 @@ class Settings(BaseSettings):
     s3_timeout_seconds: float = Field(default=20, ge=0.1, le=3600)
     """Seconds without a byte after which a request to S3 is given up and tried again; raise it for a slow server."""
 
+    retries: int = Field(default=0, ge=0, le=10)
+    """How often a step that failed for a reason that may pass is tried again, later each time; deployments set 3."""
+
     dataset_dir: Annotated[Path, AfterValidator(_absolute)] | None = None
     """Folder with the four Fashion-MNIST IDX files, plain or gzipped."""
 

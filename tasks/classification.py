@@ -4,9 +4,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from infra.actor_pool import map_shards
 from infra.actor_resources import ActorResources
 from infra.model_registry import ModelVersion
@@ -21,6 +18,7 @@ from infra.progress import ProgressBoard
 from infra.settings import load_settings
 from tasks.planning import PlannedWork
 from tasks.shard_classifier import ShardClassifier
+from tasks.step import step
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class ClassifiedBatch:
     """From the end of the first shard to that of the last; 0 where there were fewer than two."""
 
 
-@task(name="classify shards", cache_policy=NO_CACHE)
+@step("classify shards")
 def classify_shards(work: PlannedWork, resources: ActorResources) -> list[ClassifiedBatch]:
     """Classify the shards that have no part yet.
 
@@ -54,7 +52,7 @@ def _classify_batch(
     began = time.perf_counter()
     ends: list[float] = []
     if missing:
-        ProgressBoard().post("start classifiers", table=plan.table, shards=len(missing))
+        ProgressBoard().post("start classifiers", f"Starting the classifiers of {len(missing):,} shards")
         what = f"Classification into {plan.table}"
         with map_shards(ShardClassifier, (store.root, plan, model), missing, resources, what=what) as results:
             began = time.perf_counter()
@@ -84,14 +82,10 @@ def _watched(results: Iterator[ShardBooks], plan: BatchPlan, earlier: Sequence[S
     for count, entry in enumerate(results, len(earlier) + 1):
         images += entry.planned
         quarantined += entry.quarantined
-        board.post(
-            "classify",
-            table=plan.table,
-            shards_done=count,
-            shards=plan.shards,
-            images=images,
-            planned=plan.planned,
-            quarantined=quarantined,
-            images_per_second=(images - before) / (time.perf_counter() - began),
+        rate = (images - before) / (time.perf_counter() - began)
+        text = (
+            f"Classifying into {plan.table}: {count:,}/{plan.shards:,} shards, {images:,}/{plan.planned:,} images, "
+            f"{quarantined:,} quarantined, {rate:,.0f} images/s, {(plan.planned - images) / max(rate, 1):.0f} s left"
         )
+        board.post("classify", text, images / plan.planned, table=plan.table, images=images, shards_done=count)
         yield entry

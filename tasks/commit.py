@@ -1,22 +1,20 @@
 """Check the books of a batch and commit it."""
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from infra.batch_log import mark_committed
-from infra.errors import JobError
+from infra.errors import JobStopped
 from infra.object_store import open_store
 from infra.prediction_table import BatchManifest, commit
 from infra.settings import load_settings
 from tasks.classification import ClassifiedBatch
 from tasks.planning import PlannedWork
+from tasks.step import step
 
 
-class TooManyErrors(JobError):
+class TooManyErrors(JobStopped):
     """A larger share of a batch's images was quarantined than is allowed."""
 
 
-@task(name="commit batch", cache_policy=NO_CACHE)
+@step("commit batch")
 def commit_batches(work: PlannedWork, batches: list[ClassifiedBatch], max_error_share: float) -> list[BatchManifest]:
     """Commit each batch whose books balance.
 

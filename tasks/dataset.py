@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.dataset import LabelledImages, from_table, to_table
@@ -26,6 +24,7 @@ from infra.object_store import ObjectStore, open_store
 from infra.progress import ProgressBoard
 from infra.provenance import Provenance
 from infra.settings import Settings, load_settings
+from tasks.step import step
 
 NAME = "fashion-mnist"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -39,7 +38,7 @@ _FILES = {
 _VERSION = hashlib.sha256("".join(FASHION_MNIST_SHA256.values()).encode()).hexdigest()[:12]
 
 
-@task(name="prepare dataset", cache_policy=NO_CACHE)
+@step("prepare dataset")
 def prepare_dataset() -> DatasetRecord:
     """Return the store's Fashion-MNIST, bringing it there first where it is not.
 
@@ -51,7 +50,7 @@ def prepare_dataset() -> DatasetRecord:
     store = open_store(settings.store)
     record = read_dataset(store, NAME)
     if record is None:
-        ProgressBoard().post("import dataset", name=NAME)
+        ProgressBoard().post("import dataset", "Importing Fashion-MNIST into the store")
         record = import_dataset(store, settings)
     return record
 

@@ -1,8 +1,5 @@
 """Evaluate a checkpoint, as it lies in the store, on the test images, calibrated on the validation images."""
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from fmnist_model.dataset import hold_out
 from fmnist_model.metrics import TestResult
 from infra.checkpoints import WEIGHTS, read_file, read_record
@@ -11,10 +8,11 @@ from infra.object_store import open_store
 from infra.progress import ProgressBoard
 from infra.settings import load_settings
 from tasks.dataset import load_split
+from tasks.step import step
 from tasks.training import TrainedRun
 
 
-@task(name="evaluate checkpoint", cache_policy=NO_CACHE)
+@step("evaluate checkpoint")
 def evaluate_checkpoint(run: TrainedRun, dataset: DatasetRecord) -> TestResult:
     """Read back the run's last checkpoint, verified, and classify the test images with it.
 
@@ -23,7 +21,7 @@ def evaluate_checkpoint(run: TrainedRun, dataset: DatasetRecord) -> TestResult:
     from fmnist_model.evaluation import calibrate_and_evaluate
     from fmnist_model.network import best_device, load_weights
 
-    ProgressBoard().post("evaluate", run_id=run.run_id)
+    ProgressBoard().post("evaluate", "Evaluating on the test images", run_id=run.run_id)
     store = open_store(load_settings().store)
     record = read_record(store, run.run_id, run.epoch)
     network = load_weights(read_file(store, record, WEIGHTS), store.uri(record.key))

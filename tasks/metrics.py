@@ -8,16 +8,15 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from infra.checkpoints import STEPS, CheckpointCorrupt, CheckpointNotFound, read_file, read_record
 from infra.object_store import ObjectStore, open_store
 from infra.settings import load_settings
+from tasks.step import step
 from tasks.training import TrainedRun
 
 
-@task(name="write metrics", cache_policy=NO_CACHE)
+@step("write metrics")
 def write_metrics(run: TrainedRun, *, tensorboard: bool) -> None:
     """Gather what the checkpoints record, before most of them are removed.
 

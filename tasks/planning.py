@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from infra.batch_log import BatchLog, LoggedBatch, append_batch, mark_committed, read_batch_log
@@ -23,13 +21,14 @@ from infra.batch_plan import (
     work_of,
     write_plan,
 )
-from infra.errors import JobError, RequestError
+from infra.errors import JobStopped, RequestError
 from infra.model_registry import ModelRegistry, ModelVersion
 from infra.object_store import ObjectStore, SwapConflict, open_store
 from infra.prediction_table import BatchPlan, manifest_key
 from infra.settings import load_settings
 from infra.staged_inputs import StagedInputs
 from tasks.inputs import ReadOptions, list_files, pieces_of
+from tasks.step import step
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class PlannedWork:
     """Images among the inputs that committed batches of this table and model hold."""
 
 
-@task(name="resolve model", cache_policy=NO_CACHE)
+@step("resolve model")
 def resolve_model(reference: str) -> ModelVersion:
     """Find the model version that a number or an alias names.
 
@@ -53,7 +52,7 @@ def resolve_model(reference: str) -> ModelVersion:
     return ModelRegistry(open_store(load_settings().store)).resolve(reference)
 
 
-@task(name="plan batch", cache_policy=NO_CACHE)
+@step("plan batch")
 def plan_batch(inputs: list[str], table: str, model: ModelVersion, options: ReadOptions) -> PlannedWork:
     """Write the plan of a batch with the inputs that this table and model don't hold yet.
 
@@ -148,7 +147,7 @@ def _log_with_commits(store: ObjectStore, table: str, model_version: str) -> Bat
 def _plan_of(store: ObjectStore, table: str, entry: LoggedBatch) -> BatchPlan:
     plan = find_plan(store, table, entry.batch)
     if plan is None:
-        raise JobError(
+        raise JobStopped(
             f"{store.root} has lost the plan of batch {entry.batch} of table {table}, which is not finished. Restore "
             "the object, or classify into another table."
         )

@@ -2,17 +2,16 @@
 
 from dataclasses import dataclass
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from fmnist_model.metrics import TestResult
 from fmnist_model.weights import check_weights
 from infra.checkpoints import WEIGHTS, read_record
 from infra.errors import RequestError
+from infra.events import MODEL_PROMOTED, announce
 from infra.model_registry import AliasRecord, ModelRegistry, ModelVersion, read_weights
 from infra.object_store import ObjectStore, open_store
 from infra.retention import prune_run
 from infra.settings import load_settings
+from tasks.step import step
 from tasks.training import TrainedRun
 
 
@@ -25,16 +24,17 @@ class Registration:
     """The version that is champion now."""
 
 
-@task(name="register model", cache_policy=NO_CACHE)
+@step("register model")
 def register_model(run: TrainedRun, result: TestResult) -> Registration:
     """Register a run's last checkpoint; it becomes champion unless the champion does better on the same test images."""
     store = open_store(load_settings().store)
     registry = ModelRegistry(store)
     record = read_record(store, run.run_id, run.epoch)
-    version = registry.register(
+    weights = next(file.sha256 for file in record.files if file.name == WEIGHTS)
+    version = _registered_before(registry, run, weights) or registry.register(
         run_id=run.run_id,
         epoch=run.epoch,
-        weights_sha256=next(file.sha256 for file in record.files if file.name == WEIGHTS),
+        weights_sha256=weights,
         metrics={
             "test_accuracy": result.accuracy,
             "test_correct": result.correct,
@@ -48,11 +48,11 @@ def register_model(run: TrainedRun, result: TestResult) -> Registration:
     registry.point("candidate", version.version)
     champion = registry.alias("champion")
     if champion is None or not is_worse(version, registry.version(champion.version)):
-        champion = registry.point("champion", version.version)
+        champion = _promote(registry, version)
     return Registration(version=version, champion=champion.version)
 
 
-@task(name="prune checkpoints", cache_policy=NO_CACHE)
+@step("prune checkpoints")
 def prune_checkpoints(run: TrainedRun, keep_best: int) -> None:
     """Keep a finished run's best checkpoints, its last, and those that versions stand for."""
     prune_run(open_store(load_settings().store), run.run_id, keep_best=keep_best)
@@ -85,4 +85,20 @@ def promote_version(store: ObjectStore, number: int, *, force: bool) -> AliasRec
                 f"champion (version {champion.version}) {champion.metrics['test_accuracy']:.2%}. --force promotes it "
                 "all the same."
             )
-    return registry.point("champion", number)
+    return _promote(registry, version)
+
+
+def _promote(registry: ModelRegistry, version: ModelVersion) -> AliasRecord:
+    before = registry.alias("champion")
+    record = registry.point("champion", version.version)
+    if before is None or before.version != version.version:
+        accuracy = version.metrics.get("test_accuracy")
+        announce(MODEL_PROMOTED, f"model.{version.name}", version=version.version, test_accuracy=accuracy)
+    return record
+
+
+def _registered_before(registry: ModelRegistry, run: TrainedRun, weights_sha256: str) -> ModelVersion | None:
+    """The version that an earlier try of this run made, if it came so far."""
+    wanted = (run.run_id, run.epoch, weights_sha256)
+    versions = registry.newest_first()
+    return next((v for v in versions if (v.run_id, v.epoch, v.weights_sha256) == wanted), None)

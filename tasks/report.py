@@ -6,8 +6,6 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.drift import MOVED_MUCH, MOVED_SOME, population_stability_index
@@ -15,6 +13,7 @@ from infra.datasets import DatasetRecord
 from infra.object_store import ObjectStore, open_store
 from infra.prediction_table import BatchManifest, open_rows, read_rows
 from infra.settings import load_settings
+from tasks.step import step
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class CheckedPredictions:
         return self.correct / self.images if self.images else float("nan")
 
 
-@task(name="compare predictions with labels", cache_policy=NO_CACHE)
+@step("compare predictions with labels")
 def compare_with_labels(manifests: list[BatchManifest], dataset: DatasetRecord, split: str) -> CheckedPredictions:
     """Join the predictions with the labels in a split's own files, by image, and count those that agree."""
     store = open_store(load_settings().store)

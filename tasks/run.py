@@ -5,16 +5,15 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from fmnist_model.recipe import PRESETS, TrainingRecipe
 from fmnist_model.weights import check_weights
 from infra.checkpoints import Checkpoint, CheckpointCorrupt, list_checkpoints, read_record
 from infra.errors import RequestError
+from infra.flow_run import root_flow_run
 from infra.model_registry import ModelRegistry, ModelVersion, read_weights
 from infra.object_store import ObjectStore, open_store
 from infra.settings import load_settings
+from tasks.step import step
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class RunToTrain:
     """Whose weights the run begins with; None: random ones, or those of a version that is gone."""
 
 
-@task(name="begin run", cache_policy=NO_CACHE)
+@step("begin run")
 def begin_run(preset: str, overrides: dict[str, Any], resume: str | None, from_model: str | None = None) -> RunToTrain:
     """Name a new run and fix its recipe; or, with `resume`, take up a run with the recipe that it has.
 
@@ -44,15 +43,23 @@ def begin_run(preset: str, overrides: dict[str, Any], resume: str | None, from_m
     """
     store = open_store(load_settings().store)
     store.check_writable()
-    if resume:
-        recipe = run_recipe(store, resume, overrides)
-        return RunToTrain(resume, recipe, _version_with(store, recipe["initial_weights"]))
+    run_id = resume or _new_run_id()
+    if resume or list_checkpoints(store, run_id):  # the latter: a retry of the flow run that began it
+        recipe = run_recipe(store, run_id, overrides)
+        return RunToTrain(run_id, recipe, _version_with(store, recipe["initial_weights"]))
     initial = ModelRegistry(store).resolve(from_model) if from_model else None
     if initial is not None:
         check_weights(*read_weights(store, initial))
-    run_id = f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{secrets.token_hex(2)}"
     weights = initial.weights_sha256 if initial else ""
     return RunToTrain(run_id, asdict(replace(PRESETS[preset], **overrides, initial_weights=weights)), initial)
+
+
+def _new_run_id() -> str:
+    """Of this flow run, and of its retries."""
+    flow_run = root_flow_run()
+    if flow_run is None:
+        return f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{secrets.token_hex(2)}"
+    return f"{flow_run.began:%Y-%m-%dT%H-%M-%S}-{flow_run.id.hex[-4:]}"
 
 
 def run_recipe(store: ObjectStore, run_id: str, overrides: dict[str, Any]) -> dict[str, Any]:

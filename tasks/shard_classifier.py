@@ -3,6 +3,7 @@
 A module of its own, which imports neither Prefect nor Ray: an actor's process would spend three seconds of CPU on that.
 """
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -25,11 +26,15 @@ from infra.prediction_table import (
     part_key,
     read_books,
 )
+from infra.worker_logs import hand_on_logs
 from tasks.inputs import ReadOptions
 from tasks.reading import ReadImages, read_shard
 
 if TYPE_CHECKING:
     from fmnist_model.predictions import Predictions
+
+
+_log = logging.getLogger(__name__)
 
 
 class ShardClassifier:
@@ -42,6 +47,7 @@ class ShardClassifier:
         from fmnist_model.network import best_device, load_weights
 
         torch.set_num_threads(1)
+        self._logs = hand_on_logs("classifier")
         self._store = open_store(store_root)
         self._plan = plan
         self._inputs = ShardInputs(self._store, plan)
@@ -64,6 +70,7 @@ class ShardClassifier:
     def work(self, shard: int) -> ShardBooks:
         """Classify a shard, unless another run did it meanwhile."""
         began = time.perf_counter()
+        self._logs.where = f"shard {shard}"
         done = read_books(self._store, self._plan, shard)
         if done is not None:
             return done
@@ -73,7 +80,11 @@ class ShardClassifier:
             ahead(read_shard(inputs, self._options), 1) as batches,
             ahead(map(self._classified, batches), 1) as classified,
         ):
-            return self._write(shard, planned, classified, began)
+            books = self._write(shard, planned, classified, began)
+        _log.info("%s images classified, %.2f s.", f"{books.predicted:,}", books.seconds)
+        if books.quarantined:
+            _log.warning("%s of %s images are in quarantine.", f"{books.quarantined:,}", f"{planned:,}")
+        return books
 
     def _classified(self, batch: ReadImages) -> "_Classified":
         decoded = decode_images(batch.encoded, invert=self._options.invert)

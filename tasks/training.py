@@ -10,8 +10,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from prefect import get_run_logger, task
-from prefect.cache_policies import NO_CACHE
+from prefect import get_run_logger
 
 from fmnist_model.dataset import LabelledImages, check_classes, hold_out
 from fmnist_model.errors import InvalidDataset
@@ -28,15 +27,19 @@ from infra.checkpoints import (
     write_checkpoint,
 )
 from infra.datasets import DatasetRecord
-from infra.errors import JobError
+from infra.errors import JobError, JobStopped
 from infra.model_registry import ModelRegistry, read_weights
 from infra.object_store import ObjectStore, open_store
 from infra.progress import ProgressBoard
 from infra.ray_cluster import cluster_cpus, cluster_gpus
 from infra.settings import load_settings
+from infra.worker_logs import hand_on_logs
 from tasks.dataset import load_split
 from tasks.run import RunToTrain
+from tasks.step import step
 from tasks.workers import choose_workers
+
+_log = logging.getLogger(__name__)
 
 _RESTARTS = 2
 """Of the worker group, after workers died; each goes on from the newest checkpoint."""
@@ -69,7 +72,7 @@ class TrainedRun:
     """Of damaged checkpoints that were passed over."""
 
 
-@task(name="train network", cache_policy=NO_CACHE)
+@step("train network")
 def train_network(run: RunToTrain, dataset: DatasetRecord, workers: str) -> TrainedRun:
     """Train until the recipe's last epoch, from the run's newest complete checkpoint where it has one.
 
@@ -90,7 +93,7 @@ def train_network(run: RunToTrain, dataset: DatasetRecord, workers: str) -> Trai
 
     settings = load_settings()
     count = choose_workers(workers, cpus=cluster_cpus(), gpus=cluster_gpus())
-    ProgressBoard().post("start workers", run_id=run.id, workers=str(count))
+    ProgressBoard().post("start workers", f"Starting {count} training workers", run_id=run.id)
     scratch = settings.state_dir / "ray-train"
     # Under a name that it knows already, Ray Train would restore a state of its own.
     attempt = f"{run.id}-{uuid.uuid4().hex[:6]}"
@@ -121,7 +124,7 @@ def train_network(run: RunToTrain, dataset: DatasetRecord, workers: str) -> Trai
     if isinstance(outcome, InvalidDataset):
         raise outcome
     if not isinstance(outcome, TrainedRun):
-        raise JobError(f"Training run {run.id} stopped: {outcome}")
+        raise JobStopped(f"Training run {run.id} stopped: {outcome}")
     for warning in outcome.warnings:
         get_run_logger().warning(warning)
     return outcome
@@ -151,6 +154,7 @@ def _train_worker(config: dict[str, Any]) -> TrainedRun | Exception | None:
 
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
+    hand_on_logs(f"rank {rank}")
     store, to_train = open_store(config["store"]), config["run"]
     device = get_device()
     try:
@@ -172,12 +176,16 @@ def _train_worker(config: dict[str, Any]) -> TrainedRun | Exception | None:
     )
     if newest is not None:
         _bring_back(store, to_train.id, newest, run)
+    share = run.recipe.global_batch_size // workers
+    _log.info("Rank %d of %d trains on %s, about %d images a step.", rank, workers, device, share)
     began = time.perf_counter()
     images = 0
     with _CheckpointWriter(store, config) if rank == 0 else nullcontext() as checkpoints:
         try:
             for epoch in run.epochs(_progress_poster(to_train.id) if rank == 0 else None):
                 images += epoch.images
+                if rank == 0:
+                    _log.info(_told(epoch, run.recipe.epochs))
                 if checkpoints is not None:
                     checkpoints.write(run, epoch)
         except TrainingDiverged as error:  # on every rank at once: they share the loss
@@ -198,6 +206,12 @@ def _train_worker(config: dict[str, Any]) -> TrainedRun | Exception | None:
         seconds=seconds,
         warnings=warnings,
     )
+
+
+def _told(epoch: Any, epochs: int) -> str:
+    validated = "" if epoch.validation_accuracy is None else f", validation accuracy {epoch.validation_accuracy:.2%}"
+    speed = epoch.images / epoch.seconds
+    return f"Epoch {epoch.epoch} of {epochs}: loss {epoch.loss:.4f}{validated}, {speed:,.0f} images/s."
 
 
 def _initial_network(store: ObjectStore, run: RunToTrain) -> Any:
@@ -245,7 +259,7 @@ def _discard_damaged(store: ObjectStore, run_id: str) -> tuple[int | None, list[
             needed = _stands_for_a_version(store, run_id, epoch)
             fate = "passed over" if needed else "removed"
             warnings.append(f"The checkpoint of epoch {epoch} is {fate} and its epoch trained anew: {error}")
-            logging.getLogger(__name__).warning(warnings[-1])
+            _log.warning(warnings[-1])
             if not needed:
                 remove_checkpoint(store, run_id, epoch)
         else:
@@ -265,7 +279,17 @@ def _stands_for_a_version(store: ObjectStore, run_id: str, epoch: int) -> bool:
 
 def _progress_poster(run_id: str) -> Callable[[Any], None]:
     board = ProgressBoard()
-    return lambda progress: board.post("train", run_id=run_id, **asdict(progress))
+
+    def post(progress: Any) -> None:
+        left = (progress.steps - progress.step) * progress.global_batch_size / max(progress.images_per_second, 1)
+        text = (
+            f"Training: epoch {progress.epoch}/{progress.epochs}, step {progress.step:,}/{progress.steps:,}, "
+            f"loss {progress.loss:.3f}, accuracy {progress.accuracy:.1%}, "
+            f"{progress.images_per_second:,.0f} images/s, {left:.0f} s left"
+        )
+        board.post("train", text, progress.step / progress.steps, run_id=run_id, **asdict(progress))
+
+    return post
 
 
 class _CheckpointWriter:
@@ -330,6 +354,6 @@ def _cause(error: Exception) -> str:
     first = next(iter(failures.values()), error)
     while first.__cause__ is not None:
         first = first.__cause__
-    logging.getLogger(__name__).debug("training failed", exc_info=error)
+    _log.debug("training failed", exc_info=error)
     text = str(first).strip().splitlines()[-1] if str(first).strip() else type(first).__name__
     return text if text.endswith(".") else f"{text}."

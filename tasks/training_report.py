@@ -1,8 +1,6 @@
 """Write the report of a training run: a page beside its checkpoints."""
 
 import pyarrow.parquet as pq
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from fmnist_model.metrics import TestResult
 from fmnist_model.report_page import Metrics, ReportedRun, render_report
@@ -10,10 +8,11 @@ from infra.checkpoints import read_record
 from infra.object_store import ObjectStore, open_store
 from infra.settings import load_settings
 from tasks.registration import Registration
+from tasks.step import step
 from tasks.training import TrainedRun
 
 
-@task(name="write report", cache_policy=NO_CACHE)
+@step("write report")
 def write_report(run: TrainedRun, result: TestResult, registration: Registration) -> str:
     """Write, or write anew, `runs/<run id>/report/index.html`.
 

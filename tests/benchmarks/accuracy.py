@@ -29,7 +29,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no averaging of the weights": {"weight_averaging": 0.0},
     "label smoothing 0.05": {"label_smoothing": 0.05},
     "no weight decay": {"weight_decay": 0.0},
-    "half the learning rate": {"learning_rate": 0.02},
+    "half the learning rate": {"learning_rate": 0.025},
     "a third of the epochs": {"epochs": 20},
 }
 

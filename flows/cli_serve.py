@@ -1,0 +1,122 @@
+"""`fmnist serve`: all that scheduled and triggered runs need, on one machine."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Annotated
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+from rich.console import Console
+
+from infra.errors import JobError
+from infra.settings import Settings, load_settings
+
+
+def serve(
+    *,
+    port: Annotated[int, Parameter(help="Of Prefect's pages and API.", validator=Number(gte=1, lte=65535))] = 4200,
+) -> None:
+    """Run Prefect's server and pages, Ray, and a worker for the deployments, until Ctrl-C ends all of it.
+
+    What PREFECT_API_URL and FMNIST_RAY_ADDRESS name is used, where they are set, and not started.
+    """
+    from infra.object_store import open_store
+    from tasks.preflight import check_state_folder
+
+    console = Console(stderr=True)
+    settings = load_settings()
+    open_store(settings.store).check_writable()
+    check_state_folder(settings)
+    with _until_told() as told, ExitStack() as stack:
+        os.environ |= {"FMNIST_STORE": settings.store, "FMNIST_STATE_DIR": str(settings.state_dir)}
+        with console.status("Starting Prefect and Ray"):
+            pages, dashboard = _start_services(settings, port, stack)
+        with console.status("Deploying the flows"):
+            from infra.deployments import deploy_all
+
+            deploy_all()
+            from infra.prefect_worker import prefect_worker
+
+            worker = stack.enter_context(prefect_worker(settings.state_dir / "prefect" / "worker.log"))
+        first = _first_model()
+        _print_addresses(console, settings, pages, dashboard, first=first)
+        while not told.wait(1):
+            if worker.poll() is not None:
+                raise JobError(
+                    f"Prefect's worker ended by itself. Its log is {settings.state_dir / 'prefect' / 'worker.log'}."
+                )
+        console.print("Ending the runs, the worker, Ray and Prefect", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _until_told() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets, the first time; the second Ctrl-C interrupts."""
+    told = threading.Event()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def tell(*_: object) -> None:
+        if told.is_set():
+            raise KeyboardInterrupt
+        told.set()
+
+    try:
+        for number in before:
+            signal.signal(number, tell)
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _start_services(settings: Settings, port: int, stack: ExitStack) -> tuple[str, str | None]:
+    """Start what is not configured, side by side, and name it to the processes that are started later.
+
+    Returns:
+        Addresses of Prefect's pages, and of Ray's where it was started here.
+    """
+    from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+
+    from infra.prefect_server import prefect_server
+    from infra.ray_cluster import ray_head
+
+    configured = get_current_settings().api.url
+    server = nullcontext(lambda: str(configured)) if configured else prefect_server(settings.state_dir, port)
+    wait_for_prefect = stack.enter_context(server)
+    dashboard = None
+    if settings.ray_address is None:
+        os.environ["FMNIST_RAY_ADDRESS"], dashboard = stack.enter_context(ray_head())
+    os.environ["PREFECT_API_URL"] = wait_for_prefect()
+    stack.enter_context(temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]}))
+    return os.environ["PREFECT_API_URL"].removesuffix("/api"), dashboard
+
+
+def _first_model() -> bool:
+    """Have a first model trained where there is none to classify with.
+
+    Returns:
+        Whether that was necessary.
+    """
+    from infra.deployments import run_deployment
+    from infra.model_registry import ModelRegistry
+    from infra.object_store import open_store
+
+    if ModelRegistry(open_store(load_settings().store)).alias("champion") is not None:
+        return False
+    run_deployment("train/train", {"parameters": {"preset": "quick"}}, "first-model")
+    return True
+
+
+def _print_addresses(console: Console, settings: Settings, pages: str, dashboard: str | None, *, first: bool) -> None:
+    lines = [
+        f"  Prefect      {pages}",
+        f"  Ray          {dashboard or settings.ray_address}",
+        f"  store        {settings.store}",
+        f"  deployments  {pages}/deployments: train, classify, train-and-classify",
+        "There is no champion yet: the run first-model trains one, by the preset quick." if first else "",
+        "Ctrl-C ends all of it, and the runs that are under way; a retry goes on with them.",
+    ]
+    for line in filter(None, lines):
+        console.print(line, highlight=False, soft_wrap=True)

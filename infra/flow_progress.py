@@ -1,0 +1,141 @@
+"""What a flow run shows while it works: one progress artifact, what its workers log, and that it is being cancelled.
+
+A thread of the flow's process looks at the progress board once a second, so that what it costs Prefect's API depends on
+the time that a run takes, and not on how many steps or shards it has.
+"""
+
+import contextvars
+import functools
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, ParamSpec, TypeVar, cast
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_LOOK_SECONDS = 1.0
+_CANCEL_LOOK_SECONDS = 5.0
+_ARTIFACT_KEY = "progress"
+
+_reporting = threading.Lock()
+"""Held by the outermost flow of this process: what its subflows do is shown there."""
+
+
+def reported(flow_function: Callable[P, R]) -> Callable[P, R]:
+    """Show, for the length of a flow, how far its work is."""
+
+    @functools.wraps(flow_function)
+    def with_report(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _reported() as reporter:
+            try:
+                return flow_function(*args, **kwargs)
+            except BaseException:
+                if reporter is not None and reporter.cancelled:
+                    return cast("R", _cancelled_state())
+                raise
+
+    return with_report
+
+
+@contextmanager
+def _reported() -> "Iterator[_Reporter | None]":
+    if not _reporting.acquire(blocking=False):
+        yield None
+        return
+    try:
+        reporter = _Reporter()
+        context = contextvars.copy_context()
+        thread = threading.Thread(target=context.run, args=(reporter.follow,), daemon=True)
+        thread.start()
+        try:
+            yield reporter
+        finally:
+            reporter.ended.set()
+            thread.join(timeout=10)
+    finally:
+        _reporting.release()
+
+
+def _cancelled_state() -> Any:
+    from prefect.states import Cancelled
+
+    return Cancelled(message="Flow run was cancelled.")
+
+
+class _Reporter:
+    def __init__(self) -> None:
+        from prefect import get_run_logger
+        from prefect.context import FlowRunContext
+
+        context = FlowRunContext.get()
+        if context is None or context.flow_run is None:
+            raise RuntimeError("What is reported is a flow run; this is none.")
+        self._flow_run_id = context.flow_run.id
+        self._log = get_run_logger()
+        self._artifact: Any = None
+        self._shown: dict[str, Any] = {}
+        self._cancelling_since: float | None = None
+        self.ended = threading.Event()
+        self.cancelled = False
+
+    def follow(self) -> None:
+        """Look, and show, until the flow ends."""
+        from prefect.client.orchestration import get_client
+
+        looked = time.monotonic()
+        with get_client(sync_client=True) as client:
+            while not self.ended.wait(_LOOK_SECONDS):
+                # What is shown is worth less than what is done: without the board or the API, the work goes on.
+                with suppress(Exception):
+                    self._show(client)
+                if time.monotonic() - looked > _CANCEL_LOOK_SECONDS:
+                    looked = time.monotonic()
+                    with suppress(Exception):
+                        self._look_for_cancel(client)
+            with suppress(Exception):
+                self._show(client)
+
+    def _show(self, client: Any) -> None:
+        from infra.progress import ProgressBoard
+
+        entry, lines, lost = ProgressBoard().take()
+        for line in lines:
+            self._log.log(line.level, "[%s] %s", line.where, line.text)
+        if lost:
+            self._log.warning("%d lines that workers logged were too many to be shown.", lost)
+        if entry and entry != self._shown:
+            self._show_artifact(client, entry)
+            self._shown = entry
+
+    def _show_artifact(self, client: Any, entry: dict[str, Any]) -> None:
+        from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+
+        data, description = 100 * (entry["share"] or 0.0), entry["text"]
+        if self._artifact is None:
+            created = ArtifactCreate(
+                key=_ARTIFACT_KEY,
+                type="progress",
+                data=data,
+                description=description,
+                flow_run_id=self._flow_run_id,
+            )
+            self._artifact = client.create_artifact(created).id
+        else:
+            client.update_artifact(self._artifact, ArtifactUpdate(data=data, description=description))
+
+    def _look_for_cancel(self, client: Any) -> None:
+        """End a run that is to be cancelled and that no worker ends: it was typed, or its worker is gone."""
+        state = client.read_flow_run(self._flow_run_id).state
+        if state is None or not state.is_cancelling():
+            self._cancelling_since = None
+        elif self._cancelling_since is None:
+            self._cancelling_since = time.monotonic()
+        elif not self.cancelled:
+            self._log.log(logging.INFO, "Cancelled: ending the work.")
+            self.cancelled = True
+            os.kill(os.getpid(), signal.SIGTERM)  # Prefect turns it into an exception in the main thread
