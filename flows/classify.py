@@ -4,21 +4,34 @@ from prefect import flow
 
 from flows.parameters import ClassifyParameters
 from infra.flow_progress import reported
+from infra.flow_run import finished
 from infra.ray_cluster import ClusterTaskRunner, on_ray
+from tasks.batch_report import write_batch_reports
 from tasks.classification import classify_shards
-from tasks.commit import commit_batches
+from tasks.commit import check_error_share, commit_batches
+from tasks.dataset import prepare_dataset, split_uris
 from tasks.planning import plan_batch, resolve_model
 from tasks.summaries import ClassificationSummary
 
 
 @flow(name="classify", task_runner=ClusterTaskRunner())
 @reported
-def classify(parameters: ClassifyParameters) -> ClassificationSummary:
+def classify(parameters: ClassifyParameters = ClassifyParameters()) -> ClassificationSummary:  # noqa: B008 # it is frozen
     """Classify every image that the table does not hold yet, and commit the predictions as a batch."""
     model = resolve_model(parameters.model)
-    work = plan_batch(parameters.inputs, parameters.table, model, parameters.read_options())
+    inputs = parameters.inputs or _test_images()
+    work = plan_batch(inputs, parameters.table, model, parameters.read_options())
     if not work.plans:
-        return ClassificationSummary(table=parameters.table, work=work, manifests=[])
-    batches = on_ray(classify_shards, work, parameters.resources())
-    manifests = commit_batches(work, batches, parameters.max_error_share)
-    return ClassificationSummary(table=parameters.table, work=work, manifests=manifests)
+        nothing = ClassificationSummary(table=parameters.table, work=work, manifests=[])
+        return finished(nothing, nothing.in_words())
+    batches = on_ray(classify_shards, work, parameters.actor_resources())
+    manifests = commit_batches(work, batches)
+    reports = write_batch_reports(manifests)
+    check_error_share(manifests, parameters.max_error_share)
+    summary = ClassificationSummary(table=parameters.table, work=work, manifests=manifests, reports=reports)
+    return finished(summary, summary.in_words())
+
+
+def _test_images() -> list[str]:
+    """URIs of Fashion-MNIST's test images, brought into the store first where they are not."""
+    return split_uris(prepare_dataset(), "test")

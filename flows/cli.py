@@ -68,7 +68,7 @@ def train(parameters: TrainParameters, *, as_json: Json = False) -> None:
 
 
 @app.command
-@options_of(ClassifyParameters, positional="inputs")
+@options_of(ClassifyParameters, positional="inputs", required={"table"})
 def classify(parameters: ClassifyParameters, *, as_json: Json = False) -> None:
     """Classify the images that a prediction table does not hold yet, and commit the predictions as a batch."""
     with _job(f"Classify into {parameters.table}") as start:
@@ -110,8 +110,8 @@ def _checked_for_training(parameters: TrainParameters) -> Settings:
         settings,
         workers=parameters.workers,
         overrides=parameters.overrides(),
-        resume=parameters.resume,
-        from_model=parameters.from_model,
+        resume=parameters.run.resume,
+        from_model=parameters.run.from_model,
     )
     return settings
 

@@ -4,15 +4,17 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Annotated
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
-from infra.errors import JobError
 from infra.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from infra.prefect_server import Server
 
 
 def serve(
@@ -33,21 +35,22 @@ def serve(
     with _until_told() as told, ExitStack() as stack:
         os.environ |= {"FMNIST_STORE": settings.store, "FMNIST_STATE_DIR": str(settings.state_dir)}
         with console.status("Starting Prefect and Ray"):
-            pages, dashboard = _start_services(settings, port, stack)
+            server, ray = _start_services(settings, port, stack)
         with console.status("Deploying the flows"):
-            from infra.deployments import deploy_all
+            from infra.deployments import deploy_all, keep_automations
 
             deploy_all()
+            keep_automations()
             from infra.prefect_worker import prefect_worker
 
-            worker = stack.enter_context(prefect_worker(settings.state_dir / "prefect" / "worker.log"))
+            worker = stack.enter_context(prefect_worker(settings.state_dir / "worker.log"))
         first = _first_model()
-        _print_addresses(console, settings, pages, dashboard, first=first)
+        _print_addresses(console, settings, ray, first=first)
         while not told.wait(1):
-            if worker.poll() is not None:
-                raise JobError(
-                    f"Prefect's worker ended by itself. Its log is {settings.state_dir / 'prefect' / 'worker.log'}."
-                )
+            for name, process in (("Prefect's server", server), ("Prefect's worker", worker)):
+                if process is not None and process.has_ended():
+                    console.print(f"{name} ended by itself, and is started again.", highlight=False)
+                    process.start()
         console.print("Ending the runs, the worker, Ray and Prefect", highlight=False, soft_wrap=True)
 
 
@@ -71,11 +74,11 @@ def _until_told() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _start_services(settings: Settings, port: int, stack: ExitStack) -> tuple[str, str | None]:
+def _start_services(settings: Settings, port: int, stack: ExitStack) -> "tuple[Server | None, str]":
     """Start what is not configured, side by side, and name it to the processes that are started later.
 
     Returns:
-        Addresses of Prefect's pages, and of Ray's where it was started here.
+        Prefect's server, where it was started here; and where Ray is to be looked at, or found.
     """
     from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
@@ -83,14 +86,14 @@ def _start_services(settings: Settings, port: int, stack: ExitStack) -> tuple[st
     from infra.ray_cluster import ray_head
 
     configured = get_current_settings().api.url
-    server = nullcontext(lambda: str(configured)) if configured else prefect_server(settings.state_dir, port)
-    wait_for_prefect = stack.enter_context(server)
-    dashboard = None
+    server = None if configured else stack.enter_context(prefect_server(settings.state_dir, port))
     if settings.ray_address is None:
-        os.environ["FMNIST_RAY_ADDRESS"], dashboard = stack.enter_context(ray_head())
-    os.environ["PREFECT_API_URL"] = wait_for_prefect()
+        os.environ["FMNIST_RAY_ADDRESS"], ray = stack.enter_context(ray_head())
+    else:
+        ray = settings.ray_address
+    os.environ["PREFECT_API_URL"] = server.wait_until_healthy() if server else str(configured)
     stack.enter_context(temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]}))
-    return os.environ["PREFECT_API_URL"].removesuffix("/api"), dashboard
+    return server, ray
 
 
 def _first_model() -> bool:
@@ -109,10 +112,11 @@ def _first_model() -> bool:
     return True
 
 
-def _print_addresses(console: Console, settings: Settings, pages: str, dashboard: str | None, *, first: bool) -> None:
+def _print_addresses(console: Console, settings: Settings, ray: str, *, first: bool) -> None:
+    pages = os.environ["PREFECT_API_URL"].removesuffix("/api")
     lines = [
         f"  Prefect      {pages}",
-        f"  Ray          {dashboard or settings.ray_address}",
+        f"  Ray          {ray}",
         f"  store        {settings.store}",
         f"  deployments  {pages}/deployments: train, classify, train-and-classify",
         "There is no champion yet: the run first-model trains one, by the preset quick." if first else "",

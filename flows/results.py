@@ -64,6 +64,7 @@ def classification_figures(summary: ClassificationSummary, settings: Settings) -
         "images_per_second": round(handled / seconds) if seconds else 0,
         "model_version": str(summary.work.model.version),
         "manifest": _manifest_uri(last, settings) if last else None,
+        "reports": summary.reports,
     }
 
 
@@ -90,8 +91,7 @@ def print_classification(summary: ClassificationSummary, settings: Settings) -> 
     console = Console()
     if not summary.manifests:
         console.print(
-            f"Nothing new: table {summary.table} holds all {summary.work.already_done:,} images already, predicted by "
-            f"model version {summary.work.model.version}.",
+            summary.in_words(),
             highlight=False,
             soft_wrap=True,
         )
@@ -184,6 +184,7 @@ def _classification_rows(summary: ClassificationSummary, settings: Settings) -> 
         ),
         ("table", figures["table"]),
         ("manifest", figures["manifest"] or "nothing new to commit"),
+        *(("report", report) for report in summary.reports),
     ]
 
 

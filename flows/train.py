@@ -4,6 +4,7 @@ from prefect import flow
 
 from flows.parameters import TrainParameters
 from infra.flow_progress import reported
+from infra.flow_run import finished
 from infra.one_at_a_time import one_at_a_time
 from infra.ray_cluster import ClusterTaskRunner, on_ray
 from tasks.dataset import prepare_dataset
@@ -18,16 +19,16 @@ from tasks.training_report import write_report
 
 @flow(name="train", task_runner=ClusterTaskRunner())
 @reported
-def train(parameters: TrainParameters | None = None) -> TrainingSummary:
+def train(parameters: TrainParameters = TrainParameters()) -> TrainingSummary:  # noqa: B008 # it is frozen
     """Train the network on Fashion-MNIST, evaluate it, register it, and make it champion if it is the best."""
-    parameters = parameters or TrainParameters()
     with one_at_a_time("training"):
         dataset = prepare_dataset()
-        run = begin_run(parameters.preset, parameters.overrides(), parameters.resume, parameters.from_model)
+        run = begin_run(parameters.preset, parameters.overrides(), parameters.run.resume, parameters.run.from_model)
         trained = on_ray(train_network, run, dataset, parameters.workers)
-        write_metrics(trained, tensorboard=parameters.tensorboard)
+        write_metrics(trained, tensorboard=parameters.run.tensorboard)
         result = on_ray(evaluate_checkpoint, trained, dataset)
         registration = register_model(trained, result)
         write_report(trained, result, registration)
-        prune_checkpoints(trained, parameters.keep_best)
-        return TrainingSummary(dataset=dataset, run=trained, result=result, registration=registration)
+        prune_checkpoints(trained, parameters.run.keep_best)
+        summary = TrainingSummary(dataset=dataset, run=trained, result=result, registration=registration)
+        return finished(summary, summary.in_words())

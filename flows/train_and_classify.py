@@ -6,6 +6,7 @@ from flows.classify import classify
 from flows.parameters import ClassifyParameters, TrainParameters
 from flows.train import train
 from infra.flow_progress import reported
+from infra.flow_run import finished
 from infra.ray_cluster import ClusterTaskRunner
 from tasks.dataset import split_uris
 from tasks.report import compare_with_labels
@@ -16,7 +17,7 @@ TEST_TABLE = "fashion-mnist-test"
 
 @flow(name="train-and-classify", task_runner=ClusterTaskRunner())
 @reported
-def train_and_classify(parameters: TrainParameters | None = None) -> MainJobSummary:
+def train_and_classify(parameters: TrainParameters = TrainParameters()) -> MainJobSummary:  # noqa: B008 # it is frozen
     """Train, classify the test images from their shards, and hold the predictions against the labels."""
     training = train(parameters)
     test_images = ClassifyParameters(
@@ -24,4 +25,5 @@ def train_and_classify(parameters: TrainParameters | None = None) -> MainJobSumm
     )
     classification = classify(test_images)
     checked = compare_with_labels(classification.manifests, training.dataset, "test")
-    return MainJobSummary(training=training, classification=classification, checked=checked)
+    summary = MainJobSummary(training=training, classification=classification, checked=checked)
+    return finished(summary, summary.in_words())

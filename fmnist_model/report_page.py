@@ -1,7 +1,6 @@
 """The report of a training run: one HTML page that needs nothing beside it."""
 
 import base64
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 
 from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.metrics import RELIABILITY_BINS, Evaluation, Reliability, TestResult
+from fmnist_model.page import confusion_rows, figure, percent, render_page
 from fmnist_model.report_pictures import draw_curves, draw_reliability
 
 Metrics = Mapping[str, Sequence[Any]]
@@ -34,57 +34,38 @@ def render_report(run: ReportedRun, result: TestResult) -> str:
 
     Whatever is told of the run or the result stands in it as text, whatever letters it has.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("fmnist_model", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": _percent, "figure": _figure}
-    return environment.get_template("report_page.html").render(
+    return render_page(
+        "report_page.html",
         run=run,
         result=result,
         classes=_classes(result.evaluation),
-        class_names=CLASS_NAMES,
-        confusion=_confusion(result.evaluation),
-        curves=_curves(run.metrics),
+        confusion=confusion_rows(result.evaluation.confusion),
+        curves=curve_pictures(run.metrics),
         epochs=_rows(run.metrics),
         errors=_errors(result),
-        reliability=_reliability(result),
+        reliability=reliability_pictures(result),
     )
 
 
-def _percent(share: float) -> str:
-    return f"{share:.2%}" if math.isfinite(share) else "-"
-
-
-def _figure(value: Any) -> str:
-    """A number in as many digits as tell something; anything else as it is."""
-    if value is None or value == "":
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _curves(metrics: Metrics) -> list[dict[str, str]]:
+def curve_pictures(metrics: Metrics) -> list[dict[str, str]]:
+    """How loss and accuracy went: of each the `svg`, and `alt`, the same in words."""
     epochs = metrics["epoch"]
     pictures = []
     for column, title in _CURVES:
         columns = {"training": column, "validation": f"validation_{column}"}
         curves = {name: metrics[column] for name, column in columns.items() if column in metrics}
-        lasts = ", ".join(f"{name} {_figure(values[-1])}" for name, values in curves.items())
+        lasts = ", ".join(f"{name} {figure(values[-1])}" for name, values in curves.items())
         alt = f"{title} by epoch, {len(epochs)} of them. In the last: {lasts}."
         pictures.append({"svg": draw_curves(epochs, curves, title).decode(), "alt": alt})
     return pictures
 
 
 def _rows(metrics: Metrics) -> list[list[str]]:
-    return [[_figure(value) for value in row] for row in zip(*metrics.values(), strict=True)]
+    return [[figure(value) for value in row] for row in zip(*metrics.values(), strict=True)]
 
 
-def _reliability(result: TestResult) -> list[dict[str, Any]]:
+def reliability_pictures(result: TestResult) -> list[dict[str, Any]]:
+    """Reliability before and after calibration: of each `title`, `svg`, `alt` (the same in words) and `bins`."""
     found = {"Before": result.uncalibrated, "After": result.evaluation}
     if not result.validation_images:
         found = {"Uncalibrated": result.evaluation}
@@ -93,7 +74,7 @@ def _reliability(result: TestResult) -> list[dict[str, Any]]:
             "title": title,
             "svg": draw_reliability(evaluation.reliability, title).decode(),
             "alt": f"Reliability diagram, {title.lower()}: expected calibration error "
-            f"{_percent(evaluation.calibration_error)}.",
+            f"{percent(evaluation.calibration_error)}.",
             "bins": _bins(evaluation.reliability),
         }
         for title, evaluation in found.items()
@@ -104,7 +85,7 @@ def _bins(reliability: Reliability) -> list[tuple[str, int, str, str]]:
     edges = np.linspace(0, 1, RELIABILITY_BINS + 1)
     columns = (reliability.counts.tolist(), reliability.confidence, reliability.accuracy)
     return [
-        (f"{_percent(low)} to {_percent(high)}", count, _percent(confidence), _percent(accuracy))
+        (f"{percent(low)} to {percent(high)}", count, percent(confidence), percent(accuracy))
         for low, high, count, confidence, accuracy in zip(edges[:-1], edges[1:], *columns, strict=True)
         if count
     ]
@@ -113,24 +94,8 @@ def _bins(reliability: Reliability) -> list[tuple[str, int, str, str]]:
 def _classes(evaluation: Evaluation) -> list[tuple[str, int, str, str]]:
     counts = evaluation.confusion.sum(axis=1).tolist()
     return [
-        (name, count, _percent(evaluation.precision[name]), _percent(evaluation.recall[name]))
+        (name, count, percent(evaluation.precision[name]), percent(evaluation.recall[name]))
         for name, count in zip(CLASS_NAMES, counts, strict=True)
-    ]
-
-
-def _confusion(evaluation: Evaluation) -> list[tuple[str, list[dict[str, Any]]]]:
-    counts = evaluation.confusion
-    # The root, or one image in twenty could not be seen beside the nineteen.
-    shades = np.sqrt(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
-    return [
-        (
-            name,
-            [
-                {"count": int(count), "shade": f"{shade:.3f}", "right": column == row}
-                for column, (count, shade) in enumerate(zip(counts[row], shades[row], strict=True))
-            ],
-        )
-        for row, name in enumerate(CLASS_NAMES)
     ]
 
 
@@ -140,7 +105,7 @@ def _errors(result: TestResult) -> list[dict[str, Any]]:
             "index": error.index,
             "label": CLASS_NAMES[error.label],
             "predicted": CLASS_NAMES[error.predicted],
-            "confidence": _percent(error.confidence),
+            "confidence": percent(error.confidence),
             "png": base64.b64encode(picture).decode(),
         }
         for error, picture in zip(result.evaluation.confident_errors, result.error_pictures, strict=True)

@@ -1,13 +1,19 @@
-"""Pictures of how a network was trained and how far its confidence can be trusted, as SVG."""
+"""Pictures of how a network was trained, what it confuses, how far it can be trusted and what it predicts, as SVG."""
 
+import base64
 import io
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from fmnist_model.classes import CLASS_NAMES
+from fmnist_model.images import encode_png
 from fmnist_model.metrics import RELIABILITY_BINS, Reliability
 from fmnist_model.palette import INK, OTHER, QUIET, SECOND, WINNER
 
@@ -20,6 +26,10 @@ _STROKES = (("-", SECOND), ("--", WINNER))
 
 _MARKED_EPOCHS = 40
 """Up to so many, each value is marked."""
+
+_TILES_A_ROW = 5
+_TILE_WIDTH, _TILE_PICTURE, _TILE_LINE = 134, 84, 16
+"""Pixels; a picture is as high as it is wide."""
 
 _UNTOLD = ("Creator", "Date", "Format", "Type")
 """What matplotlib would put into the file besides."""
@@ -78,6 +88,124 @@ def draw_reliability(reliability: Reliability, title: str) -> bytes:
     _style(histogram, "", "confidence", "share of images")
     figure.legend(frameon=False, labelcolor=INK, loc="outside lower center", ncols=2)
     return _svg(figure, title)
+
+
+def draw_confusion(confusion: NDArray[np.int64], title: str) -> bytes:
+    """Draw a confusion matrix, shaded by the root of each count's share of its row; zeros are left out.
+
+    Args:
+        confusion: `[10, 10]`, rows are true classes, columns predicted ones.
+        title: what it is of.
+
+    Returns:
+        An SVG file, 6.6 by 5.4 inches, as `draw_curves` makes them.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    figure = Figure(figsize=(6.6, 5.4), layout="constrained")
+    axes = figure.add_subplot()
+    shades = np.sqrt(confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1))
+    for row, column in np.argwhere(confusion).tolist():
+        color, weight = (SECOND, "bold") if row == column else (WINNER, "normal")
+        alpha = float(shades[row, column]) * (0.5 if row == column else 0.75)
+        corner = (column - 0.5, row - 0.5)
+        axes.add_patch(Rectangle(corner, 1, 1, facecolor=color, edgecolor="none", alpha=alpha))
+        axes.text(
+            column, row, str(confusion[row, column]), ha="center", va="center", fontsize=9, color=INK, fontweight=weight
+        )
+    classes = range(len(CLASS_NAMES))
+    axes.set_xlim(-0.5, len(CLASS_NAMES) - 0.5)
+    axes.set_ylim(len(CLASS_NAMES) - 0.5, -0.5)  # class 0 on top
+    axes.set_xticks(classes, CLASS_NAMES, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(classes, CLASS_NAMES)
+    _style(axes, title, "predicted", "true")
+    axes.grid(visible=False)
+    return _svg(figure, title)
+
+
+def draw_class_mix(mixes: Mapping[str, Sequence[int]], title: str) -> bytes:
+    """Draw the shares of the classes, for one batch or for two side by side.
+
+    Args:
+        mixes: by a name, images of each class, in class order; the one that matters first.
+        title: what they are shares of.
+
+    Returns:
+        An SVG file, 6.2 by 3.6 inches, as `draw_curves` makes them.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    figure = Figure(figsize=(6.2, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    width = 0.8 / len(mixes)
+    classes = np.arange(len(CLASS_NAMES))
+    for number, ((name, counts), color) in enumerate(zip(mixes.items(), (SECOND, OTHER), strict=False)):
+        shares = np.asarray(counts) / max(sum(counts), 1)
+        axes.bar(classes + (number - (len(mixes) - 1) / 2) * width, shares, width=width, color=color, label=name)
+    axes.set_xticks(classes, CLASS_NAMES, rotation=35, ha="right", rotation_mode="anchor")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    _style(axes, title, "")
+    if len(mixes) > 1:
+        axes.legend(frameon=False, labelcolor=INK)
+    return _svg(figure, title)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """An image among others, with what is to be said of it below."""
+
+    pixels: NDArray[np.uint8] | None
+    """`[28, 28]`; None where there is no picture."""
+    lines: Sequence[str]
+    """Short ones: the first is set bold."""
+    wrong: bool = False
+    """Whether the last line is to be seen at first sight."""
+    name: str = ""
+    """By which it is referred to elsewhere; beside the picture."""
+
+
+def draw_gallery(tiles: Sequence[Tile]) -> bytes:
+    """Draw images side by side, five in a row, each at three times its size and with its lines below.
+
+    Returns:
+        An SVG file, 670 pixels wide, with the images inside, as `draw_curves` makes them.
+    """
+    most_lines = max(len(tile.lines) for tile in tiles)
+    height = _TILE_PICTURE + most_lines * _TILE_LINE + 20
+    rows = math.ceil(len(tiles) / _TILES_A_ROW)
+    drawn = []
+    for number, tile in enumerate(tiles):
+        row, column = divmod(number, _TILES_A_ROW)
+        drawn.append(f'<g transform="translate({column * _TILE_WIDTH + 8} {row * height + 8})">{_tile(tile)}</g>')
+    size = f'width="{_TILES_A_ROW * _TILE_WIDTH}" height="{rows * height}"'
+    style = f"font-family: sans-serif; font-size: 12px; fill: var(--ink, {INK})"
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} style="{style}">{"".join(drawn)}</svg>'.encode()
+
+
+def _tile(tile: Tile) -> str:
+    size = f'width="{_TILE_PICTURE}" height="{_TILE_PICTURE}"'
+    if tile.pixels is None:
+        picture = f'<rect {size} style="fill: none; stroke: var(--quiet, {QUIET}); stroke-dasharray: 4"/>'
+        picture += f'<text x="10" y="46" style="fill: var(--quiet, {QUIET})">no picture</text>'
+    else:
+        png = base64.b64encode(encode_png(tile.pixels)).decode()
+        picture = f'<image {size} style="image-rendering: pixelated" href="data:image/png;base64,{png}"/>'
+    texts = [f'<text x="{_TILE_PICTURE + 4}" y="12" style="fill: var(--quiet, {QUIET})">{escape(tile.name)}</text>']
+    for number, line in enumerate(tile.lines):
+        style = "font-weight: bold" if number == 0 else ""
+        if tile.wrong and number == len(tile.lines) - 1:
+            style = f"font-weight: bold; fill: var(--winner, {WINNER})"
+        y = _TILE_PICTURE + (number + 1) * _TILE_LINE
+        texts.append(f'<text y="{y}" style="{style}">{escape(line)}</text>')
+    return picture + "".join(texts)
+
+
+def standalone(svg: bytes) -> bytes:
+    """Make a picture one that shows the same on any page: with its own colours, on a white ground."""
+    text = re.sub(r"var\(--\w+, (#[0-9a-f]{6})\)", r"\1", svg.decode())
+    return re.sub(r"(<svg\b[^>]*>)", r'\1<rect width="100%" height="100%" fill="#ffffff"/>', text, count=1).encode()
 
 
 def _style(axes: "Axes", title: str, x_label: str, y_label: str = "") -> None:

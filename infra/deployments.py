@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 from infra.errors import JobError
 from infra.prefect_worker import POOL
 
+_SILENT_SECONDS = 120
 DEFINITIONS = Path(__file__).parent / "prefect.yaml"
 
 
@@ -23,6 +25,36 @@ def deploy_all() -> None:
     done = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=False)
     if done.returncode:
         raise JobError(f"Prefect refused the deployments of {DEFINITIONS}:\n{(done.stdout + done.stderr)[-2000:]}")
+
+
+def keep_automations() -> None:
+    """Have the server mark a run as crashed whose process was lost without a word, by the heartbeats that it misses."""
+
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.objects import StateType
+    from prefect.events.actions import ChangeFlowRunState
+    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+
+    ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", "TimedOut")}
+    lost = AutomationCore(
+        name="Crash runs whose process is gone",
+        description=f"A run that sent heartbeats, and for {_SILENT_SECONDS} s none, has no process any more.",
+        trigger=EventTrigger(
+            after={"prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.heartbeat"} | ends,
+            match={"prefect.resource.id": ["prefect.flow-run.*"]},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=_SILENT_SECONDS),
+        ),
+        actions=[
+            ChangeFlowRunState(state=StateType.CRASHED, message="The run's process is gone. A retry goes on with it.")
+        ],
+    )
+    with get_client(sync_client=True) as client:
+        if not client.read_automations_by_name(lost.name):
+            client.create_automation(lost)
 
 
 def _create_pool() -> None:

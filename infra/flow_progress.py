@@ -19,8 +19,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _LOOK_SECONDS = 1.0
+_LOG_SECONDS = 10.0
+"""Between two lines in the log that say how far a stage is: of a run's page, the log is what renews itself."""
 _CANCEL_LOOK_SECONDS = 5.0
-_ARTIFACT_KEY = "progress"
 
 _reporting = threading.Lock()
 """Held by the outermost flow of this process: what its subflows do is shown there."""
@@ -77,7 +78,9 @@ class _Reporter:
             raise RuntimeError("What is reported is a flow run; this is none.")
         self._flow_run_id = context.flow_run.id
         self._log = get_run_logger()
-        self._artifact: Any = None
+        self._artifacts: dict[str, Any] = {}
+        """Ids, by stage."""
+        self._logged = 0.0
         self._shown: dict[str, Any] = {}
         self._cancelling_since: float | None = None
         self.ended = threading.Event()
@@ -108,25 +111,32 @@ class _Reporter:
             self._log.log(line.level, "[%s] %s", line.where, line.text)
         if lost:
             self._log.warning("%d lines that workers logged were too many to be shown.", lost)
-        if entry and entry != self._shown:
+        if not entry or entry == self._shown:
+            return
+        now = time.monotonic()
+        if entry["stage"] != self._shown.get("stage") or now - self._logged > _LOG_SECONDS:
+            self._logged = now
+            self._log.info("%s", entry["text"])
+        if entry["share"] is not None:
             self._show_artifact(client, entry)
-            self._shown = entry
+        self._shown = entry
 
     def _show_artifact(self, client: Any, entry: dict[str, Any]) -> None:
         from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 
-        data, description = 100 * (entry["share"] or 0.0), entry["text"]
-        if self._artifact is None:
-            created = ArtifactCreate(
-                key=_ARTIFACT_KEY,
-                type="progress",
-                data=data,
-                description=description,
-                flow_run_id=self._flow_run_id,
-            )
-            self._artifact = client.create_artifact(created).id
-        else:
-            client.update_artifact(self._artifact, ArtifactUpdate(data=data, description=description))
+        stage, data, description = entry["stage"], round(100 * entry["share"], 1), entry["text"]
+        if stage in self._artifacts:
+            client.update_artifact(self._artifacts[stage], ArtifactUpdate(data=data, description=description))
+            return
+        created = ArtifactCreate(
+            key=f"{stage}-progress",
+            type="progress",
+            data=data,
+            description=description,
+            flow_run_id=self._flow_run_id,
+            task_run_id=entry.get("task_run_id"),
+        )
+        self._artifacts[stage] = client.create_artifact(created).id
 
     def _look_for_cancel(self, client: Any) -> None:
         """End a run that is to be cancelled and that no worker ends: it was typed, or its worker is gone."""

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TypeVar, cast
 from uuid import UUID
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -25,3 +28,18 @@ def root_flow_run() -> RootFlowRun | None:
     with get_client(sync_client=True) as client:
         found = client.read_flow_run(UUID(str(root)))
     return RootFlowRun(found.id, found.created or datetime.now(UTC))
+
+
+def task_run_id() -> str | None:
+    """Id of the task run that this is called in; None outside of one."""
+    from prefect.context import TaskRunContext
+
+    context = TaskRunContext.get()
+    return str(context.task_run.id) if context else None
+
+
+def finished(summary: R, message: str) -> R:
+    """What a flow returns in the place of its summary, so that its run's page says in a line what came of it."""
+    from prefect.states import Completed
+
+    return cast("R", Completed(message=message, data=summary))

@@ -1,8 +1,11 @@
 """Runs that must not go on at once wait for each other, by a limit that Prefect's server keeps."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_PATIENCE_SECONDS = 3
+"""Before the run says that it waits."""
 _LEASE_SECONDS = 60
 """A run whose process is gone holds up the next one so long; the least that Prefect allows."""
 
@@ -28,6 +31,12 @@ def one_at_a_time(name: str) -> Iterator[None]:
         return
     with get_client(sync_client=True) as client:
         client.upsert_global_concurrency_limit_by_name(name, limit=1)
-    ProgressBoard().post("wait", f"Waiting for another run to end ({name})")
-    with concurrency(name, lease_duration=_LEASE_SECONDS, strict=True, raise_on_lease_renewal_failure=False):
-        yield
+    waiting = threading.Timer(_PATIENCE_SECONDS, ProgressBoard().post, ("wait", f"Waiting for another run: {name}"))
+    waiting.start()
+    try:
+        slot = concurrency(name, lease_duration=_LEASE_SECONDS, strict=True, raise_on_lease_renewal_failure=False)
+        with slot:
+            waiting.cancel()
+            yield
+    finally:
+        waiting.cancel()

@@ -66,34 +66,73 @@ def is_for_this_run_alone() -> bool:
 
 
 @contextmanager
-def prefect_server(state_dir: Path, port: int) -> Iterator[Callable[[], str]]:
+def prefect_server(state_dir: Path, port: int) -> Iterator["Server"]:
     """Run a server with its schedules, its automations and its web pages for the length of the block.
 
     Args:
-        state_dir: it keeps its database in the folder `prefect` below it, where runs without a server keep theirs, too.
+        state_dir: it keeps its database in the folder `serve` below it.
         port: to listen on, of this machine alone.
 
     Yields:
-        A function that waits until it answers, and returns the URL of its API; JobError where it does not come up.
+        The server, which comes up in the background.
 
     Raises:
         RequestError: the folder can't be written, or the port is taken.
     """
-    with _server(state_dir / "prefect", port) as server:
-        yield server.wait_until_healthy
+    with _server(state_dir / "serve", port) as server:
+        yield server
 
 
-@dataclass(frozen=True)
-class _Server:
+@dataclass
+class Server:
+    """A server's process, which can be started again on the socket that it had."""
+
     url: str
-    process: "subprocess.Popen[bytes]"
+    """Of its API."""
     log: Path
+    _command: list[str]
+    _environment: dict[str, str]
+    _listener: socket.socket
+    _process: "subprocess.Popen[bytes] | None" = None
+
+    def start(self) -> None:
+        """Start the process. Requests that come before it is up wait in the socket's queue."""
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(
+                self._command,
+                pass_fds=[self._listener.fileno()],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for the run, which ends its server in its own time
+            )
+
+    def has_ended(self) -> bool:
+        """Whether the process is gone."""
+        return self._process is None or self._process.poll() is not None
+
+    def stop(self) -> None:
+        """End the process."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def wait_until_healthy(self) -> str:
+        """Wait until it answers, and return its URL.
+
+        Raises:
+            JobError: it ended, or took too long.
+        """
         import httpx
 
         deadline = time.monotonic() + _START_SECONDS
-        while self.process.poll() is None and time.monotonic() < deadline:
+        while not self.has_ended() and time.monotonic() < deadline:
             # The socket listens before the server does, so a request waits in its queue until the server answers.
             try:
                 if httpx.get(f"{self.url}/health", timeout=5, trust_env=False).is_success:
@@ -109,17 +148,20 @@ _FOR_ONE_RUN = {
     "PREFECT__SERVER_EPHEMERAL": "1",  # what Prefect sets for its own temporary server: no services for schedules
 }
 _FOR_SCHEDULES = {
-    # In memory, which is the default, they are lost with the server, and what they held is held up for ever.
+    # In memory, which is the default, leases are lost with the server, and what they held is held up for ever.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    "PREFECT_UI_API_URL": "http://127.0.0.1:{port}/api",
+    # Its pages are prepared in this folder; where it is not named, among the installed packages.
+    "PREFECT_UI_STATIC_DIRECTORY": "{home}/ui",
 }
 
 
 @contextmanager
-def _server(home: Path, port: int | None = None) -> Iterator[_Server]:
+def _server(home: Path, port: int | None = None) -> Iterator[Server]:
     log = home / "server.log"
     try:
         home.mkdir(parents=True, exist_ok=True)
-        log.touch()
+        log.write_bytes(b"")
     except OSError as error:
         raise RequestError(
             f"FMNIST_STATE_DIR: {home} can't be written: {error.strerror}. Make it writable, or name another folder."
@@ -129,28 +171,20 @@ def _server(home: Path, port: int | None = None) -> Iterator[_Server]:
         "PREFECT_HOME": os.environ.get("PREFECT_HOME", str(home)),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT__SERVER_FINAL": "1",
-        **(_FOR_ONE_RUN if port is None else _FOR_SCHEDULES),
+        **{
+            name: value.format(home=home, port=port)
+            for name, value in (_FOR_SCHEDULES if port else _FOR_ONE_RUN).items()
+        },
     }
-    with _listener(port) as listener, log.open("wb") as output:
+    with _listener(port) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
-        process = subprocess.Popen(
-            [sys.executable, "-m", "infra.prefect_server", str(listener.fileno()), str(os.getpid())],
-            pass_fds=[listener.fileno()],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for the run, which ends its server in its own time
-        )
-    try:
-        yield _Server(url, process, log)
-    finally:
-        process.terminate()
+        command = [sys.executable, "-m", "infra.prefect_server", str(listener.fileno()), str(os.getpid())]
+        server = Server(url, log, command, environment, listener)
+        server.start()
         try:
-            process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            yield server
+        finally:
+            server.stop()
 
 
 def _listener(port: int | None) -> socket.socket:

@@ -20,27 +20,46 @@ _QUERY_SECONDS = "1"
 """Between two looks for runs that are due; Prefect's 10 are for thousands of workers on one server."""
 
 
-@contextmanager
-def prefect_worker(log: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run a worker for the length of the block; PREFECT_API_URL says for which server.
+class Worker:
+    """A worker's process, which can be started again; PREFECT_API_URL says for which server it works."""
 
-    Args:
-        log: what the worker and its flow runs print goes there.
-    """
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "infra.prefect_worker", str(os.getpid())],
-            env=os.environ | {"PREFECT_WORKER_QUERY_SECONDS": _QUERY_SECONDS},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for the process that started it
-        )
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the process; what it and its flow runs print goes to the log."""
+        with self._log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "infra.prefect_worker", str(os.getpid())],
+                env=os.environ | {"PREFECT_WORKER_QUERY_SECONDS": _QUERY_SECONDS},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for the process that started it
+            )
+
+    def has_ended(self) -> bool:
+        """Whether the process is gone."""
+        return self._process is None or self._process.poll() is not None
+
+    def stop(self) -> None:
+        """End the process and its flow runs."""
+        if self._process is not None:
+            end_with_runs(self._process.pid)
+            self._process.wait()
+
+
+@contextmanager
+def prefect_worker(log: Path) -> Iterator[Worker]:
+    """Run a worker for the length of the block."""
+    log.write_bytes(b"")
+    worker = Worker(log)
+    worker.start()
     try:
-        yield process
+        yield worker
     finally:
-        end_with_runs(process.pid)
-        process.wait()
+        worker.stop()
 
 
 def end_with_runs(worker: int) -> None:

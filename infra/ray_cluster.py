@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 from prefect import Task
 from prefect_ray import RayTaskRunner
 from prefect_ray.context import remote_options
+from prefect_ray.task_runners import PrefectRayFuture
 
 from infra.ray_address import check_ray_address
 from infra.settings import Settings, load_settings
@@ -113,16 +114,11 @@ class ClusterTaskRunner(RayTaskRunner[Any]):  # type: ignore[misc] # prefect-ray
 
 def on_ray(task: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run a Prefect task inside the cluster, holding no CPU as it only waits there itself, and return its result."""
-    from prefect.exceptions import TerminationSignal
-
     with remote_options(num_cpus=0):
-        future = task.submit(*args, **kwargs)
-    try:
-        result: R = future.result()
-    except SystemError as error:  # what Ray makes of an exception that a signal raises while it waits
-        if isinstance(error.__cause__, TerminationSignal):
-            raise error.__cause__ from None
-        raise
+        future: PrefectRayFuture[R] = task.submit(*args, **kwargs)
+    # Waited for in Python: while ray.get waits, it sits on the exception by which a signal cancels or times out a run.
+    future.wrapped_future.future().exception()
+    result: R = future.result()
     return result
 
 

@@ -39,7 +39,6 @@ class BoardHandler(logging.Handler):
     def __init__(self, where: str) -> None:
         super().__init__()
         self.where = where
-        self._board = ProgressBoard()
         self._allowance = float(_BURST)
         self._looked = time.monotonic()
         self._dropped = 0
@@ -60,4 +59,4 @@ class BoardHandler(logging.Handler):
             text += f" (and {self._dropped:,} lines before it that are not shown)"
             self._dropped = 0
         with suppress(Exception):  # a log line is not worth a run
-            self._board.log(LoggedLine(record.levelno, self.where, text))
+            ProgressBoard().log(LoggedLine(record.levelno, self.where, text))

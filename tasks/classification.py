@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from infra.actor_pool import map_shards
 from infra.actor_resources import ActorResources
+from infra.flow_run import task_run_id
 from infra.model_registry import ModelVersion
 from infra.object_store import ObjectStore, open_store
 from infra.prediction_table import (
@@ -75,7 +76,7 @@ def _rate(books: list[ShardBooks], ends: list[float]) -> float:
 
 def _watched(results: Iterator[ShardBooks], plan: BatchPlan, earlier: Sequence[ShardBooks]) -> Iterator[ShardBooks]:
     """Pass books on, and post how far the batch is after each."""
-    board = ProgressBoard()
+    board, task_run = ProgressBoard(), task_run_id()
     began = time.perf_counter()
     before = images = sum(books.planned for books in earlier)
     quarantined = sum(books.quarantined for books in earlier)
@@ -87,5 +88,6 @@ def _watched(results: Iterator[ShardBooks], plan: BatchPlan, earlier: Sequence[S
             f"Classifying into {plan.table}: {count:,}/{plan.shards:,} shards, {images:,}/{plan.planned:,} images, "
             f"{quarantined:,} quarantined, {rate:,.0f} images/s, {(plan.planned - images) / max(rate, 1):.0f} s left"
         )
-        board.post("classify", text, images / plan.planned, table=plan.table, images=images, shards_done=count)
+        figures = {"task_run_id": task_run, "images": images, "shards_done": count}
+        board.post("classify", text, images / plan.planned, **figures)
         yield entry

@@ -1,9 +1,10 @@
-"""Check the books of a batch and commit it."""
+"""Check the books of a batch and commit it; and whether too much of it is in quarantine."""
 
 from infra.batch_log import mark_committed
 from infra.errors import JobStopped
-from infra.object_store import open_store
-from infra.prediction_table import BatchManifest, commit
+from infra.events import BATCH_COMMITTED, BATCH_OVER_ERROR_SHARE, announce
+from infra.object_store import ObjectStore, open_store
+from infra.prediction_table import BatchManifest, commit, manifest_key
 from infra.settings import load_settings
 from tasks.classification import ClassifiedBatch
 from tasks.planning import PlannedWork
@@ -15,13 +16,11 @@ class TooManyErrors(JobStopped):
 
 
 @step("commit batch")
-def commit_batches(work: PlannedWork, batches: list[ClassifiedBatch], max_error_share: float) -> list[BatchManifest]:
+def commit_batches(work: PlannedWork, batches: list[ClassifiedBatch]) -> list[BatchManifest]:
     """Commit each batch whose books balance.
 
     Raises:
         BooksDontBalance: an image is neither predicted nor quarantined, or is both.
-        TooManyErrors: more than `max_error_share` of a batch's images were quarantined; its books are written all the
-            same, and say which.
     """
     store = open_store(load_settings().store)
     model = work.model.model_dump(mode="json")
@@ -29,10 +28,47 @@ def commit_batches(work: PlannedWork, batches: list[ClassifiedBatch], max_error_
     if manifests:
         mark_committed(store, manifests[0].table, {manifest.batch for manifest in manifests})
     for manifest in manifests:
-        if manifest.quarantined > max_error_share * manifest.planned:
-            raise TooManyErrors(
-                f"Batch {manifest.batch} of {manifest.table}: {manifest.quarantined:,} of {manifest.planned:,} images "
-                f"could not be classified, more than the {max_error_share:.1%} allowed. Their URIs and reasons are in "
-                f"{store.uri(manifest.error_parts[0])}" + (" and beside it." if len(manifest.error_parts) > 1 else ".")
-            )
+        announce(
+            BATCH_COMMITTED,
+            f"table.{manifest.table}",
+            table=manifest.table,
+            batch=manifest.batch,
+            planned=manifest.planned,
+            predicted=manifest.predicted,
+            quarantined=manifest.quarantined,
+            model_version=manifest.model_version,
+            manifest=store.uri(manifest_key(manifest.table, manifest.batch)),
+        )
     return manifests
+
+
+@step("check error share")
+def check_error_share(manifests: list[BatchManifest], max_error_share: float) -> None:
+    """Fail the run where a batch that was committed has too much in quarantine.
+
+    Raises:
+        TooManyErrors: more than `max_error_share` of a batch's images were quarantined; its books are written all the
+            same, and say which.
+    """
+    store = open_store(load_settings().store)
+    over = [manifest for manifest in manifests if manifest.quarantined > max_error_share * manifest.planned]
+    for manifest in over:
+        announce(
+            BATCH_OVER_ERROR_SHARE,
+            f"table.{manifest.table}",
+            table=manifest.table,
+            batch=manifest.batch,
+            share=manifest.quarantined / manifest.planned,
+            allowed=max_error_share,
+            quarantine=store.uri(manifest.error_parts[0]),
+        )
+    if over:
+        raise TooManyErrors("\n".join(_too_many_errors(store, manifest, max_error_share) for manifest in over))
+
+
+def _too_many_errors(store: ObjectStore, manifest: BatchManifest, max_error_share: float) -> str:
+    return (
+        f"Batch {manifest.batch} of {manifest.table}: {manifest.quarantined:,} of {manifest.planned:,} images "
+        f"could not be classified, more than the {max_error_share:.1%} allowed. Their URIs and reasons are in "
+        f"{store.uri(manifest.error_parts[0])}" + (" and beside it." if len(manifest.error_parts) > 1 else ".")
+    )

@@ -78,9 +78,14 @@ def class_mix_shift(store: ObjectStore, manifests: list[BatchManifest]) -> Class
     newest = [m for m in manifests if m.model_version == manifests[-1].model_version and m.predicted]
     if len(newest) < 2:
         return None
-    before, after = (summarize_rows(open_rows(store, [manifest]))["classes"] for manifest in newest[-2:])
-    counts = [[mix.get(name, {"images": 0})["images"] for name in CLASS_NAMES] for mix in (before, after)]
-    return ClassMixShift(newest[-2].batch, newest[-1].batch, population_stability_index(*counts))
+    before, after = newest[-2:]
+    counts = [class_counts(summarize_rows(open_rows(store, [manifest]))) for manifest in (before, after)]
+    return ClassMixShift(before.batch, after.batch, population_stability_index(*counts))
+
+
+def class_counts(summary: dict[str, Any]) -> list[int]:
+    """Images by predicted class, in class order, of what `summarize_rows` returns."""
+    return [summary["classes"].get(name, {"images": 0})["images"] for name in CLASS_NAMES]
 
 
 def summarize_rows(rows: Any) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from infra.checkpoints import (
 )
 from infra.datasets import DatasetRecord
 from infra.errors import JobError, JobStopped
+from infra.flow_run import task_run_id
 from infra.model_registry import ModelRegistry, read_weights
 from infra.object_store import ObjectStore, open_store
 from infra.progress import ProgressBoard
@@ -103,6 +104,7 @@ def train_network(run: RunToTrain, dataset: DatasetRecord, workers: str) -> Trai
         train_loop_config={
             "store": settings.store,
             "run": run,
+            "task_run_id": task_run_id(),
             "data_version": f"{dataset.name}@{dataset.version}",
             # Decoded once, beside the start of the workers, and shared by those of a node.
             "images": [ray.remote(_load_images).options(num_cpus=0).remote(settings.store, dataset, held_out)],
@@ -182,7 +184,7 @@ def _train_worker(config: dict[str, Any]) -> TrainedRun | Exception | None:
     images = 0
     with _CheckpointWriter(store, config) if rank == 0 else nullcontext() as checkpoints:
         try:
-            for epoch in run.epochs(_progress_poster(to_train.id) if rank == 0 else None):
+            for epoch in run.epochs(_progress_poster(to_train.id, config["task_run_id"]) if rank == 0 else None):
                 images += epoch.images
                 if rank == 0:
                     _log.info(_told(epoch, run.recipe.epochs))
@@ -277,7 +279,7 @@ def _stands_for_a_version(store: ObjectStore, run_id: str, epoch: int) -> bool:
     return False
 
 
-def _progress_poster(run_id: str) -> Callable[[Any], None]:
+def _progress_poster(run_id: str, task_run_id: str | None) -> Callable[[Any], None]:
     board = ProgressBoard()
 
     def post(progress: Any) -> None:
@@ -287,7 +289,8 @@ def _progress_poster(run_id: str) -> Callable[[Any], None]:
             f"loss {progress.loss:.3f}, accuracy {progress.accuracy:.1%}, "
             f"{progress.images_per_second:,.0f} images/s, {left:.0f} s left"
         )
-        board.post("train", text, progress.step / progress.steps, run_id=run_id, **asdict(progress))
+        figures = {"run_id": run_id, "task_run_id": task_run_id} | asdict(progress)
+        board.post("train", text, progress.step / progress.steps, **figures)
 
     return post
 

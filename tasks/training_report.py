@@ -1,12 +1,14 @@
-"""Write the report of a training run: a page beside its checkpoints."""
+"""Write the report of a training run: a page beside its checkpoints, and an artifact beside the run."""
 
 import pyarrow.parquet as pq
 
 from fmnist_model.metrics import TestResult
+from fmnist_model.report_markdown import render_report_markdown
 from fmnist_model.report_page import Metrics, ReportedRun, render_report
 from infra.checkpoints import read_record
 from infra.object_store import ObjectStore, open_store
 from infra.settings import load_settings
+from tasks.artifacts import run_log, show_markdown
 from tasks.registration import Registration
 from tasks.step import step
 from tasks.training import TrainedRun
@@ -14,7 +16,7 @@ from tasks.training import TrainedRun
 
 @step("write report")
 def write_report(run: TrainedRun, result: TestResult, registration: Registration) -> str:
-    """Write, or write anew, `runs/<run id>/report/index.html`.
+    """Write, or write anew, `runs/<run id>/report/index.html`, and show what matters most of it beside the run.
 
     Returns:
         Its URI.
@@ -30,12 +32,26 @@ def write_report(run: TrainedRun, result: TestResult, registration: Registration
     key = report_key(run.run_id)
     with store.publish(key) as stream:
         stream.write(page.encode())
+    _show(reported, result, store.uri(key))
     return store.uri(key)
 
 
 def report_key(run_id: str) -> str:
     """Key of a run's report."""
     return f"runs/{run_id}/report/index.html"
+
+
+def _show(run: ReportedRun, result: TestResult, page: str) -> None:
+    try:
+        markdown = render_report_markdown(run, result, page)
+    except Exception as error:  # noqa: BLE001 (whatever it is, the model is registered and the page written)
+        run_log().warning("The run's artifact can't be made: %s: %s", type(error).__name__, error)
+        return
+    description = (
+        f"Test accuracy {result.accuracy:.2%}, calibration error {result.evaluation.calibration_error:.2%}: "
+        f"{run.facts['model']}."
+    )
+    show_markdown("training-report", markdown, description)
 
 
 def _facts(store: ObjectStore, run: TrainedRun, registration: Registration) -> dict[str, str]:

@@ -87,7 +87,7 @@ def kill_a_worker() -> None:
     from flows.services import prepare_environment, services
 
     prepare_environment()
-    from flows.parameters import TrainParameters
+    from flows.parameters import RecipeParameters, TrainParameters
     from infra.progress import ProgressBoard
     from infra.settings import load_settings
 
@@ -124,7 +124,7 @@ def kill_a_worker() -> None:
         watcher = threading.Thread(target=watch)
         watcher.start()
         try:
-            train_flow(TrainParameters(preset="quick", workers="2", epochs=12))
+            train_flow(TrainParameters(preset="quick", workers="2", recipe=RecipeParameters(epochs=12)))
         finally:
             ended.set()
             watcher.join()

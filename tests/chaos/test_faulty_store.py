@@ -3,7 +3,7 @@
 import pyarrow.compute as pc
 import pytest
 
-from flows.parameters import ClassifyParameters, TrainParameters
+from flows.parameters import ClassifyParameters, RecipeParameters, RunParameters, TrainParameters
 from infra.batch_log import committed_batches
 from infra.checkpoints import list_checkpoints, list_runs, read_files, read_record
 from infra.datasets import read_dataset
@@ -27,7 +27,9 @@ def test_runs_over_a_failing_store_end_right(running_services: None, faulty_stor
         before = ModelRegistry(store).versions()
     faulty_store.faults.begin(seed, SHARE)
     try:
-        summary = train_and_classify(TrainParameters(preset="quick", workers="1", epochs=2, seed=seed))
+        summary = train_and_classify(
+            TrainParameters(preset="quick", workers="1", recipe=RecipeParameters(epochs=2, seed=seed))
+        )
     finally:
         print(f"seed {seed}: {faulty_store.faults.requests.total()} requests, {dict(faulty_store.faults.faults)}")
         faulty_store.faults.begin(0, 0.0)
@@ -52,7 +54,7 @@ def test_checkpoint_that_can_not_be_written_fails_the_run_by_the_stores_message(
     faulty_store.faults.refuse_writes_to = "epoch-0002/"
     try:
         with pytest.raises(JobError) as failure:
-            train(TrainParameters(preset="quick", workers="1", epochs=3))
+            train(TrainParameters(preset="quick", workers="1", recipe=RecipeParameters(epochs=3)))
         refused = faulty_store.faults.faults["refused write"]
     finally:
         faulty_store.faults.begin(0, 0.0)
@@ -65,7 +67,7 @@ def test_checkpoint_that_can_not_be_written_fails_the_run_by_the_stores_message(
         assert f"--resume {run_id}" in str(failure.value)
         assert list_checkpoints(store, run_id) == [1]
         assert ModelRegistry(store).versions() == versions
-        train(TrainParameters(workers="1", resume=run_id))
+        train(TrainParameters(workers="1", run=RunParameters(resume=run_id)))
         assert list_checkpoints(store, run_id) == [1, 2, 3]
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from flows.parameters import TrainParameters
+from flows.parameters import RecipeParameters, RunParameters, TrainParameters
 
 
 @pytest.fixture(scope="session")
@@ -12,4 +12,11 @@ def main_job(running_services: None, session_store: str) -> Any:
     """Train, register version 1 as champion, and classify the test images with it."""
     from flows.train_and_classify import train_and_classify
 
-    return train_and_classify(TrainParameters(preset="quick", workers="2", epochs=4, tensorboard=True))
+    return train_and_classify(
+        TrainParameters(
+            preset="quick",
+            workers="2",
+            recipe=RecipeParameters(epochs=4),
+            run=RunParameters(tensorboard=True),
+        )
+    )

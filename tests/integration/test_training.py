@@ -7,7 +7,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from flows.parameters import TrainParameters
+from flows.parameters import RecipeParameters, RunParameters, TrainParameters
 from infra.checkpoints import WEIGHTS, read_record
 from infra.model_registry import ModelRegistry
 from infra.object_store import open_store
@@ -18,7 +18,12 @@ def tuned(main_job: Any, session_store: str) -> Iterator[Any]:
     """A run of two epochs that begins with the champion, which is champion again for the tests after these."""
     from flows.train import train
 
-    parameters = TrainParameters(preset="quick", workers="1", epochs=2, learning_rate=0.001, from_model="champion")
+    parameters = TrainParameters(
+        preset="quick",
+        workers="1",
+        recipe=RecipeParameters(epochs=2, learning_rate=0.001),
+        run=RunParameters(from_model="champion"),
+    )
     yield train(parameters)
     ModelRegistry(open_store(session_store)).point("champion", main_job.training.registration.version.version)
 
@@ -41,7 +46,7 @@ def test_run_is_resumed_from_the_newest_checkpoint_that_is_whole(tuned: Any, ses
     weights = {file.name: file.key for file in record.files}[WEIGHTS]
     whole = store.read(weights)
     Path(session_store.removeprefix("file://"), weights).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    resumed = train(TrainParameters(workers="1", resume=tuned.run.run_id))
+    resumed = train(TrainParameters(workers="1", run=RunParameters(resume=tuned.run.run_id)))
     [warning] = resumed.run.warnings
     assert warning.startswith("The checkpoint of epoch 2 is removed and its epoch trained anew: ")
     assert "SHA-256" in warning

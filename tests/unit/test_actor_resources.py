@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from flows.parameters import ClassifyParameters
+from flows.parameters import ClassifyParameters, ResourceParameters
 from infra.actor_resources import ActorResources
 
 
@@ -56,11 +56,11 @@ def test_actors_that_take_nothing_are_no_more_than_were_asked_for():
 
 
 def test_parameters_that_are_left_out_are_one_cpu_and_a_gpu_where_there_is_one():
-    assert ClassifyParameters(inputs=["x"], table="t").resources() == ActorResources()
+    assert ClassifyParameters().actor_resources() == ActorResources()
 
 
 def test_parameters_become_resources():
-    parameters = ClassifyParameters(
-        inputs=["x"], table="t", worker_cpus=2, worker_gpus=0.5, worker_memory_gib=1.5, max_workers=9
+    resources = ResourceParameters(worker_cpus=2, worker_gpus=0.5, worker_memory_gib=1.5, max_workers=9)
+    assert ClassifyParameters(resources=resources).actor_resources() == ActorResources(
+        cpus=2, gpus=0.5, memory_bytes=3 * 2**29, most=9
     )
-    assert parameters.resources() == ActorResources(cpus=2, gpus=0.5, memory_bytes=3 * 2**29, most=9)

@@ -1,0 +1,159 @@
+"""Report on the batches of a classification: a page beside the rows, and an artifact beside the run."""
+
+from itertools import takewhile
+from typing import Any
+
+import duckdb
+
+from fmnist_model.batch_report import (
+    MixBefore,
+    QuarantineReason,
+    ReportedBatch,
+    render_batch_markdown,
+    render_batch_page,
+)
+from fmnist_model.classes import CLASS_NAMES
+from fmnist_model.drift import MOVED_MUCH, population_stability_index
+from infra.batch_log import read_batch_log
+from infra.events import CLASS_MIX_MOVED, announce
+from infra.object_store import ObjectStore, open_store
+from infra.prediction_table import BatchManifest, batch_folder, manifest_key, open_rows, read_manifest
+from infra.settings import load_settings
+from tasks.artifacts import run_log, show_markdown
+from tasks.batch_gallery import least_confident
+from tasks.report import ClassMixShift, class_counts, summarize_rows
+from tasks.step import step
+
+_MOST_REASONS = 10
+"""Told one by one; the others together."""
+_ADDRESS, _NUMBER = r"(file|s3)://\S+", r"\b(\d[\d,]*|[0-9a-f]{2}( [0-9a-f]{2}){2,})\b"
+"""What differs from image to image in a reason; a number may be some bytes in hexadecimal digits."""
+
+
+@step("write batch reports")
+def write_batch_reports(manifests: list[BatchManifest]) -> list[str]:
+    """Write, or write anew, `predictions/<table>/batch=<id>/_report/index.html`, and show what matters most of it.
+
+    A report that can't be made is no reason to fail: its batch is committed. The run's log says why.
+
+    Returns:
+        URIs of those that were written.
+    """
+    store = open_store(load_settings().store)
+    written = []
+    for manifest in manifests:
+        try:
+            written.append(_write(store, manifest))
+        except Exception as error:  # noqa: BLE001 (whatever it is, the batch is committed)
+            run_log().warning("Batch %s has no report: %s: %s", manifest.batch, type(error).__name__, error)
+    return written
+
+
+def report_key(table: str, batch: str) -> str:
+    """Key of a batch's report; readers of the rows pass it over, as all that begins with `_`."""
+    return f"{batch_folder(table, batch)}/_report/index.html"
+
+
+def _write(store: ObjectStore, manifest: BatchManifest) -> str:
+    summary = summarize_rows(open_rows(store, [manifest]))
+    before = _mix_before(store, manifest, class_counts(summary))
+    if before is not None and before.index >= MOVED_MUCH:
+        batches = {"before": before.batch, "after": manifest.batch}
+        announce(CLASS_MIX_MOVED, f"table.{manifest.table}", table=manifest.table, index=before.index, **batches)
+    batch = _gather(store, manifest, summary, before)
+    key = report_key(manifest.table, manifest.batch)
+    with store.publish(key) as stream:
+        stream.write(render_batch_page(batch).encode())
+    show_markdown("classification-report", render_batch_markdown(batch, store.uri(key)), _in_words(batch))
+    return store.uri(key)
+
+
+def _gather(
+    store: ObjectStore, manifest: BatchManifest, summary: dict[str, Any], before: MixBefore | None
+) -> ReportedBatch:
+    return ReportedBatch(
+        table=manifest.table,
+        batch=manifest.batch,
+        model=f"{manifest.model.get('name', 'model')}, version {manifest.model_version}",
+        planned=manifest.planned,
+        predicted=manifest.predicted,
+        quarantined=manifest.quarantined,
+        seconds=manifest.seconds,
+        images_per_second=manifest.images_per_second,
+        reasons=_reasons(store, manifest),
+        counts=class_counts(summary),
+        confidence=[summary["classes"].get(name, {"mean_confidence": None})["mean_confidence"] for name in CLASS_NAMES],
+        mean_confidence=summary["mean_confidence"],
+        before=before,
+        labelled=summary["labelled"],
+        accuracy=summary["accuracy"],
+        confusion=summary["confusion"],
+        least_confident=least_confident(store, manifest),
+        facts=_facts(store, manifest),
+    )
+
+
+def _mix_before(store: ObjectStore, manifest: BatchManifest, counts: list[int]) -> MixBefore | None:
+    previous = _batch_before(store, manifest)
+    if previous is None or not manifest.predicted:
+        return None
+    before = class_counts(summarize_rows(open_rows(store, [previous])))
+    shift = ClassMixShift(previous.batch, manifest.batch, population_stability_index(before, counts))
+    return MixBefore(shift.before, before, shift.index, shift.verdict)
+
+
+def _batch_before(store: ObjectStore, manifest: BatchManifest) -> BatchManifest | None:
+    """The last committed batch of the same model before this one that has rows."""
+    batches = [entry.batch for entry in read_batch_log(store, manifest.table).of_model(manifest.model_version)]
+    for batch in reversed(list(takewhile(lambda batch: batch != manifest.batch, batches))):
+        found = read_manifest(store, manifest.table, batch)
+        if found is not None and found.predicted:
+            return found
+    return None
+
+
+def _reasons(store: ObjectStore, manifest: BatchManifest) -> list[QuarantineReason]:
+    """The most frequent reasons, without what differs from image to image in them."""
+    if not manifest.error_parts:
+        return []
+    from pyarrow import dataset
+
+    places = [store.arrow(key) for key in manifest.error_parts]
+    quarantine: Any = dataset.dataset([path for _, path in places], filesystem=places[0][0], format="parquet")
+    with duckdb.connect() as connection:
+        connection.register("quarantine", quarantine)
+        found = connection.execute(
+            """
+            SELECT left(regexp_replace(regexp_replace(reason, $address, '…', 'g'), $number, 'N', 'g'), 200) AS kind,
+                count(*) AS images, min(image) FROM quarantine GROUP BY kind ORDER BY images DESC, kind
+            """,
+            {"address": _ADDRESS, "number": _NUMBER},
+        ).fetchall()
+    reasons = [QuarantineReason(*row) for row in found[:_MOST_REASONS]]
+    if others := found[_MOST_REASONS:]:
+        reasons.append(QuarantineReason(f"{len(others)} other reasons", sum(images for _, images, _ in others), ""))
+    return reasons
+
+
+def _facts(store: ObjectStore, manifest: BatchManifest) -> dict[str, str]:
+    made = manifest.provenance
+    return {
+        "table": manifest.table,
+        "batch": manifest.batch,
+        "model": f"{manifest.model.get('name', 'model')}, version {manifest.model_version}",
+        "weights, SHA-256": str(manifest.model.get("weights_sha256", "-")),
+        "read with": ", ".join(f"{name} {value}" for name, value in manifest.options.items() if value is not None),
+        "code": made.code_version,
+        "committed": f"{made.created_at:%Y-%m-%d %H:%M} UTC by {made.created_by}",
+        "rows": f"{store.uri(batch_folder(manifest.table, manifest.batch))}/part-*.parquet",
+        "quarantine": f"{store.uri(batch_folder(manifest.table, manifest.batch))}/_errors/part-*.parquet",
+        "manifest": store.uri(manifest_key(manifest.table, manifest.batch)),
+    }
+
+
+def _in_words(batch: ReportedBatch) -> str:
+    mix = f"; class mix {batch.before.verdict} since the batch before" if batch.before else ""
+    return (
+        f"{batch.predicted:,} images predicted into {batch.table}, {batch.quarantined:,} quarantined{mix}. "
+        f"Batch {batch.batch}, {batch.model}."
+    )

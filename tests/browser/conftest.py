@@ -1,0 +1,59 @@
+"""Prefect's own pages in a real browser, before a real server, worker and Ray."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.served import Served, serving
+
+_INSTALL = "apt-get install --yes --no-install-recommends chromium"
+_PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory, data_store: str) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("served"), data_store) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    program = _installed() or _install()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, tmp_path: Path) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    page = context.new_page()
+    page.set_default_timeout(30_000)
+    try:
+        yield page
+    finally:
+        page.screenshot(path=tmp_path / "last.png")  # for the one who looks for what went wrong
+        context.close()
+
+
+def _installed() -> str | None:
+    return next(filter(None, map(shutil.which, _PROGRAMS)), None)
+
+
+def _install() -> str:
+    """Chromium, where this is CI; else skip."""
+    if os.environ.get("CI") != "true":
+        pytest.skip(f"Chromium is not installed: sudo {_INSTALL}")
+    subprocess.run(["apt-get", "update", "--quiet"], check=True, timeout=120)
+    subprocess.run(_INSTALL.split(), check=True, timeout=280)
+    program = _installed()
+    assert program is not None
+    return program

@@ -1,0 +1,116 @@
+"""What an operator does in Prefect's own pages."""
+
+import time
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.pages import cancel, choose, open_form, open_run, quick_run
+from tests.served import Served, until
+
+CANCEL_SECONDS = 15
+
+
+@pytest.fixture(scope="module")
+def re_score(served: Served) -> str:
+    """The first model was trained, which made it champion; the run of `classify` that this started."""
+    [first] = [run["id"] for run in served.runs("train") if run["name"] == "first-model"]
+    assert served.wait(first) == "Completed", served.messages(first)
+    [run] = until(lambda: served.runs("classify"), 60)
+    return str(run["id"])
+
+
+def test_promoted_model_starts_a_re_score(served: Served, re_score: str) -> None:
+    assert served.run(re_score)["created_by"]["type"] == "AUTOMATION"
+    assert served.wait(re_score) == "Completed", served.messages(re_score)
+    assert "10,000 images classified" in served.messages(re_score)
+
+
+def test_schedules_make_runs(served: Served) -> None:
+    body = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}, "sort": "EXPECTED_START_TIME_ASC", "limit": 200}
+    for name in ("train", "classify", "train-and-classify"):
+        wanted = body | {"deployments": {"name": {"any_": [name]}}}
+        made = until(lambda wanted=wanted: served.api.post("/flow_runs/filter", json=wanted).json(), 90)
+        assert made[0]["auto_scheduled"]
+
+
+def test_report_of_a_batch_shows_its_pictures(served: Served, re_score: str, page: Page) -> None:
+    served.wait(re_score)
+    _look_at_pictures(page, served, re_score, "classification-report")
+
+
+def test_quick_run_with_nothing_new_is_green_and_says_so(served: Served, re_score: str, page: Page) -> None:
+    served.wait(re_score)
+    quick_run(page, served, "classify")
+    [newest, _] = served.runs("classify")
+    assert served.wait(newest["id"]) == "Completed"
+    open_run(page, served, newest["id"], "Logs")
+    expect(page.get_by_text("Nothing new: table predictions holds all 10,000 images").first).to_be_visible()
+
+
+def test_value_out_of_bounds_is_refused_with_a_sentence(served: Served, re_score: str, page: Page) -> None:
+    before = len(served.runs("classify"))
+    submit = open_form(page, served, "classify")
+    field = page.get_by_label("Largest error share")
+    field.fill("1.5")
+    submit.click()
+    assert field.evaluate("field => field.validationMessage") == "Value must be less than or equal to 1."
+    page.get_by_label("Prediction table").fill("no table/name")
+    field.fill("0.5")
+    submit.click()
+    expect(page.get_by_text("'no table/name' does not match").first).to_be_visible()
+    assert len(served.runs("classify")) == before
+
+
+def test_run_by_the_form_shows_its_progress_its_logs_and_its_pictures(
+    served: Served, re_score: str, page: Page
+) -> None:
+    submit = open_form(page, served, "train")
+    choose(page, "Preset", "quick")
+    page.get_by_label("Run Name").fill("from-the-form")
+    submit.click()
+    page.get_by_role("link", name="View run").click()
+    [run] = [run["id"] for run in served.runs("train") if run["name"] == "from-the-form"]
+    assert served.run(run)["parameters"]["parameters"]["preset"] == "quick"
+    until(lambda: served.progress(run, "train") > 0, 120)
+    seen = {_shown_progress(page, served, run) for _ in range(4)}
+    assert len(seen) > 1, seen  # it moves
+    open_run(page, served, run, "Logs")
+    expect(page.get_by_text("[rank 1] Rank 1 of 2 trains on cpu").first).to_be_visible()
+    expect(page.get_by_text("[rank 0] Epoch 6 of 6").first).to_be_visible(timeout=60_000)  # the page renews itself
+    assert served.wait(run) == "Completed", served.messages(run)
+    _look_at_pictures(page, served, run, "training-report")
+
+
+def test_cancelled_run_leaves_ray_empty_and_is_resumed_by_a_retry(served: Served, re_score: str, page: Page) -> None:
+    run = served.start("train", preset="full", recipe={"epochs": 30})
+    until(lambda: served.progress(run, "train") > 10, 120)
+    cancel(page, served, run)
+    began = time.monotonic()
+    until(lambda: not served.ray_leftovers(), CANCEL_SECONDS)
+    assert served.wait(run, seconds=CANCEL_SECONDS - (time.monotonic() - began)) == "Cancelled"
+    expect(page.get_by_text("Cancelled").first).to_be_visible()
+    served.set_state(run, "SCHEDULED", "AwaitingRetry")
+    until(lambda: served.messages(run).count("Rank 0 of 2 trains") == 2, 60)
+    again = until(lambda: served.messages(run).rpartition("Rank 0 of 2 trains")[2].partition("Epoch ")[2], 60)
+    assert int(again.split()[0]) > 3  # it went on, and did not begin anew
+    served.set_state(run, "CANCELLING", "Cancelling")
+    assert served.wait(run, seconds=CANCEL_SECONDS) == "Cancelled"
+
+
+def _shown_progress(page: Page, served: Served, run: str) -> str:
+    artifact = served.artifacts(run)["train-progress"]["id"]
+    page.goto(f"{served.pages}/v2/artifacts/artifact/{artifact}")
+    return page.get_by_text("Progress:").first.inner_text()
+
+
+def _look_at_pictures(page: Page, served: Served, run: str, key: str) -> None:
+    """The report is listed by the run's page, and each of its pictures is drawn."""
+    open_run(page, served, run, "Artifacts")
+    page.get_by_test_id("flow-run-artifacts-grid").get_by_text(key).first.click()
+    page.get_by_test_id("show-raw-data-button").wait_for()
+    pictures = page.locator("main img")
+    pictures.first.wait_for()
+    widths = pictures.evaluate_all("images => images.map(image => image.naturalWidth)")
+    assert len(widths) >= 3
+    assert all(width > 0 for width in widths), widths
