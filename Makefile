@@ -1,6 +1,6 @@
 # `make run` and `make test` do all on a fresh machine; `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help install run serve test chaos lint types imports check benchmark s3-up s3-down lock clean
+.PHONY: help install run serve test browser screenshots chaos lint types imports check benchmark s3-up s3-down lock clean
 bin := .venv/bin
 
 help: ## List the commands
@@ -24,6 +24,12 @@ serve: .venv/.installed ## Prefect's server and pages, Ray, a worker and the dep
 
 test: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## Run the tests
 	@$(bin)/python -m pytest
+
+browser: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## Test Prefect's pages in Chromium, and cancels
+	@$(bin)/python -m pytest -s tests/browser $(if $(cancels),--cancels $(cancels))
+
+screenshots: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## Make the pictures of the README anew
+	@$(bin)/python -m tests.browser.screenshots docs
 
 chaos: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## Faults and kills, many rounds; short=1: few
 	@$(bin)/python -m pytest -s tests/chaos $(if $(short),--short)

@@ -13,6 +13,8 @@ class TrainingRecipe:
     """Images a step, over all ranks together."""
     learning_rate: float = 0.05
     """Of the hidden layers' matrices, by Muon, at the peak of the schedule."""
+    warm_up: float = 0.3
+    """Share of the steps in which the learning rate rises; then it falls to 0 as half a cosine (arXiv:1608.03983)."""
     output_learning_rate_share: float = 0.1
     """Of the output layer and the biases, by AdamW, as a share of `learning_rate`."""
     weight_decay: float = 0.05
@@ -36,7 +38,15 @@ class TrainingRecipe:
 
 
 PRESETS = {
-    "quick": TrainingRecipe(epochs=6, global_batch_size=1024, flip=False, shift_pixels=0, weight_averaging=0.98),
+    "quick": TrainingRecipe(
+        epochs=6,
+        global_batch_size=1024,
+        learning_rate=0.04,
+        warm_up=0.2,
+        flip=False,
+        shift_pixels=0,
+        weight_averaging=0.98,
+    ),
     "full": TrainingRecipe(),
 }
 """Recipes by name: `quick` for a result within a minute, `full` for a better one."""

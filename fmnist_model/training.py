@@ -28,9 +28,6 @@ from fmnist_model.dataset import LabelledImages
 from fmnist_model.network import NeuralNetwork, logits_of
 from fmnist_model.recipe import TrainingRecipe
 
-_WARM_UP = 0.2
-"""Share of the steps in which the learning rate rises; then it falls to 0 as half a cosine (arXiv:1608.03983)."""
-
 _DIVERGED = 3 * math.log(len(CLASS_NAMES))
 """Mean loss of an epoch, in nats, above which nothing is being learned: three times that of guessing."""
 
@@ -206,7 +203,7 @@ class TrainingRun:
 
     def _learning_rate(self, epoch: int, step: int) -> float:
         done, steps = (epoch - 1) * self.steps_per_epoch + step, self.recipe.epochs * self.steps_per_epoch
-        warm_up = _WARM_UP * steps
+        warm_up = self.recipe.warm_up * steps
         if done < warm_up:
             return self.recipe.learning_rate * (done + 1) / (warm_up + 1)
         return self.recipe.learning_rate * (1 + math.cos(math.pi * (done - warm_up) / (steps - warm_up))) / 2

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, ParamSpec, TypeVar, cast
 
+from infra.progress import ProgressBoard
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -85,6 +87,8 @@ class _Reporter:
         self._cancelling_since: float | None = None
         self.ended = threading.Event()
         self.cancelled = False
+        with suppress(Exception):
+            ProgressBoard().clear()  # of what an earlier flow run of this process left
 
     def follow(self) -> None:
         """Look, and show, until the flow ends."""
@@ -104,8 +108,6 @@ class _Reporter:
                 self._show(client)
 
     def _show(self, client: Any) -> None:
-        from infra.progress import ProgressBoard
-
         entry, lines, lost = ProgressBoard().take()
         for line in lines:
             self._log.log(line.level, "[%s] %s", line.where, line.text)

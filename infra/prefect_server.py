@@ -209,7 +209,8 @@ def _serve(descriptor: int, owner: int) -> None:
         os._exit(1)
 
     threading.Thread(target=stop_with_owner, daemon=True).start()
-    uvicorn.run(create_app(final=True), fd=descriptor, log_level="error", lifespan="on")
+    level = os.environ.get("PREFECT_SERVER_LOGGING_LEVEL", "error").lower()  # info: a line a request
+    uvicorn.run(create_app(final=True), fd=descriptor, log_level=level, lifespan="on")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,9 @@ class _Board:
     def read(self) -> dict[str, Any]:
         return self._latest
 
+    def clear(self) -> None:
+        self._latest = {}
+
     def log(self, line: LoggedLine) -> None:
         self._lost += len(self._lines) == _LINES
         self._lines.append(line)
@@ -74,6 +77,10 @@ class ProgressBoard:
             figures: how far, in numbers and short texts.
         """
         self._actor.post.remote({"stage": stage, "text": text, "share": share} | figures)
+
+    def clear(self) -> None:
+        """Forget the latest entry; returns at once."""
+        self._actor.clear.remote()
 
     def log(self, line: LoggedLine) -> None:
         """Hand on a line that was logged; returns at once."""

@@ -54,9 +54,9 @@ class BoardHandler(logging.Handler):
             self._dropped += 1
             return
         self._allowance -= 1
-        text = self.format(record)[:_LONGEST]
-        if self._dropped:
-            text += f" (and {self._dropped:,} lines before it that are not shown)"
-            self._dropped = 0
-        with suppress(Exception):  # a log line is not worth a run
+        with suppress(Exception):  # a log line is not worth a run, be it that its arguments don't fit
+            text = self.format(record)[:_LONGEST]
+            if self._dropped:
+                text += f" (and {self._dropped:,} lines before it that are not shown)"
             ProgressBoard().log(LoggedLine(record.levelno, self.where, text))
+            self._dropped = 0

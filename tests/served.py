@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import psutil
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from tests.s3_server import free_port
 
@@ -38,17 +39,15 @@ class Served:
         return found[1]
 
     def deployment(self, name: str) -> dict[str, Any]:
-        return self._json(self.api.get(f"/deployments/name/{name}/{name}"))
+        return self.get(f"/deployments/name/{name}/{name}")
 
     def start(self, name: str, **parameters: Any) -> str:
         """Have a deployment run; returns the flow run's id."""
         body = {"parameters": {"parameters": parameters} if parameters else {}}
-        return str(
-            self._json(self.api.post(f"/deployments/{self.deployment(name)['id']}/create_flow_run", json=body))["id"]
-        )
+        return str(self.post(f"/deployments/{self.deployment(name)['id']}/create_flow_run", body)["id"])
 
     def run(self, flow_run: str) -> dict[str, Any]:
-        return self._json(self.api.get(f"/flow_runs/{flow_run}"))
+        return self.get(f"/flow_runs/{flow_run}")
 
     def state(self, flow_run: str) -> str:
         return str(self.run(flow_run)["state_name"])
@@ -56,7 +55,7 @@ class Served:
     def set_state(self, flow_run: str, kind: str, name: str) -> None:
         """As the pages do it: CANCELLING/Cancelling cancels, SCHEDULED/AwaitingRetry retries."""
         body = {"state": {"type": kind, "name": name}}
-        assert self._json(self.api.post(f"/flow_runs/{flow_run}/set_state", json=body))["status"] == "ACCEPT"
+        assert self.post(f"/flow_runs/{flow_run}/set_state", body)["status"] == "ACCEPT"
 
     def wait(self, flow_run: str, *states: str, seconds: float = 150) -> str:
         """Wait until a run is in one of these states, or any final one."""
@@ -64,7 +63,7 @@ class Served:
 
     def logs(self, flow_run: str) -> list[dict[str, Any]]:
         body = {"logs": {"flow_run_id": {"any_": [flow_run]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
-        return list(self._json(self.api.post("/logs/filter", json=body)))
+        return list(self.post("/logs/filter", body))
 
     def messages(self, flow_run: str) -> str:
         return "\n".join(line["message"] for line in self.logs(flow_run))
@@ -72,7 +71,7 @@ class Served:
     def artifacts(self, flow_run: str) -> dict[str, dict[str, Any]]:
         """The newest of each key."""
         body = {"artifacts": {"flow_run_id": {"any_": [flow_run]}}}
-        found = sorted(self._json(self.api.post("/artifacts/filter", json=body)), key=lambda one: one["created"])
+        found = sorted(self.post("/artifacts/filter", body), key=lambda one: one["created"])
         return {one["key"]: one for one in found}
 
     def progress(self, flow_run: str, stage: str) -> float:
@@ -82,7 +81,7 @@ class Served:
     def runs(self, deployment: str) -> list[dict[str, Any]]:
         """Runs of a deployment that were not made by its schedule, the newest first."""
         body = {"deployments": {"name": {"any_": [deployment]}}, "sort": "EXPECTED_START_TIME_DESC", "limit": 100}
-        return [one for one in self._json(self.api.post("/flow_runs/filter", json=body)) if not one["auto_scheduled"]]
+        return [one for one in self.post("/flow_runs/filter", body) if not one["auto_scheduled"]]
 
     def ray_work(self) -> list[str]:
         """Titles of this Ray's worker processes that do, or keep, anything."""
@@ -128,6 +127,17 @@ class Served:
     def _child(self, module: str) -> psutil.Process:
         children = psutil.Process(self.process.pid).children()
         return next(child for child in children if module in child.cmdline())
+
+    def get(self, path: str) -> Any:
+        return self._ask("GET", path)
+
+    def post(self, path: str, body: Any) -> Any:
+        return self._ask("POST", path, json=body)
+
+    @retry(retry=retry_if_exception_type(httpx.TransportError), wait=wait_fixed(1), stop=stop_after_delay(60))
+    def _ask(self, method: str, path: str, **options: Any) -> Any:
+        """Ask again where the server is lost in between: it is started again."""
+        return self._json(self.api.request(method, path, **options))
 
     def _json(self, response: httpx.Response) -> Any:
         assert response.is_success, response.text

@@ -9,10 +9,21 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.served import Served, serving
+from tests.served import Served, serving, until
 
+FIRST_SEED = 20_261_123
 _INSTALL = "apt-get install --yes --no-install-recommends chromium"
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cancels", type=int, default=2, help="how many runs to cancel at random moments")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "cancel_seed" in metafunc.fixturenames:
+        count = metafunc.config.getoption("--cancels")
+        metafunc.parametrize("cancel_seed", range(FIRST_SEED, FIRST_SEED + count))
 
 
 @pytest.fixture(scope="session")
@@ -22,8 +33,18 @@ def served(tmp_path_factory: pytest.TempPathFactory, data_store: str) -> Iterato
 
 
 @pytest.fixture(scope="session")
+def re_score(served: Served) -> str:
+    """The first model was trained, which made it champion: the run of `classify` that this started, when it is done."""
+    [first] = [run["id"] for run in served.runs("train") if run["name"] == "first-model"]
+    assert served.wait(first) == "Completed", served.messages(first)
+    [run] = until(lambda: served.runs("classify"), 60)
+    assert served.wait(run["id"]) == "Completed", served.messages(run["id"])
+    return str(run["id"])
+
+
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    program = _installed() or _install()
+    program = installed() or _install()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         try:
@@ -44,7 +65,8 @@ def page(browser: Browser, tmp_path: Path) -> Iterator[Page]:
         context.close()
 
 
-def _installed() -> str | None:
+def installed() -> str | None:
+    """Chromium, where it is installed."""
     return next(filter(None, map(shutil.which, _PROGRAMS)), None)
 
 
@@ -54,6 +76,6 @@ def _install() -> str:
         pytest.skip(f"Chromium is not installed: sudo {_INSTALL}")
     subprocess.run(["apt-get", "update", "--quiet"], check=True, timeout=120)
     subprocess.run(_INSTALL.split(), check=True, timeout=280)
-    program = _installed()
+    program = installed()
     assert program is not None
     return program

@@ -1,8 +1,8 @@
 """What an operator does in Prefect's own pages."""
 
+import re
 import time
 
-import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.pages import cancel, choose, open_form, open_run, quick_run
@@ -11,41 +11,31 @@ from tests.served import Served, until
 CANCEL_SECONDS = 15
 
 
-@pytest.fixture(scope="module")
-def re_score(served: Served) -> str:
-    """The first model was trained, which made it champion; the run of `classify` that this started."""
-    [first] = [run["id"] for run in served.runs("train") if run["name"] == "first-model"]
-    assert served.wait(first) == "Completed", served.messages(first)
-    [run] = until(lambda: served.runs("classify"), 60)
-    return str(run["id"])
-
-
 def test_promoted_model_starts_a_re_score(served: Served, re_score: str) -> None:
     assert served.run(re_score)["created_by"]["type"] == "AUTOMATION"
-    assert served.wait(re_score) == "Completed", served.messages(re_score)
-    assert "10,000 images classified" in served.messages(re_score)
+    until(lambda: "10,000 images classified" in served.messages(re_score), 15)
 
 
 def test_schedules_make_runs(served: Served) -> None:
     body = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}, "sort": "EXPECTED_START_TIME_ASC", "limit": 200}
     for name in ("train", "classify", "train-and-classify"):
         wanted = body | {"deployments": {"name": {"any_": [name]}}}
-        made = until(lambda wanted=wanted: served.api.post("/flow_runs/filter", json=wanted).json(), 90)
+        made = until(lambda wanted=wanted: served.post("/flow_runs/filter", wanted), 90)
         assert made[0]["auto_scheduled"]
 
 
 def test_report_of_a_batch_shows_its_pictures(served: Served, re_score: str, page: Page) -> None:
-    served.wait(re_score)
     _look_at_pictures(page, served, re_score, "classification-report")
 
 
 def test_quick_run_with_nothing_new_is_green_and_says_so(served: Served, re_score: str, page: Page) -> None:
-    served.wait(re_score)
     quick_run(page, served, "classify")
-    [newest, _] = served.runs("classify")
+    newest = served.runs("classify")[0]
     assert served.wait(newest["id"]) == "Completed"
+    words = "Nothing new: table predictions holds all 10,000 images"
+    until(lambda: words in served.messages(newest["id"]), 15)
     open_run(page, served, newest["id"], "Logs")
-    expect(page.get_by_text("Nothing new: table predictions holds all 10,000 images").first).to_be_visible()
+    expect(page.get_by_text(words).first).to_be_visible()
 
 
 def test_value_out_of_bounds_is_refused_with_a_sentence(served: Served, re_score: str, page: Page) -> None:
@@ -77,6 +67,8 @@ def test_run_by_the_form_shows_its_progress_its_logs_and_its_pictures(
     assert len(seen) > 1, seen  # it moves
     open_run(page, served, run, "Logs")
     expect(page.get_by_text("[rank 1] Rank 1 of 2 trains on cpu").first).to_be_visible()
+    page.get_by_role("combobox", name="log sort order").click()
+    page.get_by_role("option", name="Newest to oldest").click()
     expect(page.get_by_text("[rank 0] Epoch 6 of 6").first).to_be_visible(timeout=60_000)  # the page renews itself
     assert served.wait(run) == "Completed", served.messages(run)
     _look_at_pictures(page, served, run, "training-report")
@@ -108,9 +100,11 @@ def _look_at_pictures(page: Page, served: Served, run: str, key: str) -> None:
     """The report is listed by the run's page, and each of its pictures is drawn."""
     open_run(page, served, run, "Artifacts")
     page.get_by_test_id("flow-run-artifacts-grid").get_by_text(key).first.click()
+    page.get_by_role("link", name=re.compile("^[0-9a-f]{8}$")).first.click()  # the newest of that key
     page.get_by_test_id("show-raw-data-button").wait_for()
-    pictures = page.locator("main img")
+    pictures = page.locator("main img[src^='data:image']")
     pictures.first.wait_for()
+    page.wait_for_function("() => [...document.querySelectorAll('main img')].every(image => image.complete)")
     widths = pictures.evaluate_all("images => images.map(image => image.naturalWidth)")
     assert len(widths) >= 3
     assert all(width > 0 for width in widths), widths

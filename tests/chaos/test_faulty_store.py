@@ -19,7 +19,7 @@ SHARE = 0.2
 """Of the requests that go wrong."""
 
 
-@pytest.mark.rounds(full=20, short=4)
+@pytest.mark.rounds(full=20, short=2)
 def test_runs_over_a_failing_store_end_right(running_services: None, faulty_store: FaultyStore, seed: int) -> None:
     from flows.train_and_classify import train_and_classify
 

@@ -95,7 +95,7 @@ def undisturbed(place: Place) -> list[tuple[Any, ...]]:
     return rows
 
 
-@pytest.mark.rounds(full=50, short=4)
+@pytest.mark.rounds(full=50, short=3)
 def test_killed_run_is_finished_by_running_it_again(place: Place, undisturbed: list[Any], seed: int) -> None:
     chance = random.Random(seed)
     victim = chance.choice(VICTIMS)

@@ -408,7 +408,7 @@ def test_report_is_written_anew_when_the_run_is_resumed(store: ObjectStore, netw
     for _ in range(2):
         write_report.fn(run, result, register_model.fn(run, result))
     facts = dict(Page(store.read("runs/run/report/index.html").decode()).rows("Where it comes from"))
-    assert facts["model"] == "fashion-mnist, version 2 (champion)"
+    assert facts["model"] == "fashion-mnist, version 1 (champion)"
 
 
 # What the command line prints

@@ -1,0 +1,38 @@
+"""Runs that are cancelled at random moments leave nothing on the cluster, and what they did is gone on with."""
+
+import random
+import time
+from typing import Any
+
+from tests.served import FINAL, Served, until
+
+EMPTY_SECONDS = 15
+
+
+def test_cancelled_run_leaves_ray_empty_and_the_next_one_is_not_held_up(
+    served: Served, re_score: str, cancel_seed: int
+) -> None:
+    draw = random.Random(cancel_seed)
+    name = draw.choice(["train", "classify"])
+    parameters: dict[str, Any] = (
+        {"preset": "full"}
+        if name == "train"
+        else {"table": f"cancelled-{cancel_seed}", "resources": {"worker_cpus": 0.5}}
+    )
+    run = served.start(name, **parameters)
+    assert served.wait(run, "Running") == "Running"
+    time.sleep(draw.uniform(0, 25 if name == "train" else 8))
+    if (state := served.state(run)) in FINAL:
+        print(f"seed {cancel_seed}: {name} was {state} before it could be cancelled")
+        return
+    served.set_state(run, "CANCELLING", "Cancelling")
+    began = time.monotonic()
+    until(lambda: not served.ray_leftovers() and not served.flow_processes(), EMPTY_SECONDS)
+    empty = time.monotonic() - began
+    state = served.wait(run, seconds=EMPTY_SECONDS - empty)
+    print(f"seed {cancel_seed}: {name} {state}, Ray empty after {empty:.1f} s")
+    assert state == "Cancelled"
+    if name == "classify":
+        served.set_state(run, "SCHEDULED", "AwaitingRetry")
+        until(lambda: served.state(run) == "Completed", 60)
+        assert "10,000 images" in served.run(run)["state"]["message"]

@@ -1,0 +1,498 @@
+"""What a flow run shows at Prefect's API, how it is cancelled and retried, and how it waits for others."""
+
+import contextvars
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID
+
+import httpx
+import psutil
+import pytest
+import torch
+from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+
+from fmnist_model.network import NeuralNetwork, save_weights
+from infra import one_at_a_time as waiting
+from infra import prefect_server
+from infra.checkpoints import WEIGHTS, write_checkpoint
+from infra.events import MODEL_PROMOTED
+from infra.flow_progress import reported
+from infra.flow_run import task_run_id
+from infra.model_registry import ModelRegistry
+from infra.object_store import ObjectStore, open_store
+from infra.one_at_a_time import one_at_a_time
+from infra.progress import ProgressBoard
+from infra.ray_cluster import ClusterTaskRunner, on_ray
+from infra.worker_logs import hand_on_logs
+from tasks.registration import promote_version
+from tasks.run import RunToTrain, begin_run
+from tasks.step import step
+
+T = TypeVar("T")
+
+POSTS = 2_000
+POSTING_SECONDS = 3
+
+
+@pytest.fixture(scope="module")
+def client(running_services: None) -> Iterator[SyncPrefectClient]:
+    with get_client(sync_client=True) as client:
+        yield client
+
+
+def until(found: Callable[[], T], seconds: float) -> T:
+    """What is found as soon as there is anything, or what is there when the time is over."""
+    deadline = time.monotonic() + seconds
+    while not (last := found()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return last
+
+
+# What a flow run shows
+
+
+@step("work")
+def work(posts: int, seconds: float) -> str | None:
+    """Log a line, and say so often how far it is."""
+    hand_on_logs("rank 7")
+    logging.getLogger("tasks.training").info("at work")
+    board, task_run = ProgressBoard(), task_run_id()
+    for number in range(posts):
+        board.post("work", f"Working: {number + 1}", (number + 1) / posts, task_run_id=task_run)
+        time.sleep(seconds / posts)
+    return task_run
+
+
+@flow(name="test: shows its work", task_runner=ClusterTaskRunner())
+@reported
+def shows_its_work(posts: int, seconds: float) -> str | None:
+    return on_ray(work, posts, seconds)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a flow run left at Prefect's API."""
+
+    task_run: str
+    artifacts: list[Any]
+    lines: list[str]
+    """Of its log."""
+    updates: int
+    """Requests that renewed an artifact."""
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def shown(client: SyncPrefectClient) -> Shown:
+    updates = 0
+    update = SyncPrefectClient.update_artifact
+
+    def counted(*args: Any, **kwargs: Any) -> None:
+        nonlocal updates
+        updates += 1
+        update(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SyncPrefectClient, "update_artifact", counted)
+        began = time.monotonic()
+        state = shows_its_work(POSTS, POSTING_SECONDS, return_state=True)
+        seconds = time.monotonic() - began
+    run = state.state_details.flow_run_id
+    assert run is not None
+    lines = until(lambda: [line for line in log_of(client, run) if "at work" in line] and log_of(client, run), 20)
+    return Shown(state.result(), artifacts_of(client, run), lines, updates, seconds)
+
+
+def artifacts_of(client: SyncPrefectClient, flow_run: UUID) -> list[Any]:
+    answer = client._client.post("/artifacts/filter", json={"flow_runs": {"id": {"any_": [str(flow_run)]}}})
+    return list(answer.json())
+
+
+def log_of(client: SyncPrefectClient, flow_run: UUID) -> list[str]:
+    wanted = {"logs": {"flow_run_id": {"any_": [str(flow_run)]}}, "sort": "TIMESTAMP_ASC"}
+    return [line["message"] for line in client._client.post("/logs/filter", json=wanted).json()]
+
+
+def test_log_has_the_line_of_a_worker_and_whose_it_is(shown: Shown) -> None:
+    assert "[rank 7] at work" in shown.lines
+
+
+def test_progress_is_one_artifact_with_the_stage_for_a_key(shown: Shown) -> None:
+    assert [(found["key"], found["type"]) for found in shown.artifacts] == [("work-progress", "progress")]
+
+
+def test_progress_is_that_of_the_task_run(shown: Shown) -> None:
+    assert [found["task_run_id"] for found in shown.artifacts] == [shown.task_run]
+
+
+def test_progress_ends_at_100_percent(shown: Shown) -> None:
+    assert [(found["data"], found["description"]) for found in shown.artifacts] == [(100, f"Working: {POSTS}")]
+
+
+def test_progress_is_renewed_at_most_once_a_second(shown: Shown) -> None:
+    assert 1 <= shown.updates <= shown.seconds + 1
+
+
+def test_log_does_not_grow_with_the_steps(shown: Shown) -> None:
+    assert sum("Working: " in line for line in shown.lines) <= 1 + shown.seconds / 10
+
+
+@flow(name="test: shows nothing", task_runner=ClusterTaskRunner())
+@reported
+def shows_nothing() -> None:
+    time.sleep(1.5)  # longer than between two looks
+
+
+def test_flow_run_shows_nothing_of_the_one_before_it(client: SyncPrefectClient, shown: Shown) -> None:
+    run = shows_nothing(return_state=True).state_details.flow_run_id
+    assert run is not None
+    assert artifacts_of(client, run) == []
+
+
+# Cancels and signals
+
+
+PROGRAM = """
+import json, os, signal, sys, time
+from pathlib import Path
+
+from flows.services import prepare_environment
+
+prepare_environment()
+
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.runtime import flow_run
+
+from flows.services import services
+from infra.flow_progress import reported
+from infra.ray_cluster import ClusterTaskRunner, on_ray
+from infra.settings import load_settings
+from tasks.step import step
+
+
+@step("wait")
+def wait(told: str) -> None:
+    Path(told).write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+@flow(task_runner=ClusterTaskRunner())
+@reported
+def waits(told: str) -> None:
+    say(flow_run=flow_run.id)
+    on_ray(wait, told)
+
+
+def say(**what):
+    print(json.dumps(what), flush=True)
+
+
+if __name__ == "__main__":
+    before = signal.getsignal(signal.SIGTERM)
+    with services(load_settings()):
+        say(api=os.environ["PREFECT_API_URL"], kept=signal.getsignal(signal.SIGTERM) is before)
+        state = waits(sys.argv[1], return_state=True)
+        with get_client(sync_client=True) as client:
+            found = client.read_flow_run(state.state_details.flow_run_id).state
+        say(state=found.name, type=found.type.value, message=found.message)
+"""
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """What became of a run that was cancelled while it waited for its task."""
+
+    kept_signal: bool
+    """Whether SIGTERM had its handler still when Ray had been connected to."""
+    state: dict[str, str]
+    seconds: float
+    """From the cancel to the state."""
+    task_process: int
+    exit_code: int
+
+
+@pytest.fixture(scope="module")
+def cancelled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cancelled]:
+    """A process with services of its own, for a signal is for the whole of it."""
+    folder = tmp_path_factory.mktemp("cancelled")
+    (folder / "program.py").write_text(PROGRAM)
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_API", "FMNIST_"))}
+    settings = {"FMNIST_STATE_DIR": str(folder / "state"), "FMNIST_STORE": str(folder / "store")}
+    paths = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with (folder / "errors").open("wb") as errors:
+        process = subprocess.Popen(
+            [sys.executable, folder / "program.py", folder / "task"],
+            cwd=folder,
+            env=ours | settings | paths,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+    try:
+        yield cancel(process, folder)
+    finally:
+        process.kill()
+
+
+def cancel(process: "subprocess.Popen[str]", folder: Path) -> Cancelled:
+    def said() -> dict[str, Any]:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, (folder / "errors").read_text()
+        return dict(json.loads(line))
+
+    api = said()
+    flow_run = said()["flow_run"]
+    task = folder / "task"
+    assert until(lambda: task.exists() and task.read_text(), 60), (folder / "errors").read_text()
+    began = time.monotonic()
+    body = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+    httpx.post(f"{api['api']}/flow_runs/{flow_run}/set_state", json=body, trust_env=False).raise_for_status()
+    state = said()
+    seconds = time.monotonic() - began
+    return Cancelled(api["kept"], state, seconds, int(task.read_text()), process.wait(timeout=60))
+
+
+def test_cancel_that_no_worker_carries_out_ends_the_run_as_cancelled(cancelled: Cancelled) -> None:
+    assert (cancelled.state["type"], cancelled.state["state"]) == ("CANCELLED", "Cancelled")
+
+
+def test_cancel_that_no_worker_carries_out_takes_15_seconds_at_most(cancelled: Cancelled) -> None:
+    assert cancelled.seconds < 15
+
+
+def test_cancelled_run_leaves_no_task_on_ray(cancelled: Cancelled) -> None:
+    assert until(lambda: not psutil.pid_exists(cancelled.task_process), 10)
+
+
+def test_cancel_ends_the_flow_and_not_its_process(cancelled: Cancelled) -> None:
+    assert cancelled.exit_code == 0
+
+
+def test_sigterm_has_the_handler_from_before_when_ray_is_connected_to(cancelled: Cancelled) -> None:
+    assert cancelled.kept_signal
+
+
+# Runs that are retried
+
+
+@pytest.fixture
+def store(running_services: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    """Of the test's own."""
+    monkeypatch.setenv("FMNIST_STORE", str(tmp_path / "store"))
+    return open_store(f"file://{tmp_path}/store")
+
+
+def begun_twice(between: Callable[[RunToTrain], None]) -> tuple[RunToTrain, RunToTrain]:
+    """What a flow run begins, and what it begins when it is retried after something was done."""
+    begun: list[RunToTrain] = []
+
+    @flow(name="test: is retried", retries=1, retry_delay_seconds=0)
+    def is_retried() -> None:
+        begun.append(begin_run("quick", {"epochs": 3}, resume=None))
+        if len(begun) == 1:
+            between(begun[0])
+            raise RuntimeError("once")
+
+    is_retried()
+    first, second = begun
+    return first, second
+
+
+def write_an_epoch(store: ObjectStore, run: RunToTrain) -> None:
+    write_checkpoint(
+        store,
+        run_id=run.id,
+        epoch=1,
+        files={WEIGHTS: save_weights(NeuralNetwork())},
+        metrics={},
+        parameters=run.recipe | {"seed": 4321},
+        data_version="tests",
+    )
+
+
+def test_retry_begins_the_run_that_the_first_try_began(store: ObjectStore) -> None:
+    first, second = begun_twice(lambda _: None)
+    assert second == first
+
+
+def test_retry_resumes_the_run_that_has_a_checkpoint(store: ObjectStore) -> None:
+    first, second = begun_twice(lambda run: write_an_epoch(store, run))
+    assert second == RunToTrain(first.id, first.recipe | {"seed": 4321})
+
+
+def test_two_flow_runs_begin_two_runs(store: ObjectStore) -> None:
+    @flow(name="test: begins a run")
+    def begins() -> str:
+        return begin_run("quick", {}, resume=None).id
+
+    assert begins() != begins()
+
+
+def test_subflow_begins_the_run_of_its_parent(store: ObjectStore) -> None:
+    @flow(name="test: begins a run")
+    def begins() -> str:
+        return begin_run("quick", {}, resume=None).id
+
+    @flow(name="test: begins it in a subflow")
+    def begins_in_a_subflow() -> tuple[str, str]:
+        return begin_run("quick", {}, resume=None).id, begins()
+
+    own, of_the_subflow = begins_in_a_subflow()
+    assert of_the_subflow == own
+
+
+def test_run_outside_of_a_flow_is_a_new_one_each_time(store: ObjectStore) -> None:
+    assert begin_run.fn("quick", {}, resume=None).id != begin_run.fn("quick", {}, resume=None).id
+
+
+# Events
+
+
+def register_versions(store: ObjectStore, count: int) -> None:
+    for epoch in range(1, count + 1):
+        torch.manual_seed(epoch)
+        record = write_checkpoint(
+            store,
+            run_id="run",
+            epoch=epoch,
+            files={WEIGHTS: save_weights(NeuralNetwork())},
+            metrics={},
+            parameters={},
+            data_version="tests",
+        )
+        ModelRegistry(store).register(
+            run_id="run",
+            epoch=epoch,
+            weights_sha256=record.files[0].sha256,
+            metrics={"test_accuracy": 0.9 + epoch / 100},
+            parameters={},
+            data_version="tests",
+        )
+
+
+def promotions(client: SyncPrefectClient, since: str) -> list[dict[str, Any]]:
+    """Payloads of the events, the first one first."""
+    wanted = {"event": {"name": [MODEL_PROMOTED]}, "occurred": {"since": since}, "order": "ASC"}
+    answer = client._client.post("/events/filter", json={"filter": wanted}).raise_for_status()
+    return [event["payload"] for event in answer.json()["events"]]
+
+
+def test_promotion_is_an_event_where_the_champion_changed(store: ObjectStore, client: SyncPrefectClient) -> None:
+    since = datetime.now(UTC).isoformat()
+    register_versions(store, 2)
+    for number in (1, 1, 2, 2, 1):
+        promote_version(store, number, force=True)
+    expected = [{"version": version, "test_accuracy": 0.9 + version / 100} for version in (1, 2, 1)]
+    until(lambda: len(promotions(client, since)) >= len(expected), 20)
+    assert promotions(client, since) == expected
+
+
+# Runs that wait for each other
+
+
+@pytest.fixture
+def server_of_many(client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The session's server, as if it were not this process's own."""
+    monkeypatch.setattr(prefect_server, "_own_urls", set())
+
+
+class Holder:
+    """A flow run in a thread of its own, that is in a block until it is told to leave."""
+
+    def __init__(self, name: str) -> None:
+        self.arrived, self.entered, self.leave = threading.Event(), threading.Event(), threading.Event()
+
+        @flow(name="test: one at a time")
+        def hold() -> None:
+            self.arrived.set()
+            with one_at_a_time(name):
+                self.entered.set()
+                assert self.leave.wait(60)
+
+        # Prefect's settings, which name the server, are of the context.
+        context = contextvars.copy_context()
+        self.thread = threading.Thread(target=context.run, args=(hold,), daemon=True)
+        self.thread.start()
+
+
+@contextmanager
+def holders(*names: str) -> Iterator[list[Holder]]:
+    """Flow runs of which the first is in its block, and the others are about to enter theirs."""
+    begun: list[Holder] = []
+    try:
+        for name in names:
+            begun.append(Holder(name))
+            assert begun[-1].arrived.wait(30)
+            assert begun[0].entered.wait(30)
+        yield begun
+    finally:
+        for holder in begun:
+            holder.leave.set()
+        for holder in begun:
+            holder.thread.join(30)
+
+
+def waits_said() -> bool:
+    return ProgressBoard().read().get("stage") == "wait"
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Short, and the board says nothing of a wait."""
+    ProgressBoard().post("test", "Testing")
+    monkeypatch.setattr(waiting, "_PATIENCE_SECONDS", 1.5)
+    return 1.5
+
+
+@pytest.mark.usefixtures("server_of_many")
+def test_blocks_of_one_name_do_not_overlap() -> None:
+    with holders("test overlap", "test overlap") as (_, second):
+        assert not second.entered.wait(2)
+
+
+@pytest.mark.usefixtures("server_of_many")
+def test_block_is_entered_when_the_one_before_it_ends() -> None:
+    with holders("test succession", "test succession") as (first, second):
+        first.leave.set()
+        assert second.entered.wait(20)
+
+
+@pytest.mark.usefixtures("server_of_many")
+def test_block_of_another_name_is_not_waited_for() -> None:
+    with holders("test one", "test another") as (_, second):
+        assert second.entered.wait(10)
+
+
+@pytest.mark.usefixtures("server_of_many")
+def test_run_that_waits_says_so_after_its_patience(patience: float) -> None:
+    with holders("test patience", "test patience"):
+        began = time.monotonic()
+        assert until(waits_said, 15)
+        assert time.monotonic() - began > 0.8 * patience
+        assert ProgressBoard().read()["text"] == "Waiting for another run: test patience"
+
+
+@pytest.mark.usefixtures("server_of_many")
+def test_run_that_need_not_wait_says_nothing_of_it(patience: float) -> None:
+    with holders("test freedom"):
+        time.sleep(2 * patience)
+        assert not waits_said()
+
+
+def test_run_with_a_server_of_its_own_waits_for_nobody(running_services: None) -> None:
+    with holders("test alone", "test alone") as (_, second):
+        assert second.entered.wait(10)

@@ -1,0 +1,124 @@
+"""A trained model becomes one version, however often it is registered, and champion unless the champion is better."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fmnist_model.metrics import Evaluation, Reliability, TestResult
+from infra.checkpoints import WEIGHTS, write_checkpoint
+from infra.model_registry import ModelRegistry
+from infra.object_store import ObjectStore, open_store
+from tasks.registration import register_model
+from tasks.training import TrainedRun
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    monkeypatch.setenv("FMNIST_STORE", str(tmp_path / "store"))
+    return open_store(f"file://{tmp_path}/store")
+
+
+def trained(
+    store: ObjectStore, run_id: str = "run", epoch: int = 1, weights: bytes = b"weights", data_version: str = "tests@1"
+) -> TrainedRun:
+    """A run as `train network` leaves it, whose last checkpoint is of this epoch."""
+    write_checkpoint(
+        store,
+        run_id=run_id,
+        epoch=epoch,
+        files={WEIGHTS: weights},
+        metrics={},
+        parameters={},
+        data_version=data_version,
+    )
+    return TrainedRun(
+        run_id=run_id,
+        epoch=epoch,
+        workers=1,
+        device="cpu",
+        loss=0.4,
+        accuracy=0.9,
+        validation_accuracy=None,
+        images_per_second=1.0,
+        seconds=1.0,
+        warnings=[],
+    )
+
+
+def result_with(correct: int) -> TestResult:
+    """Of 100 images, so many were classified rightly."""
+    bins = Reliability(np.full(15, 10), np.full(15, 0.5), np.full(15, 0.5))
+    evaluation = Evaluation(
+        images=100,
+        correct=correct,
+        log_loss=0.5,
+        confusion=np.zeros((10, 10), np.int64),
+        reliability=bins,
+        confident_errors=(),
+    )
+    return TestResult(
+        evaluation=evaluation, uncalibrated=evaluation, temperature=1.0, validation_images=0, error_pictures=()
+    )
+
+
+def versions(store: ObjectStore) -> list[int]:
+    return ModelRegistry(store).versions()
+
+
+def test_checkpoint_that_is_registered_twice_is_one_version(store: ObjectStore):
+    run = trained(store)
+    first, second = (register_model.fn(run, result_with(90)) for _ in range(2))
+    assert versions(store) == [1]
+    assert second == first
+
+
+def test_checkpoint_that_others_came_after_is_still_its_own_version(store: ObjectStore):
+    run = trained(store)
+    first = register_model.fn(run, result_with(90))
+    register_model.fn(trained(store, run_id="other"), result_with(80))
+    assert register_model.fn(run, result_with(90)).version == first.version
+    assert versions(store) == [1, 2]
+
+
+def test_later_epoch_of_a_run_is_another_version(store: ObjectStore):
+    register_model.fn(trained(store), result_with(90))
+    register_model.fn(trained(store, epoch=2), result_with(90))
+    assert versions(store) == [1, 2]
+
+
+def test_other_run_with_the_same_weights_is_another_version(store: ObjectStore):
+    register_model.fn(trained(store), result_with(90))
+    register_model.fn(trained(store, run_id="other"), result_with(90))
+    assert versions(store) == [1, 2]
+
+
+def test_epoch_that_was_trained_anew_to_other_weights_is_another_version(store: ObjectStore):
+    register_model.fn(trained(store), result_with(90))
+    for stat in list(store.list("runs/run/checkpoints/")):
+        store.delete(stat.key)
+    register_model.fn(trained(store, weights=b"other weights"), result_with(90))
+    assert versions(store) == [1, 2]
+
+
+def test_version_that_does_as_well_as_the_champion_takes_its_place(store: ObjectStore):
+    register_model.fn(trained(store), result_with(90))
+    assert register_model.fn(trained(store, run_id="other"), result_with(90)).champion == 2
+
+
+def test_version_that_does_worse_leaves_the_champion(store: ObjectStore):
+    register_model.fn(trained(store), result_with(90))
+    assert register_model.fn(trained(store, run_id="other"), result_with(89)).champion == 1
+
+
+def test_version_that_does_worse_on_other_images_is_champion(store: ObjectStore):
+    register_model.fn(trained(store), result_with(90))
+    assert register_model.fn(trained(store, run_id="other", data_version="tests@2"), result_with(50)).champion == 2
+
+
+def test_newest_version_is_the_candidate_whether_champion_or_not(store: ObjectStore):
+    register_model.fn(trained(store), result_with(90))
+    register_model.fn(trained(store, run_id="other"), result_with(80))
+    candidate = ModelRegistry(store).alias("candidate")
+    assert candidate is not None
+    assert candidate.version == 2
