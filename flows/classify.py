@@ -5,6 +5,7 @@ from prefect import flow
 from flows.parameters import ClassifyParameters
 from infra.flow_progress import reported
 from infra.flow_run import finished
+from infra.one_at_a_time import one_at_a_time
 from infra.ray_cluster import ClusterTaskRunner, on_ray
 from tasks.batch_report import write_batch_reports
 from tasks.classification import classify_shards
@@ -18,18 +19,19 @@ from tasks.summaries import ClassificationSummary
 @reported
 def classify(parameters: ClassifyParameters = ClassifyParameters()) -> ClassificationSummary:  # noqa: B008 # it is frozen
     """Classify every image that the table does not hold yet, and commit the predictions as a batch."""
-    model = resolve_model(parameters.model)
-    inputs = parameters.inputs or _test_images()
-    work = plan_batch(inputs, parameters.table, model, parameters.read_options())
-    if not work.plans:
-        nothing = ClassificationSummary(table=parameters.table, work=work, manifests=[])
-        return finished(nothing, nothing.in_words())
-    batches = on_ray(classify_shards, work, parameters.actor_resources())
-    manifests = commit_batches(work, batches)
-    reports = write_batch_reports(manifests)
-    check_error_share(manifests, parameters.max_error_share)
-    summary = ClassificationSummary(table=parameters.table, work=work, manifests=manifests, reports=reports)
-    return finished(summary, summary.in_words())
+    with one_at_a_time(f"classify into {parameters.table}"):
+        model = resolve_model(parameters.model)
+        inputs = parameters.inputs or _test_images()
+        work = plan_batch(inputs, parameters.table, model, parameters.read_options())
+        if not work.plans:
+            nothing = ClassificationSummary(table=parameters.table, work=work, manifests=[])
+            return finished(nothing, nothing.in_words())
+        batches = on_ray(classify_shards, work, parameters.actor_resources())
+        manifests = commit_batches(work, batches)
+        reports = write_batch_reports(manifests)
+        check_error_share(manifests, parameters.max_error_share)
+        summary = ClassificationSummary(table=parameters.table, work=work, manifests=manifests, reports=reports)
+        return finished(summary, summary.in_words())
 
 
 def _test_images() -> list[str]:

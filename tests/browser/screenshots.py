@@ -15,7 +15,7 @@ from tests.browser.pages import open_form, open_run
 from tests.conftest import TEST_DATA
 from tests.served import Served, serving, until
 
-SIZE = {"width": 1300, "height": 860}
+SIZE = {"width": 1300, "height": 1000}
 
 
 def take(page: Page, served: Served, folder: Path) -> None:
@@ -23,7 +23,10 @@ def take(page: Page, served: Served, folder: Path) -> None:
     [first] = [run["id"] for run in served.runs("train") if run["name"] == "first-model"]
     until(lambda: served.progress(first, "train") > 60, 120)
     open_run(page, served, first, "Logs")
-    page.get_by_text("Epoch 3 of 6").first.wait_for()
+    page.get_by_role("combobox", name="log sort order").click()
+    page.get_by_role("option", name="Newest to oldest").click()
+    page.get_by_text("Epoch 4 of 6").first.wait_for()
+    page.locator("main").evaluate("main => main.scrollBy(0, 110)")
     page.screenshot(path=folder / "prefect-run.png")
     served.wait(first)
     [re_score] = until(lambda: served.runs("classify"), 60)
@@ -34,8 +37,7 @@ def take(page: Page, served: Served, folder: Path) -> None:
     page.get_by_test_id("flow-run-artifacts-grid").get_by_text("classification-report").first.click()
     page.get_by_role("link", name=re.compile("^[0-9a-f]{8}$")).first.click()
     page.get_by_role("heading", name="Least confident").wait_for()
-    page.get_by_role("heading", name="Least confident").scroll_into_view_if_needed()
-    page.mouse.wheel(0, 700)
+    page.get_by_role("heading", name="Least confident").evaluate("heading => heading.scrollIntoView()")
     page.wait_for_timeout(1000)
     page.screenshot(path=folder / "prefect-report.png")
 

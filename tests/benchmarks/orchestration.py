@@ -1,0 +1,142 @@
+"""What Prefect costs: seconds from "Run" to the first step and the first shard, and calls of its API.
+
+    python -m tests.benchmarks.orchestration [--runs 3]
+
+Starts: `fmnist serve`, and runs made through its API as the pages do; by the times in their logs. Calls: requests
+that the server answers during a run of `classify` over the same 600,000 raw-pixel images, cut into 10 and into 1,000
+shards. Writes tests/benchmarks/results/orchestration.json.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import tempfile
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from tests.benchmarks.classification import last_json, make_images, make_model
+from tests.s3_server import free_port
+
+RESULTS = Path(__file__).parent / "results" / "orchestration.json"
+SHARDS = {"10 shards": (10, 60_000), "1,000 shards": (1_000, 600)}
+"""Shards, each a file, and images of each."""
+STAGES = {
+    "train": {
+        "the worker takes the run": "submitting flow run",
+        "its process imports and begins": "Beginning flow run",
+        "Ray, data set, checks": "Starting 2 training workers",
+        "training workers come up": "Rank 0 of 2 trains",
+        "first step": "Training: epoch 1",
+    },
+    "classify": {
+        "the worker takes the run": "submitting flow run",
+        "its process imports and begins": "Beginning flow run",
+        "Ray, plan": "Starting the classifiers",
+        "classifiers come up, first shard": "[shard 0]",
+    },
+}
+"""By deployment: what ends with the first log line that has these words."""
+
+
+def starts(runs: int) -> dict[str, Any]:
+    """Medians of the seconds of each stage, and of all."""
+    from tests.conftest import TEST_DATA
+    from tests.served import Served, serving, until
+
+    def measure(served: Served, name: str, number: int) -> dict[str, float]:
+        parameters = {"preset": "quick"} if name == "train" else {"table": f"table-{number}"}
+        before = datetime.now(UTC)
+        run = served.start(name, **parameters)
+        last = list(STAGES[name].values())[-1]
+        until(lambda: last in served.messages(run), 180)
+        lines = served.logs(run)
+        served.wait(run)
+        times = {}
+        for stage, words in STAGES[name].items():
+            at = datetime.fromisoformat(next(line["timestamp"] for line in lines if words in line["message"]))
+            times[stage] = (at - before).total_seconds() - sum(times.values())
+        return times | {"all": sum(times.values())}
+
+    with tempfile.TemporaryDirectory() as folder, serving(Path(folder), TEST_DATA.as_uri()) as served:
+        served.wait(next(run["id"] for run in served.runs("train") if run["name"] == "first-model"))
+        served.wait(until(lambda: served.runs("classify"), 60)[0]["id"])
+        measured = {name: [measure(served, name, number) for number in range(runs)] for name in STAGES}
+    return {
+        name: {stage: round(statistics.median(times[stage] for times in some), 1) for stage in some[0]}
+        for name, some in measured.items()
+    }
+
+
+def classify_counted(folder: str, images: str, shard_images: int) -> None:
+    """Classify in this process with a server of its own that logs its requests; prints how many there were."""
+    os.environ["PREFECT_SERVER_LOGGING_LEVEL"] = "INFO"
+    from flows.services import prepare_environment
+
+    prepare_environment()
+    import infra.batch_plan
+    from infra.prefect_server import prefect_server
+    from infra.settings import load_settings
+
+    infra.batch_plan.SMALLEST_SHARD = infra.batch_plan.LARGEST_SHARD = shard_images * (1 + 784 / 2048)
+    state = Path(folder) / f"state-{shard_images}"
+    with prefect_server(state, free_port()) as server:
+        os.environ["PREFECT_API_URL"] = server.wait_until_healthy()
+        from flows.classify import classify
+        from flows.parameters import ClassifyParameters
+        from infra.ray_cluster import ray_connection
+
+        with ray_connection(load_settings()):
+            summary = classify(ClassifyParameters(inputs=[images], table=f"table-{shard_images}"))
+        requests = re.findall(r'"([A-Z]+) /api/([a-z_]+)', server.log.read_text())
+    [manifest] = summary.manifests
+    kinds = Counter(f"{method} {path}" for method, path in requests if path != "health")
+    shards = len(manifest.parts)
+    print(json.dumps({"shards": shards, "seconds": round(manifest.seconds, 1), "calls": kinds.total(), "of": kinds}))
+
+
+def calls() -> dict[str, Any]:
+    """Calls of the runs of few and of many shards."""
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        make_model(f"file://{folder}/store")
+        make_images(Path(folder) / "one", 1, "pixels")
+        table = pq.read_table(Path(folder) / "one")
+        for name, (shards, shard_images) in SHARDS.items():
+            images = Path(folder) / f"images-{shard_images}"
+            images.mkdir()
+            rows = table.take(list(range(len(table))) * (shard_images // len(table) + 1)).slice(0, shard_images)
+            for number in range(shards):
+                pq.write_table(rows, images / f"{number:04d}.parquet", row_group_size=10_000)
+            command = ("--classify", folder, str(images), str(shard_images))
+            settings = {"FMNIST_STORE": f"{folder}/store", "FMNIST_STATE_DIR": f"{folder}/state"}
+            figures[name] = last_json("tests.benchmarks.orchestration", *command, **settings)
+            assert figures[name]["shards"] == shards
+    few, many = (figures[name]["calls"] for name in SHARDS)
+    return figures | {"many_to_few": round(many / few, 3)}
+
+
+def main() -> None:
+    """Measure, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--classify", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.classify:
+        folder, images, shard_images = arguments.classify
+        classify_counted(folder, images, int(shard_images))
+        return
+    result = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "cpus": os.cpu_count(), "calls": calls()}
+    print(json.dumps(result), flush=True)
+    result["starts"] = starts(arguments.runs)
+    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
