@@ -136,8 +136,11 @@ class Served:
 
     @retry(retry=retry_if_exception_type(httpx.TransportError), wait=wait_fixed(1), stop=stop_after_delay(60))
     def _ask(self, method: str, path: str, **options: Any) -> Any:
-        """Ask again where the server is lost in between: it is started again."""
-        return self._json(self.api.request(method, path, **options))
+        """Ask again where the server is lost in between and started again, or its database is busy, as Prefect does."""
+        response = self.api.request(method, path, **options)
+        if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+            raise httpx.NetworkError(response.text)
+        return self._json(response)
 
     def _json(self, response: httpx.Response) -> Any:
         assert response.is_success, response.text
