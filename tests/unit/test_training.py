@@ -25,7 +25,15 @@ from fmnist_model.training import EpochMetrics, StepProgress, TrainingDiverged, 
 
 CPU = torch.device("cpu")
 RECIPE = TrainingRecipe(
-    epochs=3, global_batch_size=64, flip=False, shift_pixels=0, weight_averaging=0.5, validation_images=0, seed=5
+    epochs=3,
+    global_batch_size=64,
+    learning_rate=0.04,
+    warm_up=0.2,
+    flip=False,
+    shift_pixels=0,
+    weight_averaging=0.5,
+    validation_images=0,
+    seed=5,
 )
 
 
