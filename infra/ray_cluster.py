@@ -114,10 +114,16 @@ class ClusterTaskRunner(RayTaskRunner[Any]):  # type: ignore[misc] # prefect-ray
 
 def on_ray(task: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run a Prefect task inside the cluster, holding no CPU as it only waits there itself, and return its result."""
+    import ray
+
     with remote_options(num_cpus=0):
         future: PrefectRayFuture[R] = task.submit(*args, **kwargs)
-    # Waited for in Python: while ray.get waits, it sits on the exception by which a signal cancels or times out a run.
-    future.wrapped_future.future().exception()
+    try:
+        # Waited for in Python: ray.get, while it waits, sits on the exception by which a signal cancels or ends a run.
+        future.wrapped_future.future().exception()
+    except BaseException:
+        ray.cancel(future.wrapped_future, force=True)  # and with it ends what it had started
+        raise
     result: R = future.result()
     return result
 

@@ -289,6 +289,25 @@ def test_sigterm_has_the_handler_from_before_when_ray_is_connected_to(cancelled:
 # Runs that are retried
 
 
+@step("takes its time")
+def takes_its_time(told: str) -> None:
+    Path(told).write_text(str(os.getpid()))
+    time.sleep(120)
+
+
+@flow(task_runner=ClusterTaskRunner(), timeout_seconds=8)
+def has_little_time(told: str) -> None:
+    on_ray(takes_its_time, told)
+
+
+def test_run_over_its_time_is_timed_out_and_leaves_no_task_on_ray(client: SyncPrefectClient, tmp_path: Path) -> None:
+    told = tmp_path / "process"
+    state = has_little_time(str(told), return_state=True)
+    assert state.name == "TimedOut"
+    process = int(told.read_text())
+    assert until(lambda: not psutil.pid_exists(process), 10)
+
+
 @pytest.fixture
 def store(running_services: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
     """Of the test's own."""
