@@ -3,7 +3,7 @@
     python -m tests.benchmarks.orchestration [--runs 3]
 
 Starts: `fmnist serve`, and runs made through its API as the pages do; by the times in their logs. Calls: requests
-that the server answers during a run of `classify` over the same 600,000 raw-pixel images, cut into 10 and into 1,000
+that the server answers during a run of `classify` over the same 3,000,000 raw-pixel images, cut into 10 and into 1,000
 shards. Writes tests/benchmarks/results/orchestration.json.
 """
 
@@ -24,7 +24,7 @@ from tests.benchmarks.classification import last_json, make_images, make_model
 from tests.s3_server import free_port
 
 RESULTS = Path(__file__).parent / "results" / "orchestration.json"
-SHARDS = {"10 shards": (10, 60_000), "1,000 shards": (1_000, 600)}
+SHARDS = {"10 shards": (10, 300_000), "1,000 shards": (1_000, 3_000)}
 """Shards, each a file, and images of each."""
 STAGES = {
     "train": {
