@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import wait
 from contextlib import contextmanager
 from typing import Any, ParamSpec, Self, TypeVar
 
@@ -119,8 +120,11 @@ def on_ray(task: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     with remote_options(num_cpus=0):
         future: PrefectRayFuture[R] = task.submit(*args, **kwargs)
     try:
-        # Waited for in Python: ray.get, while it waits, sits on the exception by which a signal cancels or ends a run.
-        future.wrapped_future.future().exception()
+        # In Python, and a second at a time: ray.get, while it waits, sits on the exception by which a signal cancels a
+        # run, and that of a limit of time comes between two instructions.
+        ended = future.wrapped_future.future()
+        while not wait([ended], timeout=1).done:
+            pass
     except BaseException:
         ray.cancel(future.wrapped_future, force=True)  # and with it ends what it had started
         raise
