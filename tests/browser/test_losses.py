@@ -35,7 +35,7 @@ def test_run_whose_process_is_killed_is_resumed_by_a_retry(served: Served, re_sc
     until(lambda: not served.ray_leftovers(), EMPTY_SECONDS)
     assert served.wait(run, seconds=60) == "Crashed"
     # The worker says so, too, two seconds later, and would say so of a retry that is quicker.
-    until(lambda: "as crashed" in served.messages(run), 60)
+    until(lambda: "Check whether the flow run" in served.messages(run), 60)
     before = served.messages(run)
     served.set_state(run, "SCHEDULED", "AwaitingRetry")
     until(lambda: served.messages(run).count("Rank 0 of 2 trains") == 2, LEASE_SECONDS + 90)
