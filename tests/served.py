@@ -104,6 +104,10 @@ class Served:
         answer = self._json(httpx.get(url, headers=headers, timeout=30, trust_env=False))
         return list(answer["data"]["result"]["result"])
 
+    def has_worker(self) -> bool:
+        children = psutil.Process(self.process.pid).children()
+        return any("infra.prefect_worker" in _title(child) for child in children)
+
     def worker(self) -> psutil.Process:
         """Prefect's worker."""
         return self._child("infra.prefect_worker")
