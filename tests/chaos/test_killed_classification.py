@@ -4,11 +4,9 @@ In the end DuckDB finds every image once, across rows and quarantine, and the sa
 """
 
 import json
-import os
 import random
 import shutil
 import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Iterator
@@ -28,8 +26,8 @@ from infra.datasets import read_dataset
 from infra.object_store import open_store
 from tasks.dataset import load_split
 from tests.benchmarks.classification import make_model
+from tests.commands import FMNIST, outside
 
-FMNIST = Path(sys.executable).parent / "fmnist"
 FILES, LOOSE, BROKEN = 16, 300, 5
 """Parquet files of 10,000 images each, loose files, and loose files that are no images."""
 IMAGES = FILES * 10_000 + 2 * LOOSE + BROKEN
@@ -88,7 +86,7 @@ def place(data_store: str, tmp_path_factory: pytest.TempPathFactory) -> Place:
 @pytest.fixture(scope="module")
 def undisturbed(place: Place) -> list[tuple[Any, ...]]:
     subprocess.run(
-        place.command("undisturbed"), env=os.environ | place.environment, check=True, capture_output=True, timeout=200
+        place.command("undisturbed"), env=outside() | place.environment, check=True, capture_output=True, timeout=200
     )
     rows = place.rows("undisturbed")
     assert len(rows) == len({row[0] for row in rows}) == IMAGES
@@ -108,7 +106,7 @@ def test_killed_run_is_finished_by_running_it_again(place: Place, undisturbed: l
         ended.append(process.wait(timeout=200))
     for _ in range(3):
         again = subprocess.run(  # noqa: PLW1510 (its exit code is looked at)
-            place.command(table), env=os.environ | place.environment, capture_output=True, text=True, timeout=200
+            place.command(table), env=outside() | place.environment, capture_output=True, text=True, timeout=200
         )
         ended.append(again.returncode)
         assert "Traceback" not in again.stderr
@@ -126,7 +124,7 @@ def running(place: Place, table: str) -> Iterator["subprocess.Popen[str]"]:
     """The command, with an end to all that it started."""
     process = subprocess.Popen(
         place.command(table),
-        env=os.environ | place.environment,
+        env=outside() | place.environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

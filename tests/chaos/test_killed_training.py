@@ -1,6 +1,6 @@
 """`fmnist train` with a process of it killed at a random moment, then resumed where it did not go on by itself.
 
-In the end its weights are those of an undisturbed run.
+In the end its weights are those of an undisturbed run, and nothing of it is running.
 """
 
 import json
@@ -14,13 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.integration.test_command_line import (
-    descendants,
-    fmnist,
-    processes_of,
-    started,
-    wait_until_gone,
-)
+from tests.commands import descendants, fmnist, started, wait_until_gone
 
 QUICK = ("train", "--preset", "quick", "--workers", "2", "--keep-best", "0")
 VICTIMS = {"worker": "RayTrainWorker", "controller": "TrainController", "command": ""}
@@ -43,6 +37,7 @@ def test_killed_run_ends_with_the_weights_of_an_undisturbed_one(
     before = set(runs(module_store))
     with started(*QUICK, wait_for=f"epoch {chance.randint(1, 5)}/6", **module_store) as process:
         time.sleep(chance.uniform(0, 2))
+        children = descendants(process)
         killed = kill(process, victim)
         process.communicate(timeout=200)
     [run] = set(runs(module_store)) - before
@@ -52,6 +47,8 @@ def test_killed_run_ends_with_the_weights_of_an_undisturbed_one(
     if process.returncode != 0:
         assert fmnist("train", "--resume", run, **module_store).returncode == 0
     assert weights(module_store, run) == pytest.approx(undisturbed, abs=1e-6)
+    # Ray's agents try for a minute to tell the head, which is gone, that the raylet is gone.
+    assert wait_until_gone(children, 90) == []
 
 
 def kill(process: Any, victim: str) -> int:
@@ -65,16 +62,6 @@ def kill(process: Any, victim: str) -> int:
         chosen = found[0]
     chosen.kill()
     return int(chosen.pid)
-
-
-def test_killed_run_leaves_nothing_running(own_store: dict[str, str], tmp_path: Path) -> None:
-    with started(*QUICK, wait_for="epoch 2/6", **own_store) as process:
-        children = descendants(process)
-        process.kill()
-        process.wait()
-    # Ray's agents try for a minute to tell the head, which is gone, that the raylet is gone.
-    assert wait_until_gone(children, 90) == []
-    assert processes_of(tmp_path) == []
 
 
 def runs(place: dict[str, str]) -> list[str]:

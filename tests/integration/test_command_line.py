@@ -1,35 +1,16 @@
 """The `fmnist` command as a person types it: its words, its exit codes, and that it leaves nothing running."""
 
-import contextlib
 import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from safetensors.numpy import save
 
-FMNIST = Path(sys.executable).parent / "fmnist"
-
-
-def fmnist(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [FMNIST, *arguments], env=os.environ | environment, capture_output=True, text=True, timeout=240, check=False
-    )
-
-
-def one_clear_line(result: "subprocess.CompletedProcess[str]") -> str:
-    """The line beginning with `fmnist:`; nothing else may look like an accident."""
-    assert "Traceback" not in result.stderr + result.stdout
-    [line] = [line for line in result.stderr.splitlines() if line.startswith("fmnist: ")]
-    return line
+from tests.commands import descendants, fmnist, one_clear_line, started, wait_until_gone
 
 
 @pytest.mark.parametrize(
@@ -188,63 +169,6 @@ def test_run_interrupted_before_its_first_checkpoint_is_not_said_to_have_one(
 
     monkeypatch.setenv("FMNIST_STORE", str(tmp_path))
     assert way_on("2026-11-23T00-00-00-0000") == "The run had no checkpoint yet: begin it again."
-
-
-def processes_of(folder: Path) -> list[str]:
-    """Processes that run with the folder's settings."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            ended = process.status() == psutil.STATUS_ZOMBIE
-            if not ended and process.environ().get("FMNIST_STATE_DIR") == str(folder / "state"):
-                found.append(" ".join(process.cmdline()))
-    return found
-
-
-@contextlib.contextmanager
-def started(*arguments: str, wait_for: str, **environment: str) -> Iterator["subprocess.Popen[str]"]:
-    """Start the command and wait until it says something; what is left of it at the end of the block is killed."""
-    process = subprocess.Popen(
-        [FMNIST, *arguments],
-        env=os.environ | environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # Where the tests run in the background of a shell, they and their children would ignore it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
-    )
-    assert process.stderr is not None
-    try:
-        said = []
-        for line in process.stderr:
-            said.append(line)
-            if wait_for in line:
-                break
-        else:
-            raise AssertionError(f"{arguments} ended before it said {wait_for!r}: {''.join(said)}")
-        yield process
-    finally:
-        left = descendants(process) if process.poll() is None else []
-        process.kill()
-        process.wait()
-        for child in left:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-
-
-def descendants(process: "subprocess.Popen[str]") -> list[psutil.Process]:
-    return psutil.Process(process.pid).children(recursive=True)
-
-
-def wait_until_gone(processes: list[psutil.Process], seconds: float) -> list[str]:
-    """Wait for processes to end; return those that did not."""
-    deadline = time.monotonic() + seconds
-    alive = processes
-    while alive and time.monotonic() < deadline:
-        alive = [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-        time.sleep(0.2)
-    return [f"{p.pid} {p.name()}" for p in alive]
 
 
 def test_interrupted_run_exits_130_leaves_nothing_running_and_can_be_resumed(

@@ -54,6 +54,13 @@ def test_our_packages_are_handed_on_from_info_up(board: ProgressBoard):
 
 
 @pytest.mark.usefixtures("logs")
+def test_what_is_in_the_flow_runs_log_is_not_handed_on_to_it_again(board: ProgressBoard):
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).warning("[rank 0] a line that was handed on")
+    assert taken(board) == []
+
+
+@pytest.mark.usefixtures("logs")
 def test_third_parties_are_handed_on_from_warning_up(board: ProgressBoard, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(THIRD_PARTY, "level", logging.DEBUG)
     THIRD_PARTY.info("a connection")
