@@ -37,6 +37,7 @@ def render_report(run: ReportedRun, result: TestResult) -> str:
     return render_page(
         "report_page.html",
         run=run,
+        recipe={name.replace("_", " "): value for name, value in run.recipe.items()},
         result=result,
         classes=_classes(result.evaluation),
         confusion=confusion_rows(result.evaluation.confusion),

@@ -1,5 +1,7 @@
 """Check the books of a batch and commit it; and whether too much of it is in quarantine."""
 
+from typing import Any
+
 from infra.batch_log import mark_committed
 from infra.errors import JobStopped
 from infra.events import BATCH_COMMITTED, BATCH_OVER_ERROR_SHARE, announce
@@ -28,11 +30,9 @@ def commit_batches(work: PlannedWork, batches: list[ClassifiedBatch]) -> list[Ba
     if manifests:
         mark_committed(store, manifests[0].table, {manifest.batch for manifest in manifests})
     for manifest in manifests:
-        announce(
+        _announce(
             BATCH_COMMITTED,
-            f"table.{manifest.table}",
-            table=manifest.table,
-            batch=manifest.batch,
+            manifest,
             planned=manifest.planned,
             predicted=manifest.predicted,
             quarantined=manifest.quarantined,
@@ -53,17 +53,19 @@ def check_error_share(manifests: list[BatchManifest], max_error_share: float) ->
     store = open_store(load_settings().store)
     over = [manifest for manifest in manifests if manifest.quarantined > max_error_share * manifest.planned]
     for manifest in over:
-        announce(
+        _announce(
             BATCH_OVER_ERROR_SHARE,
-            f"table.{manifest.table}",
-            table=manifest.table,
-            batch=manifest.batch,
+            manifest,
             share=manifest.quarantined / manifest.planned,
             allowed=max_error_share,
             quarantine=store.uri(manifest.error_parts[0]),
         )
     if over:
         raise TooManyErrors("\n".join(_too_many_errors(store, manifest, max_error_share) for manifest in over))
+
+
+def _announce(event: str, manifest: BatchManifest, /, **payload: Any) -> None:
+    announce(event, f"table.{manifest.table}", table=manifest.table, batch=manifest.batch, **payload)
 
 
 def _too_many_errors(store: ObjectStore, manifest: BatchManifest, max_error_share: float) -> str:

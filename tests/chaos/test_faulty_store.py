@@ -19,7 +19,7 @@ SHARE = 0.2
 """Of the requests that go wrong."""
 
 
-@pytest.mark.rounds(full=20, short=2)
+@pytest.mark.rounds(full=20, short=1)
 def test_runs_over_a_failing_store_end_right(running_services: None, faulty_store: FaultyStore, seed: int) -> None:
     from flows.train_and_classify import train_and_classify
 
@@ -77,18 +77,15 @@ def test_requests_are_by_the_shard_and_not_by_the_image(running_services: None, 
     with faulty_store.past_the_proxy() as store:
         dataset = read_dataset(store, "fashion-mnist")
         assert dataset is not None, "the tests before this one bring the data set into the store"
-        parts = [store.uri(key) for key in dataset.splits["train"].parts]
+        inputs = [store.uri(key) for key in dataset.splits["train"].parts]
     faulty_store.faults.begin(0, 0.0)
 
-    requests = []
-    for inputs in (parts[:1], parts):
-        before = faulty_store.faults.requests.total()
-        [manifest] = classify(ClassifyParameters(inputs=inputs, table=f"requests-{len(inputs)}")).manifests
-        requests.append(faulty_store.faults.requests.total() - before)
-        print(f"{manifest.predicted:,} images, {requests[-1]} requests")
-    # Five files more; the pictures of the report are as many of a small batch as of a large one.
-    assert len(parts) == 6
-    assert requests[1] - requests[0] < 100
+    [manifest] = classify(ClassifyParameters(inputs=inputs, table="requests")).manifests
+
+    assert manifest.predicted == 60_000
+    print(f"{faulty_store.faults.requests.total()} requests: {dict(faulty_store.faults.requests)}")
+    # About half of them are for the 20 pictures of the report, each from a row group of its own, however large a batch.
+    assert faulty_store.faults.requests.total() < 400
 
 
 def check_checkpoints(store: ObjectStore) -> None:

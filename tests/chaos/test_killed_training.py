@@ -16,7 +16,8 @@ import pytest
 
 from tests.commands import descendants, fmnist, started, wait_until_gone
 
-QUICK = ("train", "--preset", "quick", "--workers", "2", "--keep-best", "0")
+EPOCHS = 4
+QUICK = ("train", "--preset", "quick", "--epochs", str(EPOCHS), "--workers", "2", "--keep-best", "0")
 VICTIMS = {"worker": "RayTrainWorker", "controller": "TrainController", "command": ""}
 """By the names that Ray gives to the processes."""
 
@@ -35,7 +36,7 @@ def test_killed_run_ends_with_the_weights_of_an_undisturbed_one(
 ) -> None:
     chance = random.Random(f"{victim} {seed}")
     before = set(runs(module_store))
-    with started(*QUICK, wait_for=f"epoch {chance.randint(1, 5)}/6", **module_store) as process:
+    with started(*QUICK, wait_for=f"epoch {chance.randint(1, EPOCHS - 1)}/{EPOCHS}", **module_store) as process:
         time.sleep(chance.uniform(0, 2))
         children = descendants(process)
         killed = kill(process, victim)
@@ -71,5 +72,5 @@ def runs(place: dict[str, str]) -> list[str]:
 def weights(place: dict[str, str], run_id: str) -> Any:
     from safetensors.numpy import load_file
 
-    state = load_file(f"{place['FMNIST_STORE']}/runs/{run_id}/checkpoints/epoch-0006/model.safetensors")
+    state = load_file(f"{place['FMNIST_STORE']}/runs/{run_id}/checkpoints/epoch-{EPOCHS:04d}/model.safetensors")
     return np.concatenate([state[name].ravel() for name in sorted(state)])
