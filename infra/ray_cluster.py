@@ -1,5 +1,6 @@
 """Ray: the cluster that is configured, or one started for the run, and how Prefect's tasks get there."""
 
+import json
 import logging
 import os
 import signal
@@ -24,6 +25,9 @@ _LOCAL_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less: nothing preempts the only machine
 }
 
+_KNOWN = "FMNIST_RAY_ENVIRONMENT"
+"""Names, as JSON, what the processes of the cluster were started with; `ray_head` sets it."""
+
 
 @contextmanager
 def ray_connection(settings: Settings) -> Iterator[None]:
@@ -43,7 +47,10 @@ def ray_connection(settings: Settings) -> Iterator[None]:
     with _own_signals():
         if settings.ray_address:
             check_ray_address(settings.ray_address)
-            ray.init(settings.ray_address, runtime_env={"env_vars": _worker_environment(settings)}, **quiet)
+            environment = _worker_environment(settings)
+            # A worker process with a runtime environment of its own is started later than one without.
+            known = json.loads(os.environ.get(_KNOWN, "null")) == environment
+            ray.init(settings.ray_address, runtime_env=None if known else {"env_vars": environment}, **quiet)
         else:
             for name, value in _LOCAL_ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
@@ -58,6 +65,8 @@ def ray_connection(settings: Settings) -> Iterator[None]:
 def ray_head() -> Iterator[tuple[str, str]]:
     """Run a cluster of this machine alone, with its dashboard, for the length of the block.
 
+    Its processes have this process's settings; runs with the same ones need not send them.
+
     Yields:
         Its address, for FMNIST_RAY_ADDRESS, and that of the dashboard.
     """
@@ -65,11 +74,15 @@ def ray_head() -> Iterator[tuple[str, str]]:
 
     for name, value in _LOCAL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    environment = _worker_environment(load_settings())
+    os.environ |= environment
     with _own_signals():
         context = ray.init(address="local", include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR)
+    os.environ[_KNOWN] = json.dumps(environment)
     try:
         yield ray.get_runtime_context().gcs_address, f"http://{context.dashboard_url}"
     finally:
+        del os.environ[_KNOWN]
         ray.shutdown()
 
 

@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from fmnist_model.classes import CLASS_NAMES
-from fmnist_model.dataset import LabelledImages, from_table, to_table
+from fmnist_model.dataset import from_table, to_table
 from fmnist_model.idx import FASHION_MNIST_SHA256, has_fashion_mnist, read_fashion_mnist
 from infra.datasets import DatasetRecord, DatasetSplit, dataset_folder, read_dataset, write_dataset
 from infra.errors import RequestError
@@ -80,17 +79,6 @@ def _write_split(store: ObjectStore, split: str, images: NDArray[np.uint8], labe
 
     with ThreadPoolExecutor(4) as threads:  # compressing, which most of it is, leaves Python's lock alone
         return DatasetSplit(parts=list(threads.map(write, range(count))), images=len(labels))
-
-
-def load_split(store: ObjectStore, dataset: DatasetRecord, split: str) -> LabelledImages:
-    """Read and decode a split."""
-
-    def read(key: str) -> Any:
-        filesystem, path = store.arrow(key)
-        return pq.read_table(path, filesystem=filesystem, columns=["image", "label"])
-
-    parts = dataset.splits[split].parts
-    return from_table((read(key) for key in parts), f"{store.uri(dataset_folder(dataset.name))}/{split}")
 
 
 def load_test_image(store: ObjectStore, dataset: DatasetRecord, number: int) -> tuple[NDArray[np.uint8], str]:

@@ -7,9 +7,9 @@ from infra.datasets import DatasetRecord
 from infra.object_store import open_store
 from infra.progress import ProgressBoard
 from infra.settings import load_settings
-from tasks.dataset import load_split
+from tasks.splits import load_split
 from tasks.step import step
-from tasks.training import TrainedRun
+from tasks.training_run import TrainedRun
 
 
 @step("evaluate checkpoint")

@@ -13,7 +13,7 @@ from infra.checkpoints import STEPS, CheckpointCorrupt, CheckpointNotFound, read
 from infra.object_store import ObjectStore, open_store
 from infra.settings import load_settings
 from tasks.step import step
-from tasks.training import TrainedRun
+from tasks.training_run import TrainedRun
 
 
 @step("write metrics")

@@ -12,7 +12,7 @@ from infra.object_store import ObjectStore, open_store
 from infra.retention import prune_run
 from infra.settings import load_settings
 from tasks.step import step
-from tasks.training import TrainedRun
+from tasks.training_run import TrainedRun
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Begin a training run, or go on with one."""
 
 import secrets
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,16 +14,7 @@ from infra.model_registry import ModelRegistry, ModelVersion, read_weights
 from infra.object_store import ObjectStore, open_store
 from infra.settings import load_settings
 from tasks.step import step
-
-
-@dataclass(frozen=True)
-class RunToTrain:
-    """A run's id, its recipe, and what it begins with."""
-
-    id: str
-    recipe: dict[str, Any]
-    initial: ModelVersion | None = None
-    """Whose weights the run begins with; None: random ones, or those of a version that is gone."""
+from tasks.training_run import RunToTrain
 
 
 @step("begin run")

@@ -8,7 +8,7 @@ from infra.prediction_table import BatchManifest
 from tasks.planning import PlannedWork
 from tasks.registration import Registration
 from tasks.report import CheckedPredictions
-from tasks.training import TrainedRun
+from tasks.training_run import TrainedRun
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from infra.settings import load_settings
 from tasks.artifacts import run_log, show_markdown
 from tasks.registration import Registration
 from tasks.step import step
-from tasks.training import TrainedRun
+from tasks.training_run import TrainedRun
 
 
 @step("write report")

@@ -44,7 +44,8 @@ def run(recipe: TrainingRecipe) -> dict[str, float]:
     from infra.datasets import read_dataset
     from infra.object_store import open_store
     from infra.settings import Settings
-    from tasks.dataset import NAME, import_dataset, load_split
+    from tasks.dataset import NAME, import_dataset
+    from tasks.splits import load_split
 
     torch.set_num_threads(1)
     settings = Settings(store="var/test-data")

@@ -37,7 +37,8 @@ def make_images(folder: Path, files: int, layout: str) -> None:
     from infra.datasets import read_dataset
     from infra.object_store import open_store
     from infra.settings import Settings
-    from tasks.dataset import NAME, import_dataset, load_split
+    from tasks.dataset import NAME, import_dataset
+    from tasks.splits import load_split
 
     settings = Settings(store="var/test-data")
     store = open_store(settings.store)

@@ -1,8 +1,9 @@
 """What Prefect costs: seconds from "Run" to the first step and the first shard, and calls of its API.
 
-    python -m tests.benchmarks.orchestration [--runs 3]
+    python -m tests.benchmarks.orchestration [--runs 3] [--only starts]
 
-Starts: `fmnist serve`, and runs made through its API as the pages do; by the times in their logs. Calls: requests
+Starts: `fmnist serve`, and runs made through its API as the pages do; by the times in their logs. What a start takes
+less that of a flow which starts as many processes and does nothing else (peers/bare_flows.py) is ours. Calls: requests
 that the server answers during a run of `classify` over the same 3,000,000 raw-pixel images, cut into 10 and into 1,000
 shards. Writes tests/benchmarks/results/orchestration.json.
 """
@@ -13,6 +14,7 @@ import os
 import re
 import statistics
 import tempfile
+import time
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,14 +65,30 @@ def starts(runs: int) -> dict[str, Any]:
             times[stage] = (at - before).total_seconds() - sum(times.values())
         return times | {"all": sum(times.values())}
 
+    def measure_bare(served: Served, name: str, folder: str) -> float:
+        stamp = Path(folder) / f"stamp-{name}"
+        stamp.unlink(missing_ok=True)
+        before = time.time()
+        served.wait(served.start(name, stamp=str(stamp)))
+        return float(stamp.read_text()) - before
+
+    os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])  # for the bare flows, which are not installed
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder), TEST_DATA.as_uri()) as served:
         served.wait(next(run["id"] for run in served.runs("train") if run["name"] == "first-model"))
         served.wait(until(lambda: served.runs("classify"), 60)[0]["id"])
         measured = {name: [measure(served, name, number) for number in range(runs)] for name in STAGES}
-    return {
+        bare = {}
+        for name in STAGES:
+            served.deploy(f"bare_{name}", f"tests.benchmarks.peers.bare_flows.bare_{name}")
+            bare[name] = [measure_bare(served, f"bare_{name}", folder) for _ in range(runs)]
+    figures = {
         name: {stage: round(statistics.median(times[stage] for times in some), 1) for stage in some[0]}
         for name, some in measured.items()
     }
+    for name, seconds in bare.items():
+        figures[name]["of it a bare flow's"] = round(statistics.median(seconds), 1)
+        figures[name]["ours"] = round(figures[name]["all"] - figures[name]["of it a bare flow's"], 1)
+    return figures
 
 
 def classify_counted(folder: str, images: str, shard_images: int) -> None:
@@ -125,15 +143,20 @@ def main() -> None:
     """Measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--only", choices=("calls", "starts"), help="and keep the other's figures")
     parser.add_argument("--classify", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.classify:
         folder, images, shard_images = arguments.classify
         classify_counted(folder, images, int(shard_images))
         return
-    result = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "cpus": os.cpu_count(), "calls": calls()}
-    print(json.dumps(result), flush=True)
-    result["starts"] = starts(arguments.runs)
+    result = json.loads(RESULTS.read_text()) if arguments.only else {}
+    result |= {"date": f"{datetime.now(UTC):%Y-%m-%d}", "cpus": os.cpu_count()}
+    if arguments.only != "starts":
+        result["calls"] = calls()
+        print(json.dumps(result["calls"]), flush=True)
+    if arguments.only != "calls":
+        result["starts"] = starts(arguments.runs)
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 

@@ -60,7 +60,8 @@ def epochs_of(store_root: str, run_id: str) -> dict[str, Any]:
     from infra.datasets import read_dataset
     from infra.object_store import open_store
     from infra.settings import Settings
-    from tasks.dataset import NAME, load_split
+    from tasks.dataset import NAME
+    from tasks.splits import load_split
 
     store = open_store(Settings(store=store_root).store)
     dataset = read_dataset(store, NAME)

@@ -24,7 +24,7 @@ import pytest
 from fmnist_model.images import encode_png
 from infra.datasets import read_dataset
 from infra.object_store import open_store
-from tasks.dataset import load_split
+from tasks.splits import load_split
 from tests.benchmarks.classification import make_model
 from tests.commands import FMNIST, outside
 

@@ -37,8 +37,9 @@ from infra.progress import ProgressBoard
 from infra.ray_cluster import ClusterTaskRunner, on_ray
 from infra.worker_logs import hand_on_logs
 from tasks.registration import promote_version
-from tasks.run import RunToTrain, begin_run
+from tasks.run import begin_run
 from tasks.step import step
+from tasks.training_run import RunToTrain
 
 T = TypeVar("T")
 

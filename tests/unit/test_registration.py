@@ -10,7 +10,7 @@ from infra.checkpoints import WEIGHTS, write_checkpoint
 from infra.model_registry import ModelRegistry
 from infra.object_store import ObjectStore, open_store
 from tasks.registration import register_model
-from tasks.training import TrainedRun
+from tasks.training_run import TrainedRun
 
 
 @pytest.fixture

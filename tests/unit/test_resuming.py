@@ -31,8 +31,9 @@ from infra.model_registry import ModelRegistry, ModelVersion, read_weights
 from infra.object_store import ObjectStore, open_store
 from infra.provenance import Provenance
 from tasks.metrics import write_metrics
-from tasks.run import RunToTrain, begin_run, run_recipe
-from tasks.training import TrainedRun, _discard_damaged, _initial_network, _load_images
+from tasks.run import begin_run, run_recipe
+from tasks.training_run import RunToTrain, TrainedRun
+from tasks.training_worker import _discard_damaged, _initial_network, load_images
 
 RECIPE = asdict(PRESETS["quick"])
 
@@ -215,4 +216,4 @@ def test_test_images_that_can_not_be_used_are_refused_before_training(store: Obj
         splits[split] = DatasetSplit(parts=[f"datasets/tests/{split}.parquet"], images=20)
     record = DatasetRecord(name="tests", version="1", source="here", splits=splits, provenance=Provenance.now())
     with pytest.raises(InvalidDataset, match=r"datasets/tests/test: the label in row 0 is 10"):
-        _load_images(store.root, record, 0)
+        load_images(store.root, record, 0)

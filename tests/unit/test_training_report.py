@@ -32,8 +32,8 @@ from infra.provenance import Provenance
 from infra.settings import load_settings
 from tasks.registration import register_model
 from tasks.summaries import TrainingSummary
-from tasks.training import TrainedRun
 from tasks.training_report import write_report
+from tasks.training_run import TrainedRun
 
 METRICS: dict[str, list[Any]] = {
     "epoch": [1, 2, 3],

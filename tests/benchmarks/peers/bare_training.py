@@ -21,7 +21,8 @@ from fmnist_model.training import TrainingRun
 from infra.datasets import read_dataset
 from infra.object_store import open_store
 from infra.settings import Settings
-from tasks.dataset import NAME, import_dataset, load_split
+from tasks.dataset import NAME, import_dataset
+from tasks.splits import load_split
 
 
 def train(rank: int, arguments: argparse.Namespace, rendezvous: str) -> None:

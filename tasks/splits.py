@@ -1,0 +1,20 @@
+"""Splits of a data set, from the store into memory; free of Prefect, for workers import it."""
+
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from fmnist_model.dataset import LabelledImages, from_table
+from infra.datasets import DatasetRecord, dataset_folder
+from infra.object_store import ObjectStore
+
+
+def load_split(store: ObjectStore, dataset: DatasetRecord, split: str) -> LabelledImages:
+    """Read and decode a split."""
+
+    def read(key: str) -> Any:
+        filesystem, path = store.arrow(key)
+        return pq.read_table(path, filesystem=filesystem, columns=["image", "label"])
+
+    parts = dataset.splits[split].parts
+    return from_table((read(key) for key in parts), f"{store.uri(dataset_folder(dataset.name))}/{split}")
