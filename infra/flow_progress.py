@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, ParamSpec, TypeVar, cast
 
-from infra.progress import ProgressBoard
+from infra.progress import LoggedLine, ProgressBoard
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_LOOK_SECONDS = 1.0
+_LOOK_SECONDS = 0.5
+_ARTIFACT_SECONDS = 1.0
+"""Between two updates of a progress artifact; each is a call of Prefect's API."""
 _LOG_SECONDS = 10.0
 """Between two lines in the log that say how far a stage is: of a run's page, the log is what renews itself."""
 _CANCEL_LOOK_SECONDS = 5.0
@@ -79,10 +81,11 @@ class _Reporter:
         if context is None or context.flow_run is None:
             raise RuntimeError("What is reported is a flow run; this is none.")
         self._flow_run_id = context.flow_run.id
-        self._log = get_run_logger()
+        self._log: Any = get_run_logger()
         self._artifacts: dict[str, Any] = {}
         """Ids, by stage."""
-        self._logged = 0.0
+        self._logged = self._drawn = 0.0
+        self._stage = ""
         self._shown: dict[str, Any] = {}
         self._cancelling_since: float | None = None
         self.ended = threading.Event()
@@ -110,18 +113,34 @@ class _Reporter:
     def _show(self, client: Any) -> None:
         entry, lines, lost = ProgressBoard().take()
         for line in lines:
-            self._log.log(line.level, "[%s] %s", line.where, line.text)
+            self._hand_on(line)
         if lost:
             self._log.warning("%d lines that workers logged were too many to be shown.", lost)
         if not entry or entry == self._shown:
             return
         now = time.monotonic()
-        if entry["stage"] != self._shown.get("stage") or now - self._logged > _LOG_SECONDS:
+        begins = entry["stage"] != self._stage
+        self._stage = entry["stage"]
+        if begins or now - self._logged > _LOG_SECONDS:
             self._logged = now
             self._log.info("%s", entry["text"])
-        if entry["share"] is not None:
+        if entry["share"] is None:
+            self._shown = entry
+        elif begins or now - self._drawn > _ARTIFACT_SECONDS or self.ended.is_set():
+            self._drawn = now
             self._show_artifact(client, entry)
-        self._shown = entry
+            self._shown = entry
+
+    def _hand_on(self, line: LoggedLine) -> None:
+        """Log what a worker logged, as of the time when it did."""
+        logger = self._log.logger
+        _, options = self._log.process("", {})
+        record = logger.makeRecord(
+            logger.name, line.level, __file__, 0, "[%s] %s", (line.where, line.text), None, extra=options["extra"]
+        )
+        record.created, record.msecs = line.at, 1000 * (line.at % 1)
+        if logger.isEnabledFor(line.level):
+            logger.handle(record)
 
     def _show_artifact(self, client: Any, entry: dict[str, Any]) -> None:
         from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate

@@ -4,8 +4,9 @@ One small actor a driver, found by name within the driver's namespace. Writers d
 of progress where the actor is gone; readers poll.
 """
 
+import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 _NAME = "progress"
@@ -26,6 +27,8 @@ class LoggedLine:
     where: str
     """Of the work, such as `rank 0`."""
     text: str
+    at: float = field(compare=False, default_factory=time.time)
+    """Seconds since 1970, by the clock of the worker."""
 
 
 class _Board:

@@ -61,5 +61,5 @@ class BoardHandler(logging.Handler):
             text = self.format(record)[:_LONGEST]
             if self._dropped:
                 text += f" (and {self._dropped:,} lines before it that are not shown)"
-            ProgressBoard().log(LoggedLine(record.levelno, self.where, text))
+            ProgressBoard().log(LoggedLine(record.levelno, self.where, text, record.created))
             self._dropped = 0

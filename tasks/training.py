@@ -39,17 +39,21 @@ def train_network(run: RunToTrain, dataset: DatasetRecord, workers: str) -> Trai
         JobError: training failed; what was reached is in the run's checkpoints.
     """
     import ray
-    from ray.exceptions import RayError
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchTrainer
 
     settings = load_settings()
     count = choose_workers(workers, cpus=cluster_cpus(), gpus=cluster_gpus())
     ProgressBoard().post("start workers", f"Starting {count} training workers", run_id=run.id)
+    # Decoded once, while the workers start, and shared by those of a node.
+    held_out = run.recipe["validation_images"]
+    images = ray.remote(load_images).options(num_cpus=0).remote(settings.store, dataset, held_out)
+
+    from ray.exceptions import RayError  # these take seconds to import
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchTrainer
+
     scratch = settings.state_dir / "ray-train"
     # Under a name that it knows already, Ray Train would restore a state of its own.
     attempt = f"{run.id}-{uuid.uuid4().hex[:6]}"
-    held_out = run.recipe["validation_images"]
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={
@@ -57,8 +61,7 @@ def train_network(run: RunToTrain, dataset: DatasetRecord, workers: str) -> Trai
             "run": run,
             "task_run_id": task_run_id(),
             "data_version": f"{dataset.name}@{dataset.version}",
-            # Decoded once, beside the start of the workers, and shared by those of a node.
-            "images": [ray.remote(load_images).options(num_cpus=0).remote(settings.store, dataset, held_out)],
+            "images": [images],  # in a list, or Ray would wait for them, and hand them on by value
         },
         scaling_config=ScalingConfig(
             num_workers=count.fewest if count.fewest == count.most else (count.fewest, count.most),
