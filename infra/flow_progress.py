@@ -21,7 +21,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _LOOK_SECONDS = 0.5
-_ARTIFACT_SECONDS = 1.0
+_ARTIFACT_SECONDS = 1.4
 """Between two updates of a progress artifact; each is a call of Prefect's API."""
 _LOG_SECONDS = 10.0
 """Between two lines in the log that say how far a stage is: of a run's page, the log is what renews itself."""

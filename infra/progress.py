@@ -6,10 +6,12 @@ of progress where the actor is gone; readers poll.
 
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 _NAME = "progress"
+_PART_SECONDS = 1.0
 _LINES = 500
 """That are kept until they are taken; of more, the oldest are lost, and counted."""
 
@@ -36,6 +38,7 @@ class _Board:
         self._latest: dict[str, Any] = {}
         self._lines: deque[LoggedLine] = deque(maxlen=_LINES)
         self._lost = 0
+        self._parts: dict[str, int] = {}
 
     def post(self, entry: dict[str, Any]) -> None:
         self._latest = entry
@@ -44,7 +47,13 @@ class _Board:
         return self._latest
 
     def clear(self) -> None:
-        self._latest = {}
+        self._latest, self._parts = {}, {}
+
+    def advance(self, part: str, count: int) -> None:
+        self._parts[part] = count
+
+    def parts(self) -> dict[str, int]:
+        return self._parts
 
     def log(self, line: LoggedLine) -> None:
         self._lost += len(self._lines) == _LINES
@@ -82,8 +91,19 @@ class ProgressBoard:
         self._actor.post.remote({"stage": stage, "text": text, "share": share} | figures)
 
     def clear(self) -> None:
-        """Forget the latest entry; returns at once."""
+        """Forget the latest entry, and what was said of parts; returns at once."""
         self._actor.clear.remote()
+
+    def advance(self, part: str, count: int) -> None:
+        """Say how much of a part of the work is done; returns at once."""
+        self._actor.advance.remote(part, count)
+
+    def parts(self) -> dict[str, int]:
+        """How much of each part is done, as far as it was said."""
+        import ray
+
+        parts: dict[str, int] = ray.get(self._actor.parts.remote(), timeout=10)
+        return parts
 
     def log(self, line: LoggedLine) -> None:
         """Hand on a line that was logged; returns at once."""
@@ -102,3 +122,18 @@ class ProgressBoard:
 
         taken: tuple[dict[str, Any], list[LoggedLine], int] = ray.get(self._actor.take.remote(), timeout=10)
         return taken
+
+
+class PartProgress:
+    """Tells the board how much of a part of the work is done, once a second at most."""
+
+    def __init__(self, part: str) -> None:
+        self._part = part
+        self._told = time.monotonic()
+
+    def at(self, count: int) -> None:
+        """Say how much it is by now; without a board, nothing is said."""
+        if time.monotonic() - self._told > _PART_SECONDS:
+            self._told = time.monotonic()
+            with suppress(Exception):  # a line of progress is not worth a run
+                ProgressBoard().advance(self._part, count)

@@ -1,8 +1,11 @@
 """Classify a batch's shards on a pool of Ray actors."""
 
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Self
 
 from infra.actor_pool import map_shards
 from infra.actor_resources import ActorResources
@@ -18,8 +21,10 @@ from infra.prediction_table import (
 from infra.progress import ProgressBoard
 from infra.settings import load_settings
 from tasks.planning import PlannedWork
-from tasks.shard_classifier import ShardClassifier
+from tasks.shard_classifier import ShardClassifier, shard_name
 from tasks.step import step
+
+_LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,11 @@ def _classify_batch(
         what = f"Classification into {plan.table}"
         with map_shards(ShardClassifier, (store.root, plan, model), missing, resources, what=what) as results:
             began = time.perf_counter()
-            for entry in _watched(results, plan, books):
-                books.append(entry)
-                ends.append(time.perf_counter())
+            with BatchProgress(plan, books) as progress:
+                for entry in results:
+                    books.append(entry)
+                    ends.append(time.perf_counter())
+                    progress.add(entry)
     return ClassifiedBatch(
         plan=plan,
         books=sorted(books, key=lambda entry: entry.shard),
@@ -74,20 +81,58 @@ def _rate(books: list[ShardBooks], ends: list[float]) -> float:
     return sum(entry.planned for entry in books[1:]) / (ends[-1] - ends[0])
 
 
-def _watched(results: Iterator[ShardBooks], plan: BatchPlan, earlier: Sequence[ShardBooks]) -> Iterator[ShardBooks]:
-    """Pass books on, and post how far the batch is after each."""
-    board, task_run = ProgressBoard(), task_run_id()
-    began = time.perf_counter()
-    before = images = sum(books.planned for books in earlier)
-    quarantined = sum(books.quarantined for books in earlier)
-    for count, entry in enumerate(results, len(earlier) + 1):
-        images += entry.planned
-        quarantined += entry.quarantined
-        rate = (images - before) / (time.perf_counter() - began)
+class BatchProgress:
+    """Posts how far a batch is: whenever a shard is done, and once a second by what the actors say of those they do."""
+
+    def __init__(self, plan: BatchPlan, earlier: Sequence[ShardBooks]) -> None:
+        self._plan, self._board, self._task_run = plan, ProgressBoard(), task_run_id()
+        self._began = time.perf_counter()
+        self._before = self._images = sum(books.planned for books in earlier)
+        self._quarantined = sum(books.quarantined for books in earlier)
+        self._done = {shard_name(plan, books.shard) for books in earlier}
+        self._parts: dict[str, int] = {}
+        self._shown = 0, 0
+        self._posting = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def add(self, books: ShardBooks) -> None:
+        """Count a shard that is done."""
+        with self._posting:
+            self._done.add(shard_name(self._plan, books.shard))
+            self._images += books.planned
+            self._quarantined += books.quarantined
+            self._post()
+
+    def _follow(self) -> None:
+        while not self._ended.wait(_LOOK_SECONDS):
+            with suppress(Exception):  # a line of progress is not worth a run
+                parts = self._board.parts()
+                with self._posting:
+                    self._parts = parts
+                    self._post()
+
+    def _post(self) -> None:
+        plan, count = self._plan, len(self._done)
+        mine = f"{plan.batch}/"
+        running = (images for part, images in self._parts.items() if part.startswith(mine) and part not in self._done)
+        images = self._images + sum(running)
+        if (images, count) == self._shown:
+            return
+        self._shown = images, count
+        rate = (images - self._before) / (time.perf_counter() - self._began)
+        left = (plan.planned - images) / max(rate, 1)
         text = (
             f"Classifying into {plan.table}: {count:,}/{plan.shards:,} shards, {images:,}/{plan.planned:,} images, "
-            f"{quarantined:,} quarantined, {rate:,.0f} images/s, {(plan.planned - images) / max(rate, 1):.0f} s left"
+            f"{self._quarantined:,} quarantined, {rate:,.0f} images/s, {left:.0f} s left"
         )
-        figures = {"task_run_id": task_run, "images": images, "shards_done": count}
-        board.post("classify", text, images / plan.planned, **figures)
-        yield entry
+        figures = {"task_run_id": self._task_run, "images": images, "shards_done": count}
+        self._board.post("classify", text, images / plan.planned, **figures)

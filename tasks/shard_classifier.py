@@ -26,6 +26,7 @@ from infra.prediction_table import (
     part_key,
     read_books,
 )
+from infra.progress import PartProgress
 from infra.worker_logs import hand_on_logs
 from tasks.inputs import ReadOptions
 from tasks.reading import ReadImages, read_shard
@@ -35,6 +36,11 @@ if TYPE_CHECKING:
 
 
 _log = logging.getLogger(__name__)
+
+
+def shard_name(plan: BatchPlan, shard: int) -> str:
+    """By which the progress board knows a shard."""
+    return f"{plan.batch}/{shard}"
 
 
 class ShardClassifier:
@@ -100,6 +106,7 @@ class ShardClassifier:
         with ExitStack() as parts:
             rows = parts.enter_context(open_part(self._store, part_key(self._plan, shard), schema))
             errors: PartWriter | None = None
+            progress = PartProgress(shard_name(self._plan, shard))
             for some in classified:
                 images, labels = some.batch.images, some.batch.labels
                 if some.rejected:
@@ -109,6 +116,7 @@ class ShardClassifier:
                     errors.write(quarantine_batch(images, some.rejected, labels))
                     images, labels = images.take(some.rows), labels.take(some.rows)
                 rows.write(prediction_batch(images, some.predictions, labels, version))
+                progress.at(rows.rows + (errors.rows if errors else 0))
             if errors is None:  # an attempt that was killed may have found some
                 self._store.delete(errors_key(self._plan, shard))
             books = ShardBooks(

@@ -31,7 +31,7 @@ class Served:
         self.process, self.log, self.environment = process, log, environment
         self.pages = self._address("Prefect")
         self.dashboard = self._address("Ray")
-        self.api = httpx.Client(base_url=f"{self.pages}/api", timeout=60, trust_env=False)
+        self.api = httpx.Client(base_url=f"{self.pages}/api", timeout=20, trust_env=False)
 
     def _address(self, name: str) -> str:
         found = re.search(rf"^  {name} +(\S+)$", self.log.read_text(), re.MULTILINE)

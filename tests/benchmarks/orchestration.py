@@ -3,9 +3,9 @@
     python -m tests.benchmarks.orchestration [--runs 3] [--only starts]
 
 Starts: `fmnist serve`, and runs made through its API as the pages do; by the times in their logs. What a start takes
-less that of a flow which starts as many processes and does nothing else (peers/bare_flows.py) is ours. Calls: requests
-that the server answers during a run of `classify` over the same 3,000,000 raw-pixel images, cut into 10 and into 1,000
-shards. Writes tests/benchmarks/results/orchestration.json.
+less that of a flow which starts training workers or actors and does nothing else (peers/bare_flows.py) is ours. Calls:
+requests that the server answers during a run of `classify` over the same files of 3,000,000 raw-pixel images, cut into
+10 and into 1,000 shards. Writes tests/benchmarks/results/orchestration.json.
 """
 
 import argparse
@@ -26,8 +26,9 @@ from tests.benchmarks.classification import last_json, make_images, make_model
 from tests.s3_server import free_port
 
 RESULTS = Path(__file__).parent / "results" / "orchestration.json"
-SHARDS = {"10 shards": (10, 300_000), "1,000 shards": (1_000, 3_000)}
-"""Shards, each a file, and images of each."""
+IMAGES, FILE_IMAGES = 3_000_000, 300_000
+SHARDS = {"10 shards": 300_000, "1,000 shards": 3_000}
+"""Images of a shard."""
 STAGES = {
     "train": {
         "the worker takes the run": "submitting flow run",
@@ -125,16 +126,16 @@ def calls() -> dict[str, Any]:
         make_model(f"file://{folder}/store")
         make_images(Path(folder) / "one", 1, "pixels")
         table = pq.read_table(Path(folder) / "one")
-        for name, (shards, shard_images) in SHARDS.items():
-            images = Path(folder) / f"images-{shard_images}"
-            images.mkdir()
-            rows = table.take(list(range(len(table))) * (shard_images // len(table) + 1)).slice(0, shard_images)
-            for number in range(shards):
-                pq.write_table(rows, images / f"{number:04d}.parquet", row_group_size=10_000)
+        images = Path(folder) / "images"
+        images.mkdir()
+        rows = table.take(list(range(len(table))) * (FILE_IMAGES // len(table) + 1)).slice(0, FILE_IMAGES)
+        for number in range(IMAGES // FILE_IMAGES):
+            pq.write_table(rows, images / f"{number:04d}.parquet", row_group_size=min(SHARDS.values()))
+        for name, shard_images in SHARDS.items():
             command = ("--classify", folder, str(images), str(shard_images))
             settings = {"FMNIST_STORE": f"{folder}/store", "FMNIST_STATE_DIR": f"{folder}/state"}
             figures[name] = last_json("tests.benchmarks.orchestration", *command, **settings)
-            assert figures[name]["shards"] == shards
+            assert figures[name]["shards"] == IMAGES // shard_images
     few, many = (figures[name]["calls"] for name in SHARDS)
     return figures | {"many_to_few": round(many / few, 3)}
 

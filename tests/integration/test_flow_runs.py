@@ -33,11 +33,14 @@ from infra.flow_run import task_run_id
 from infra.model_registry import ModelRegistry
 from infra.object_store import ObjectStore, open_store
 from infra.one_at_a_time import one_at_a_time
+from infra.prediction_table import BatchPlan, ShardBooks
 from infra.progress import ProgressBoard
 from infra.ray_cluster import ClusterTaskRunner, on_ray
 from infra.worker_logs import hand_on_logs
+from tasks.classification import BatchProgress
 from tasks.registration import promote_version
 from tasks.run import begin_run
+from tasks.shard_classifier import shard_name
 from tasks.step import step
 from tasks.training_run import RunToTrain
 
@@ -160,6 +163,22 @@ def test_flow_run_shows_nothing_of_the_one_before_it(client: SyncPrefectClient, 
     run = shows_nothing(return_state=True).state_details.flow_run_id
     assert run is not None
     assert artifacts_of(client, run) == []
+
+
+def test_progress_of_a_batch_counts_shards_that_are_being_done(running_services: None) -> None:
+    plan = BatchPlan(table="mine", batch="b", model_version="1", options={}, shards=3, planned=3_000)
+    board = ProgressBoard()
+    board.clear()
+    with BatchProgress(plan, [ShardBooks(shard=2, planned=1_000, predicted=1_000, quarantined=0)]) as progress:
+        board.advance(shard_name(plan, 0), 400)
+        board.advance(shard_name(plan, 2), 900)  # of one that is done
+        board.advance("other/1", 50)  # of another batch
+        assert until(lambda: board.read().get("images") == 1_400, 10)
+        assert board.read()["shards_done"] == 1
+        progress.add(ShardBooks(shard=0, planned=1_000, predicted=990, quarantined=10))
+        assert until(lambda: board.read()["images"] == 2_000, 10)
+        assert "2/3 shards, 2,000/3,000 images, 10 quarantined" in board.read()["text"]
+    board.clear()
 
 
 # Cancels and signals

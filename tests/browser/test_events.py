@@ -1,0 +1,46 @@
+"""The events that an operator hangs a notification on, as Prefect's server has them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmnist_model.images import encode_png
+from tests.served import Served, until
+
+
+def test_batch_over_its_error_share_and_with_another_class_mix_is_announced(
+    served: Served, re_score: str, tmp_path: Path
+) -> None:
+    # The run of re_score put the test images, of ten classes, into the same table.
+    for number in range(60):
+        (tmp_path / f"{number}.png").write_bytes(encode_png(np.full((28, 28), number, np.uint8)))
+    for number in range(3):
+        (tmp_path / f"broken-{number}.png").write_bytes(b"no image")
+    run = served.start("classify", inputs=[str(tmp_path)])
+    assert served.wait(run) == "Failed"
+    assert "3 of 63 images could not be classified, more than the 1.0% allowed" in served.messages(run)
+
+    over = event(served, "fmnist.batch.over-error-share", run)
+    assert over["resource"]["prefect.resource.id"] == "fmnist.table.predictions"
+    assert over["payload"]["share"] == 3 / 63
+    assert over["payload"]["allowed"] == 0.01
+    moved = event(served, "fmnist.batch.class-mix-moved", run)
+    assert moved["payload"]["after"] == over["payload"]["batch"]
+    assert moved["payload"]["index"] > 0.25
+
+
+def event(served: Served, name: str, run: str) -> dict[str, Any]:
+    """The only event of this name that a run emitted; the server writes events some time later."""
+
+    def found() -> list[dict[str, Any]]:
+        events = served.post("/events/filter", {"filter": {"event": {"name": [name]}}})["events"]
+        return [one for one in events if f"prefect.flow-run.{run}" in resources(one)]
+
+    [emitted] = until(found, 30)
+    return dict(emitted)
+
+
+def resources(emitted: dict[str, Any]) -> list[str]:
+    """What an event is related to."""
+    return [related["prefect.resource.id"] for related in emitted["related"]]
