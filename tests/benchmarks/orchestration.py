@@ -135,7 +135,7 @@ def calls() -> dict[str, Any]:
             command = ("--classify", folder, str(images), str(shard_images))
             settings = {"FMNIST_STORE": f"{folder}/store", "FMNIST_STATE_DIR": f"{folder}/state"}
             figures[name] = last_json("tests.benchmarks.orchestration", *command, **settings)
-            assert figures[name]["shards"] == IMAGES // shard_images
+            assert 0.8 < figures[name]["shards"] * shard_images / IMAGES < 1.2
     few, many = (figures[name]["calls"] for name in SHARDS)
     return figures | {"many_to_few": round(many / few, 3)}
 
