@@ -130,12 +130,13 @@ def calls() -> dict[str, Any]:
         images.mkdir()
         rows = table.take(list(range(len(table))) * (FILE_IMAGES // len(table) + 1)).slice(0, FILE_IMAGES)
         for number in range(IMAGES // FILE_IMAGES):
-            pq.write_table(rows, images / f"{number:04d}.parquet", row_group_size=min(SHARDS.values()))
+            file = images / f"{number:04d}.parquet"
+            pq.write_table(rows, file, row_group_size=min(SHARDS.values()), compression="none", use_dictionary=False)
         for name, shard_images in SHARDS.items():
             command = ("--classify", folder, str(images), str(shard_images))
             settings = {"FMNIST_STORE": f"{folder}/store", "FMNIST_STATE_DIR": f"{folder}/state"}
             figures[name] = last_json("tests.benchmarks.orchestration", *command, **settings)
-            assert 0.8 < figures[name]["shards"] * shard_images / IMAGES < 1.2
+            assert 0.8 < figures[name]["shards"] * shard_images / IMAGES < 1.2, figures[name]
     few, many = (figures[name]["calls"] for name in SHARDS)
     return figures | {"many_to_few": round(many / few, 3)}
 
