@@ -26,7 +26,7 @@ from tests.benchmarks.classification import last_json, make_images, make_model
 from tests.s3_server import free_port
 
 RESULTS = Path(__file__).parent / "results" / "orchestration.json"
-IMAGES, FILE_IMAGES = 3_000_000, 300_000
+IMAGES, FILE_IMAGES = 3_000_000, 3_000
 SHARDS = {"10 shards": 300_000, "1,000 shards": 3_000}
 """Images of a shard."""
 STAGES = {
@@ -130,8 +130,7 @@ def calls() -> dict[str, Any]:
         images.mkdir()
         rows = table.take(list(range(len(table))) * (FILE_IMAGES // len(table) + 1)).slice(0, FILE_IMAGES)
         for number in range(IMAGES // FILE_IMAGES):
-            file = images / f"{number:04d}.parquet"
-            pq.write_table(rows, file, row_group_size=min(SHARDS.values()), compression="none", use_dictionary=False)
+            pq.write_table(rows, images / f"{number:04d}.parquet")
         for name, shard_images in SHARDS.items():
             command = ("--classify", folder, str(images), str(shard_images))
             settings = {"FMNIST_STORE": f"{folder}/store", "FMNIST_STATE_DIR": f"{folder}/state"}
