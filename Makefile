@@ -23,7 +23,8 @@ serve: .venv/.installed ## Prefect's server and pages, Ray, a worker and the dep
 	@$(bin)/fmnist serve
 
 test: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## Run the tests
-	@$(bin)/python -m pytest
+	@$(bin)/python -m pytest tests/unit --numprocesses logical --maxprocesses 4 --dist loadfile
+	@$(bin)/python -m pytest tests/integration
 
 browser: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## Test Prefect's pages in Chromium, and cancels
 	@$(bin)/python -m pytest -s tests/browser $(if $(cancels),--cancels $(cancels))

@@ -87,9 +87,9 @@ def train_worker(config: dict[str, Any]) -> TrainedRun | Exception | None:
         _bring_back(store, to_train.id, newest, run)
     share = run.recipe.global_batch_size // workers
     _log.info("Rank %d of %d trains on %s, about %d images a step.", rank, workers, device, share)
-    began = time.perf_counter()
     images = 0
     with _CheckpointWriter(store, config) if rank == 0 else nullcontext() as checkpoints:
+        began = time.perf_counter()
         try:
             for epoch in run.epochs(_progress_poster(to_train.id, config["task_run_id"]) if rank == 0 else None):
                 images += epoch.images
@@ -211,6 +211,7 @@ class _CheckpointWriter:
         self._writing: Future[Any] | None = None
 
     def __enter__(self) -> "_CheckpointWriter":
+        self._store.check_conditional_writes()  # which the first write would do, in the midst of training
         return self
 
     def __exit__(self, *exc_info: object) -> None:

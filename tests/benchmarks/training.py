@@ -4,8 +4,9 @@
     python -m tests.benchmarks.training [--runs 3] [--without-example]
     python -m tests.benchmarks.training --only-checkpoints --runs 5
 
-Two workers on two CPUs. Each run is a process of its own, in turn with the others; figures are medians.
-With --only-checkpoints the same training writes its checkpoints into a folder and to S3, in turn. Writes tests/benchmarks/results/training.json.
+Two workers on two CPUs. Each run is a process of its own, in turn with the others; figures are medians. With
+--only-checkpoints the same training writes its checkpoints into a folder and to S3, in turn. Writes
+tests/benchmarks/results/training.json.
 
 `images_per_second` are of the epochs, validation included, and of all processes together; `loop` includes what the
 checkpoints add, until the last is complete.
