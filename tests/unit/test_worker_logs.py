@@ -53,10 +53,9 @@ def test_our_packages_are_handed_on_from_info_up(board: ProgressBoard):
     ]
 
 
-@pytest.mark.usefixtures("logs")
-def test_what_is_in_the_flow_runs_log_is_not_handed_on_to_it_again(board: ProgressBoard):
+def test_what_is_in_the_flow_runs_log_is_not_handed_on_to_it_again(logs: BoardHandler, board: ProgressBoard):
     for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).warning("[rank 0] a line that was handed on")
+        logs.handle(logging.makeLogRecord({"name": name, "levelno": logging.WARNING, "msg": "handed on before"}))
     assert taken(board) == []
 
 
