@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import wait
@@ -50,6 +51,7 @@ def ray_connection(settings: Settings) -> Iterator[None]:
             environment = _worker_environment(settings)
             # A worker process with a runtime environment of its own is started later than one without.
             known = json.loads(os.environ.get(_KNOWN, "null")) == environment
+            environment |= _address_variable(settings.ray_address)
             ray.init(settings.ray_address, runtime_env=None if known else {"env_vars": environment}, **quiet)
         else:
             for name, value in _LOCAL_ENVIRONMENT.items():
@@ -75,14 +77,19 @@ def ray_head() -> Iterator[tuple[str, str]]:
     for name, value in _LOCAL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     environment = _worker_environment(load_settings())
-    os.environ |= environment
+    # The address is fixed before the start, for Ray's own actors look it up in their environment; where it is not, they
+    # take any cluster of this machine, and none where there are two.
+    port = _free_port()
+    os.environ |= environment | {"RAY_GCS_SERVER_PORT": str(port)}
+    os.environ["RAY_ADDRESS"] = f"{ray.util.get_node_ip_address()}:{port}"
     with _own_signals():
         context = ray.init(address="local", include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR)
     os.environ[_KNOWN] = json.dumps(environment)
     try:
         yield ray.get_runtime_context().gcs_address, f"http://{context.dashboard_url}"
     finally:
-        del os.environ[_KNOWN]
+        for name in (_KNOWN, "RAY_GCS_SERVER_PORT", "RAY_ADDRESS"):
+            del os.environ[name]
         ray.shutdown()
 
 
@@ -108,6 +115,17 @@ def _worker_environment(settings: Settings) -> dict[str, str]:
 
     own = {"FMNIST_STORE": settings.store, "FMNIST_RETRIES": str(settings.retries)}
     return worker_environment() | own
+
+
+def _address_variable(address: str) -> dict[str, str]:
+    """Where Ray's own actors find the cluster that they are in; where there are several, they would find none."""
+    return {} if "://" in address else {"RAY_ADDRESS": address}
+
+
+def _free_port() -> int:
+    with socket.create_server(("", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
 
 
 class ClusterTaskRunner(RayTaskRunner[Any]):  # type: ignore[misc] # prefect-ray ships no types

@@ -1,4 +1,4 @@
-"""The events that an operator hangs a notification on, as Prefect's server has them."""
+"""Events that an operator hangs a notification on, and requests from elsewhere, at a real server."""
 
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,18 @@ def test_batch_over_its_error_share_and_with_another_class_mix_is_announced(
     moved = event(served, "fmnist.batch.class-mix-moved", run)
     assert moved["payload"]["after"] == over["payload"]["batch"]
     assert moved["payload"]["index"] > 0.25
+
+
+def test_request_by_http_is_run_once_and_refused_where_a_value_is_out_of_bounds(served: Served, re_score: str) -> None:
+    path = f"/deployments/{served.deployment('classify')['id']}/create_flow_run"
+    request = {"parameters": {"parameters": {"table": "by-http"}}, "idempotency_key": "new-images"}
+    runs = [served.post(path, request)["id"] for _ in range(2)]
+    assert runs[0] == runs[1]
+    assert served.wait(runs[0]) == "Completed"
+
+    answer = served.api.post(path, json={"parameters": {"parameters": {"max_error_share": 2}}})
+    assert answer.is_client_error
+    assert "2 is greater than the maximum of 1" in answer.text
 
 
 def event(served: Served, name: str, run: str) -> dict[str, Any]:

@@ -306,6 +306,45 @@ def test_sigterm_has_the_handler_from_before_when_ray_is_connected_to(cancelled:
     assert cancelled.kept_signal
 
 
+TWO_CLUSTERS = """
+from flows.services import prepare_environment
+
+prepare_environment()
+
+import ray
+
+from infra.ray_cluster import ray_head
+
+
+@ray.remote
+def count_actors():
+    from ray.util.state import list_actors
+
+    return len(list_actors())
+
+
+with ray_head():
+    print(ray.get(count_actors.remote()))
+"""
+
+
+def test_rays_own_actors_find_their_cluster_beside_another(running_services: None, tmp_path: Path) -> None:
+    # Or Ray Train's that removes placement groups of a run that was killed would find none, and stay for ever.
+    (tmp_path / "program.py").write_text(TWO_CLUSTERS)
+    paths = {"PYTHONPATH": str(Path(__file__).parents[2]), "FMNIST_STORE": str(tmp_path / "store")}
+    done = subprocess.run(
+        [sys.executable, tmp_path / "program.py"],
+        cwd=tmp_path,
+        env=os.environ | paths,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["0"]
+
+
 # Runs that are retried
 
 
