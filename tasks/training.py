@@ -49,12 +49,13 @@ def train_network(run: RunToTrain, dataset: DatasetRecord, workers: str) -> Trai
 
     from ray.exceptions import RayError  # these take seconds to import
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchTrainer
+
+    from infra.ray_train import Trainer
 
     scratch = settings.state_dir / "ray-train"
     # Under a name that it knows already, Ray Train would restore a state of its own.
     attempt = f"{run.id}-{uuid.uuid4().hex[:6]}"
-    trainer = TorchTrainer(
+    trainer = Trainer(
         train_worker,
         train_loop_config={
             "store": settings.store,

@@ -36,3 +36,12 @@ def test_cancelled_run_leaves_ray_empty_and_the_next_one_is_not_held_up(
         served.set_state(run, "SCHEDULED", "AwaitingRetry")
         until(lambda: served.state(run) == "Completed", 60)
         assert "10,000 images" in served.run(run)["state"]["message"]
+
+
+def test_run_cancelled_while_its_workers_start_leaves_ray_empty(served: Served, re_score: str) -> None:
+    run = served.start("train", preset="full")
+    # It outlives the run's own processes, to remove the placement group.
+    until(lambda: any("Cleaner" in title for title in served.ray_work()), 60)
+    served.set_state(run, "CANCELLING", "Cancelling")
+    until(lambda: not served.ray_leftovers() and not served.flow_processes(), EMPTY_SECONDS)
+    assert served.wait(run) == "Cancelled"
