@@ -16,6 +16,7 @@ from prefect_ray import RayTaskRunner
 from prefect_ray.context import remote_options
 from prefect_ray.task_runners import PrefectRayFuture
 
+from infra.errors import RequestError
 from infra.ray_address import check_ray_address
 from infra.settings import Settings, load_settings
 
@@ -37,7 +38,7 @@ def ray_connection(settings: Settings) -> Iterator[None]:
     Does nothing where this process is connected already, so that the flows in a flow share its cluster.
 
     Raises:
-        RequestError: nothing listens at the configured address.
+        RequestError: nothing listens at the configured address, or it is a cluster that this process may not use.
     """
     import ray
 
@@ -52,7 +53,14 @@ def ray_connection(settings: Settings) -> Iterator[None]:
             # A worker process with a runtime environment of its own is started later than one without.
             known = json.loads(os.environ.get(_KNOWN, "null")) == environment
             environment |= _address_variable(settings.ray_address)
-            ray.init(settings.ray_address, runtime_env=None if known else {"env_vars": environment}, **quiet)
+            try:
+                ray.init(settings.ray_address, runtime_env=None if known else {"env_vars": environment}, **quiet)
+            except ConnectionError as error:
+                raise RequestError(
+                    f"FMNIST_RAY_ADDRESS: what listens at {settings.ray_address} lets nobody connect "
+                    f"({str(error).splitlines()[0]}). Is it a Ray cluster of this version ({ray.__version__})? Its "
+                    "token, in RAY_AUTH_TOKEN or in the file that RAY_AUTH_TOKEN_PATH names, must be this one's, too."
+                ) from None
         else:
             for name, value in _LOCAL_ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
@@ -119,7 +127,7 @@ def _worker_environment(settings: Settings) -> dict[str, str]:
 
 def _address_variable(address: str) -> dict[str, str]:
     """Where Ray's own actors find the cluster that they are in; where there are several, they would find none."""
-    return {} if "://" in address else {"RAY_ADDRESS": address}
+    return {} if "://" in address or address == "auto" else {"RAY_ADDRESS": address}
 
 
 def _free_port() -> int:

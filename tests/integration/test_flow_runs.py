@@ -43,6 +43,7 @@ from tasks.run import begin_run
 from tasks.shard_classifier import shard_name
 from tasks.step import step
 from tasks.training_run import RunToTrain
+from tests.commands import fmnist, one_clear_line
 
 T = TypeVar("T")
 
@@ -343,6 +344,16 @@ def test_rays_own_actors_find_their_cluster_beside_another(running_services: Non
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["0"]
+
+
+def test_cluster_of_another_token_is_refused_by_name(running_services: None, tmp_path: Path) -> None:
+    import ray
+
+    cluster = {"FMNIST_RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_TOKEN": "0" * 64}
+    result = fmnist("train", FMNIST_STORE=str(tmp_path / "store"), FMNIST_STATE_DIR=str(tmp_path / "state"), **cluster)
+    assert "lets nobody connect" in one_clear_line(result)
+    assert "RAY_AUTH_TOKEN" in one_clear_line(result)
+    assert result.returncode == 2
 
 
 # Runs that are retried
