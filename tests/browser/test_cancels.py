@@ -7,6 +7,8 @@ from typing import Any
 from tests.served import FINAL, Served, until
 
 EMPTY_SECONDS = 15
+WORD_SECONDS = 5
+"""For which Prefect's worker still ends what has the id of a run that it cancelled: a retry, too."""
 
 
 def test_cancelled_run_leaves_ray_empty_and_the_next_one_is_not_held_up(
@@ -33,6 +35,7 @@ def test_cancelled_run_leaves_ray_empty_and_the_next_one_is_not_held_up(
     print(f"seed {cancel_seed}: {name} {state}, Ray empty after {empty:.1f} s")
     assert state == "Cancelled"
     if name == "classify":
+        time.sleep(WORD_SECONDS)
         served.set_state(run, "SCHEDULED", "AwaitingRetry")
         until(lambda: served.state(run) == "Completed", 60)
         assert "10,000 images" in served.run(run)["state"]["message"]
