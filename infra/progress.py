@@ -52,6 +52,9 @@ class _Board:
     def advance(self, part: str, count: int) -> None:
         self._parts[part] = count
 
+    def forget(self, part: str) -> None:
+        self._parts.pop(part, None)
+
     def parts(self) -> dict[str, int]:
         return self._parts
 
@@ -97,6 +100,10 @@ class ProgressBoard:
     def advance(self, part: str, count: int) -> None:
         """Say how much of a part of the work is done; returns at once."""
         self._actor.advance.remote(part, count)
+
+    def forget(self, part: str) -> None:
+        """Keep no longer what was said of a part; returns at once."""
+        self._actor.forget.remote(part)
 
     def parts(self) -> dict[str, int]:
         """How much of each part is done, as far as it was said."""

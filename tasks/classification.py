@@ -106,8 +106,10 @@ class BatchProgress:
 
     def add(self, books: ShardBooks) -> None:
         """Count a shard that is done."""
+        name = shard_name(self._plan, books.shard)
+        self._board.forget(name)  # the board keeps what is under way, and not a million shards
         with self._posting:
-            self._done.add(shard_name(self._plan, books.shard))
+            self._done.add(name)
             self._images += books.planned
             self._quarantined += books.quarantined
             self._post()

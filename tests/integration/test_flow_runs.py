@@ -179,6 +179,7 @@ def test_progress_of_a_batch_counts_shards_that_are_being_done(running_services:
         progress.add(ShardBooks(shard=0, planned=1_000, predicted=990, quarantined=10))
         assert until(lambda: board.read()["images"] == 2_000, 10)
         assert "2/3 shards, 2,000/3,000 images, 10 quarantined" in board.read()["text"]
+        assert shard_name(plan, 0) not in board.parts()
     board.clear()
 
 
