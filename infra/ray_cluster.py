@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import wait
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar
 
 from prefect import Task
@@ -52,9 +53,12 @@ def ray_connection(settings: Settings) -> Iterator[None]:
             environment = _worker_environment(settings)
             # A worker process with a runtime environment of its own is started later than one without.
             known = json.loads(os.environ.get(_KNOWN, "null")) == environment
-            environment |= _address_variable(settings.ray_address)
+            runtime_env = {
+                "env_vars": environment | _address_variable(settings.ray_address),
+                "py_modules": _own_packages(),
+            }
             try:
-                ray.init(settings.ray_address, runtime_env=None if known else {"env_vars": environment}, **quiet)
+                ray.init(settings.ray_address, runtime_env=None if known else runtime_env, **quiet)
             except ConnectionError as error:
                 raise RequestError(
                     f"FMNIST_RAY_ADDRESS: what listens at {settings.ray_address} lets nobody connect "
@@ -128,6 +132,12 @@ def _worker_environment(settings: Settings) -> dict[str, str]:
 def _address_variable(address: str) -> dict[str, str]:
     """Where Ray's own actors find the cluster that they are in; where there are several, they would find none."""
     return {} if "://" in address or address == "auto" else {"RAY_ADDRESS": address}
+
+
+def _own_packages() -> list[str]:
+    """Folders of this project's packages: a node may have none of them, or others."""
+    root = Path(__file__).parents[1]
+    return [str(root / name) for name in ("flows", "tasks", "fmnist_model", "infra")]
 
 
 def _free_port() -> int:
