@@ -42,9 +42,11 @@ def choose_workers(requested: str, *, cpus: int, gpus: int) -> WorkerRange:
         raise RequestError(f"--workers: {fewest} workers can't train; ask for at least 1.")
     if most < fewest:
         raise RequestError(f"--workers: the range {requested} ends before it begins.")
-    if fewest > max(cpus, gpus):
+    room = max(cpus, gpus)
+    if fewest > room:
+        way_out = f"Ask for {room} or fewer" if room else "Wait until its nodes have joined (`ray status` lists them)"
         raise RequestError(
             f"--workers: {fewest} workers need {fewest} CPUs or GPUs, but there are {cpus} CPUs and {gpus} GPUs. "
-            f"Ask for {max(cpus, gpus)} or fewer, or connect to a larger cluster with FMNIST_RAY_ADDRESS."
+            f"{way_out}, or connect to a larger cluster with FMNIST_RAY_ADDRESS."
         )
     return WorkerRange(fewest, most)

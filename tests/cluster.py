@@ -34,6 +34,8 @@ class Cluster:
 
     folder: Path
     python: Path
+    variables: dict[str, str]
+    """Of the nodes' environment, such as credentials: a driver sends none."""
     token: str = field(default_factory=lambda: secrets.token_hex(32))
     port: int = field(default_factory=free_port)
     nodes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
@@ -82,7 +84,7 @@ class Cluster:
     def _start(self, name: str, options: list[str]) -> None:
         home = self.folder / name
         home.mkdir()
-        own = {"HOME": str(home), "RAY_ENABLE_AUTO_CONNECT": "0", **self._token}
+        own = {"HOME": str(home), "RAY_ENABLE_AUTO_CONNECT": "0", **self.variables, **self._token}
         with (home / "log").open("wb") as log:
             self.nodes[name] = subprocess.Popen(
                 [self.python, *_RAY_START, *options],
@@ -95,9 +97,9 @@ class Cluster:
 
 
 @contextmanager
-def ray_cluster(folder: Path) -> Iterator[Cluster]:
+def ray_cluster(folder: Path, variables: dict[str, str] | None = None) -> Iterator[Cluster]:
     """A head alone; whatever was started is gone after."""
-    cluster = Cluster(folder, _python_without_this_project(folder))
+    cluster = Cluster(folder, _python_without_this_project(folder), variables or {})
     try:
         cluster.start_head()
         yield cluster

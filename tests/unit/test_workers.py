@@ -68,3 +68,8 @@ def test_machine_without_cpu_and_gpu_is_refused(requested: str):
 @pytest.mark.parametrize("requested", ["2", "1:4"])
 def test_range_is_written_as_it_is_asked_for(requested: str):
     assert str(choose_workers(requested, cpus=4, gpus=0)) == requested
+
+
+def test_cluster_whose_nodes_have_not_joined_is_told_of() -> None:
+    with pytest.raises(RequestError, match=r"there are 0 CPUs and 0 GPUs\. Wait until its nodes have joined"):
+        choose_workers("2", cpus=0, gpus=0)
