@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from infra.errors import RequestError
+from infra.ray_address import is_this_machine
 from infra.settings import Settings
 
 _ENVIRONMENT = {
@@ -44,9 +46,14 @@ def prepare_environment(*, console: bool = False) -> None:
 
 @contextmanager
 def services(settings: Settings) -> Iterator[StartUp]:
-    """Provide Prefect's API and a Ray cluster for the length of the block; what was started for it ends with it."""
+    """Provide Prefect's API and a Ray cluster for the length of the block; what was started for it ends with it.
+
+    Raises:
+        RequestError: a service is configured that can't be used.
+    """
     from infra.prefect_server import prefect_api
 
+    _check_that_nodes_reach_prefect(settings)
     began = time.perf_counter()
     started = StartUp()
     with prefect_api(settings.state_dir) as wait_for_prefect:
@@ -60,3 +67,13 @@ def services(settings: Settings) -> Iterator[StartUp]:
             wait_for_prefect()
             started.prefect_seconds = time.perf_counter() - began
             yield started
+
+
+def _check_that_nodes_reach_prefect(settings: Settings) -> None:
+    from prefect.settings import get_current_settings
+
+    if settings.ray_address and not get_current_settings().api.url and not is_this_machine(settings.ray_address):
+        raise RequestError(
+            f"FMNIST_RAY_ADDRESS: the tasks that run at {settings.ray_address} report to Prefect, and would not reach "
+            "a server of this machine alone. Name one that they reach with PREFECT_API_URL."
+        )

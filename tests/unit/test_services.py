@@ -1,0 +1,42 @@
+"""A cluster's tasks have to reach Prefect's server."""
+
+import socket
+
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows.services import services
+from infra.errors import RequestError
+from infra.ray_address import is_this_machine
+from infra.settings import Settings
+
+ELSEWHERE = "192.0.2.77:6379"
+"""Of the addresses that RFC 5737 keeps for documentation."""
+
+
+def test_cluster_elsewhere_needs_a_named_prefect_server() -> None:
+    with (
+        temporary_settings(restore_defaults={PREFECT_API_URL}),
+        pytest.raises(RequestError, match=r"FMNIST_RAY_ADDRESS: .* 192\.0\.2\.77:6379 .* PREFECT_API_URL"),
+        services(Settings(ray_address=ELSEWHERE)),
+    ):
+        pass
+
+
+def test_with_a_named_prefect_server_it_is_the_cluster_that_is_looked_for() -> None:
+    with (
+        temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}),
+        pytest.raises(RequestError, match="nothing listens at 127"),
+        services(Settings(ray_address="127.0.0.1:1")),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:6379", "ray://localhost:10001", "auto", f"{socket.gethostname()}:6379"])
+def test_own_addresses_are_known(address: str) -> None:
+    assert is_this_machine(address)
+
+
+@pytest.mark.parametrize("address", [ELSEWHERE, "ray://192.0.2.77:10001", "nonesuch.invalid:6379"])
+def test_others_are_not_this_machine(address: str) -> None:
+    assert not is_this_machine(address)
