@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 
@@ -34,6 +35,8 @@ class Cluster:
 
     folder: Path
     python: Path
+    sockets: str
+    """A folder with a short path: a socket's may have 107 characters, and Ray appends some 80."""
     variables: dict[str, str]
     """Of the nodes' environment, such as credentials: a driver sends none."""
     token: str = field(default_factory=lambda: secrets.token_hex(32))
@@ -55,7 +58,7 @@ class Cluster:
 
     def start_head(self) -> None:
         ports = [f"--port={self.port}", f"--dashboard-port={free_port()}"]
-        self._start("head", ["--head", "--num-cpus=0", f"--temp-dir={self.folder / 'ray'}", *ports])
+        self._start("head", ["--head", "--num-cpus=0", f"--temp-dir={self.sockets}", *ports])
         _until_listening(self.port)
 
     def add_node(self, name: str, cpus: int) -> None:
@@ -99,7 +102,12 @@ class Cluster:
 @contextmanager
 def ray_cluster(folder: Path, variables: dict[str, str] | None = None) -> Iterator[Cluster]:
     """A head alone; whatever was started is gone after."""
-    cluster = Cluster(folder, _python_without_this_project(folder), variables or {})
+    with TemporaryDirectory(prefix="ray-") as sockets:
+        cluster = Cluster(folder, _python_without_this_project(folder), sockets, variables or {})
+        yield from _ended_after(cluster)
+
+
+def _ended_after(cluster: Cluster) -> Iterator[Cluster]:
     try:
         cluster.start_head()
         yield cluster
