@@ -6,7 +6,6 @@ dependencies, and not this project, which has to come with the job.
 
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -59,19 +58,19 @@ class Cluster:
     def start_head(self) -> None:
         ports = [f"--port={self.port}", f"--dashboard-port={free_port()}"]
         self._start("head", ["--head", "--num-cpus=0", f"--temp-dir={self.sockets}", *ports])
-        _until_listening(self.port)
+        self._until_up("head")
 
     def add_node(self, name: str, cpus: int) -> None:
+        """Start a node and wait until it has joined: of two at once, with one address, one may not find itself."""
         self._start(name, [f"--address={self.address}", f"--num-cpus={cpus}"])
+        self._until_up(name)
 
-    def until_up(self) -> None:
-        """Wait until all nodes have joined."""
+    def _until_up(self, name: str) -> None:
         deadline = time.monotonic() + _START_SECONDS
-        for name, process in self.nodes.items():
-            while "Ray runtime started" not in (log := self.log(name)):
-                assert process.poll() is None, log
-                assert time.monotonic() < deadline, log
-                time.sleep(0.2)
+        while "Ray runtime started" not in (log := self.log(name)):
+            assert self.nodes[name].poll() is None, log
+            assert time.monotonic() < deadline, log
+            time.sleep(0.2)
 
     def kill(self, name: str) -> None:
         """Have a node vanish, and all that ran on it."""
@@ -131,15 +130,3 @@ def _python_without_this_project(folder: Path) -> Path:
     program = "import importlib.util as found; assert found.find_spec('ray') and not found.find_spec('infra')"
     subprocess.run([python, "-c", program], check=True, cwd="/")
     return python
-
-
-def _until_listening(port: int) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            assert time.monotonic() < deadline, f"nothing listens at port {port}"
-            time.sleep(0.1)
-        else:
-            return

@@ -14,7 +14,6 @@ def test_main_job_takes_nothing_but_settings_to_a_cluster(ceph_gateway: S3Server
     with ray_cluster(tmp_path, ceph_gateway.environment) as cluster:
         for name in ("one", "two"):
             cluster.add_node(name, cpus=1)
-        cluster.until_up()
         environment = settings | ceph_gateway.environment | cluster.environment
         result = fmnist("run", "--preset", "quick", "--epochs", "2", "--workers", "2", **environment)
     assert result.returncode == 0, result.stderr

@@ -26,7 +26,6 @@ from infra.datasets import read_dataset
 from infra.object_store import open_store
 from tasks.splits import load_split
 from tests.benchmarks.classification import make_model
-from tests.cluster import Cluster, ray_cluster
 from tests.commands import FMNIST, outside
 
 FILES, LOOSE, BROKEN = 16, 300, 5
@@ -120,39 +119,12 @@ def test_killed_run_is_finished_by_running_it_again(place: Place, undisturbed: l
     shutil.rmtree(place.folder / "store/predictions" / table)
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A cluster with one node that stays."""
-    with ray_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
-        cluster.add_node("stays", cpus=1)
-        yield cluster
-
-
-@pytest.mark.rounds(full=20, short=1)
-def test_node_that_dies_loses_no_image(place: Place, undisturbed: list[Any], cluster: Cluster, seed: int) -> None:
-    chance = random.Random(seed)
-    table, node = f"node-{seed}", f"dies-{seed}"
-    cluster.add_node(node, cpus=1)
-    cluster.until_up()
-    with running(place, table, cluster.environment) as process:
-        reached(process, chance.choice(["Starting the classifiers", "Classifying"]))
-        time.sleep(chance.uniform(0, 1))
-        cluster.kill(node)
-        ended = process.wait(timeout=250)
-    print(f"seed {seed}: {node} killed, exit code {ended}")
-    if ended:  # it ran the step that hands out the shards
-        again = place.environment | cluster.environment
-        subprocess.run(place.command(table), env=outside() | again, check=True, capture_output=True, timeout=200)
-    assert place.rows(table) == undisturbed
-    shutil.rmtree(place.folder / "store/predictions" / table)
-
-
 @contextmanager
-def running(place: Place, table: str, environment: dict[str, str] | None = None) -> Iterator["subprocess.Popen[str]"]:
+def running(place: Place, table: str) -> Iterator["subprocess.Popen[str]"]:
     """The command, with an end to all that it started."""
     process = subprocess.Popen(
         place.command(table),
-        env=outside() | place.environment | (environment or {}),
+        env=outside() | place.environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
