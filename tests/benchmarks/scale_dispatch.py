@@ -1,0 +1,127 @@
+"""What it costs to hand out shards to many actors, whatever they do with them: part of scale.py.
+
+First by the project's own pool, to as many real actors, each a process; then by the same calls of Ray's `ActorPool` to
+as many places in a few processes, since a thousand processes need more memory than this machine has.
+"""
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+import psutil
+
+from tests.benchmarks.classification import last_json
+
+PROCESSES = 4
+"""That share the places, where there are more than processes."""
+MOST_ACTORS = 100
+"""Processes at once, at most."""
+
+
+def measure_dispatch(in_flight: int, shards: int = 20_000) -> dict[str, Any]:
+    """Hand out so many shards, with so many under way at once."""
+    kind = "actors" if in_flight <= MOST_ACTORS else "places"
+    return last_json("tests.benchmarks.scale_dispatch", kind, str(in_flight), str(shards))
+
+
+class Actor:
+    """Does nothing with a shard, and says what a classifier says."""
+
+    def ready(self) -> None:
+        """Return once the process is there."""
+
+    def work(self, shard: int) -> Any:
+        """Books, and whose."""
+        from infra.prediction_table import ShardBooks
+
+        return os.getpid(), ShardBooks(shard, 20_000, 20_000, 0, 0.5)
+
+
+def _main(kind: str, in_flight: int, shards: int) -> None:
+    from flows.services import prepare_environment
+
+    prepare_environment()
+    import ray
+
+    ray.init(address="local", include_dashboard=False, log_to_driver=False)
+    figures = (_by_actors if kind == "actors" else _by_places)(in_flight, shards)
+    ray.shutdown()
+    print(json.dumps({"kind": kind, "in_flight": in_flight, "shards": shards} | figures))
+
+
+def _by_actors(in_flight: int, shards: int) -> dict[str, Any]:
+    from infra.actor_pool import map_shards
+    from infra.actor_resources import ActorResources
+
+    resources = ActorResources(cpus=0, gpus=0, most=in_flight)
+    seen: dict[int, float] = {}
+    began = time.perf_counter()
+    with map_shards(Actor, (), range(shards), resources, what="The run") as results:
+        meter, done_before = None, 0
+        for done, (pid, _) in enumerate(results, 1):
+            if pid not in seen:
+                seen[pid] = time.perf_counter() - began
+                if len(seen) == in_flight:  # from here on, all of them are at work
+                    meter, done_before = _Meter(), done
+    if meter is None:
+        raise RuntimeError(f"Only {len(seen)} of {in_flight} actors came to work before the shards were done.")
+    starts = sorted(seen.values())
+    return {
+        "first_actor_seconds": round(starts[0], 2),
+        "last_actor_seconds": round(starts[-1], 2),
+        **meter.figures(shards - done_before),
+    }
+
+
+def _by_places(in_flight: int, shards: int) -> dict[str, Any]:
+    import ray
+    from ray.util import ActorPool
+
+    places = in_flight // PROCESSES
+    actor = ray.remote(num_cpus=0, max_concurrency=places)(Actor)
+    handles = [actor.remote() for _ in range(PROCESSES)]
+    ray.get([handle.ready.remote() for handle in handles])
+    pool = ActorPool([handle for handle in handles for _ in range(places)])
+    meter = _Meter()
+    for shard in range(shards):
+        pool.submit(lambda handle, shard: handle.work.remote(shard), shard)
+    while pool.has_next():
+        pool.get_next_unordered(timeout=2)
+    return meter.figures(shards)
+
+
+class _Meter:
+    """What this process and Ray's own take, from when it is made."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self._cpu = _cpu_seconds()
+
+    def figures(self, shards: int) -> dict[str, Any]:
+        """By shard, in milliseconds."""
+        seconds = time.perf_counter() - self._began
+        return {
+            "shards_per_second": round(shards / seconds),
+            "cpu_ms_a_shard": {
+                role: round(1000 * (spent - self._cpu.get(role, 0.0)) / shards, 4)
+                for role, spent in _cpu_seconds().items()
+            },
+            "driver_mib": round(psutil.Process().memory_full_info().uss / 2**20),
+            "head_mib": round(_head().memory_full_info().uss / 2**20),
+        }
+
+
+def _cpu_seconds() -> dict[str, float]:
+    head = _head()
+    return {"driver": sum(psutil.Process().cpu_times()[:2]), "head": sum(head.cpu_times()[:2])}
+
+
+def _head() -> psutil.Process:
+    [found] = [process for process in psutil.Process().children(recursive=True) if process.name() == "gcs_server"]
+    return found
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,191 @@
+"""Planning of very many loose objects, stage by stage: part of tests/benchmarks/scale.py.
+
+The listing is a simulated server's, in a process of its own: pages of 1,000 keys, with ETags as random as MD5s are, so
+that plans are as large as real ones. All else is real.
+"""
+
+import multiprocessing
+import os
+import resource
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import md5
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+CONTEXT = multiprocessing.get_context("spawn")
+KEY = "images/{folder:06d}/{number:010d}.png"
+
+
+def measure_planning(objects: int) -> dict[str, Any]:
+    """Plan so many objects twice, each time in a process of its own: anew, and with nothing new."""
+    port = CONTEXT.Queue()
+    server = CONTEXT.Process(target=_serve, args=(objects, port), daemon=True)
+    server.start()
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port.get(timeout=60)}",
+        "AWS_ACCESS_KEY_ID": "simulated",
+        "AWS_SECRET_ACCESS_KEY": "simulated",
+    }
+    os.environ |= environment
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            return {"objects": objects, "anew": _in_a_process(folder), "nothing_new": _in_a_process(folder)}
+    finally:
+        server.terminate()
+        server.join()
+
+
+def _in_a_process(folder: str) -> dict[str, Any]:
+    results = CONTEXT.Queue()
+    process = CONTEXT.Process(target=_plan, args=(folder, results))
+    process.start()
+    found: dict[str, Any] = results.get(timeout=3600)
+    process.join()
+    return found
+
+
+def _plan(folder: str, results: Any) -> None:
+    """Plan everything in the bucket: seconds by stage, most memory, most of the disk, and the plan's size."""
+    from infra.object_store import open_store
+    from infra.staged_inputs import StagedInputs
+    from tasks import planning
+    from tasks.inputs import ReadOptions
+    from tests.unit.image_inputs import model_version
+
+    stages: dict[str, float] = {}
+    time_stage(StagedInputs, "stage", "list and keep", stages)
+    time_stage(StagedInputs, "images_done", "count what is done", stages)
+    time_stage(planning, "_write_pieces", "compare, sort, cut into pieces", stages)
+    time_stage(planning, "write_plan", "digest and write the plan", stages)
+    scratch = Path(folder) / f"scratch-{os.getpid()}"
+    scratch.mkdir()
+    store = open_store(f"file://{folder}/store")
+    began, cpu = time.perf_counter(), time.process_time()
+    with most_bytes_in(scratch) as most:
+        work = planning.plan_inputs(
+            store,
+            ["s3://simulated/images"],
+            table="planned",
+            model=model_version(1),
+            options=ReadOptions(),
+            scratch=scratch,
+        )
+    found: dict[str, Any] = {
+        "seconds": round(time.perf_counter() - began, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
+        "stages": {name: round(seconds, 1) for name, seconds in stages.items()},
+        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "scratch_mib": round(most["bytes"] / 2**20, 1),
+        "planned": sum(plan.planned for plan in work.plans),
+        "shards": sum(plan.shards for plan in work.plans),
+    }
+    if not (Path(folder) / "first").exists():  # nothing new leaves the first plan to be finished, and no other
+        (Path(folder) / "first").touch()
+        found |= _plan_object(store, work.plans[-1])
+    results.put(found)
+
+
+def _plan_object(store: Any, plan: Any) -> dict[str, Any]:
+    """What each actor opens: how large it is, and what it takes to open it and to read a shard of it."""
+    import pyarrow.parquet as pq
+
+    from infra.batch_plan import ShardInputs
+
+    key = f"{plan.key}/_plan.parquet"
+    filesystem, path = store.arrow(key)
+    metadata = pq.read_metadata(path, filesystem=filesystem)
+    began = time.perf_counter()
+    inputs = ShardInputs(store, plan)
+    opened = time.perf_counter()
+    inputs.of(plan.shards // 2)
+    return {
+        "plan_bytes": store.stat(key).size,
+        "plan_row_groups": metadata.num_row_groups,
+        "plan_footer_bytes": metadata.serialized_size,
+        "open_plan_seconds": round(opened - began, 4),
+        "read_shard_seconds": round(time.perf_counter() - opened, 4),
+    }
+
+
+def time_stage(owner: Any, name: str, stage: str, stages: dict[str, float]) -> None:
+    """Have a function add the seconds that it takes to `stages`."""
+    function: Callable[..., Any] = getattr(owner, name)
+
+    def timed(*arguments: Any, **options: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return function(*arguments, **options)
+        finally:
+            stages[stage] = stages.get(stage, 0.0) + time.perf_counter() - began
+
+    setattr(owner, name, timed)
+
+
+@contextmanager
+def most_bytes_in(folder: Path) -> Iterator[dict[str, int]]:
+    """The most that a folder holds during the block, looked at four times a second."""
+    most, ended = {"bytes": 0}, threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.25):
+            size = 0
+            for path in folder.rglob("*"):
+                try:
+                    size += path.stat().st_blocks * 512
+                except FileNotFoundError:  # it went meanwhile
+                    continue
+            most["bytes"] = max(most["bytes"], size)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield most
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _serve(objects: int, port: Any) -> None:
+    """Answer listings as if a bucket held so many images."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self) -> None:
+            self.send_response(404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            query = parse_qs(urlsplit(self.path).query)
+            first = int(query.get("continuation-token", ["0"])[0])
+            end = min(objects, first + int(query.get("max-keys", ["1000"])[0]))
+            more = f"<NextContinuationToken>{end}</NextContinuationToken>" if end < objects else ""
+            contents = "".join(
+                f"<Contents><Key>{KEY.format(folder=number // 10_000, number=number)}</Key>"
+                "<LastModified>2026-11-23T08:00:00.000Z</LastModified>"
+                f"<ETag>&quot;{md5(b'%d' % number, usedforsecurity=False).hexdigest()}&quot;</ETag>"
+                "<Size>600</Size><StorageClass>STANDARD</StorageClass></Contents>"
+                for number in range(first, end)
+            )
+            truncated = "true" if more else "false"
+            body = (
+                f"<ListBucketResult><IsTruncated>{truncated}</IsTruncated>{more}{contents}</ListBucketResult>"
+            ).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class names it so)
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    port.put(server.server_port)
+    server.serve_forever()

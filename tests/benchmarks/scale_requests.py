@@ -1,0 +1,106 @@
+"""Requests to S3 by file, by shard and for the report, counted by a proxy before the server: part of scale.py."""
+
+import os
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from tests.benchmarks.classification import make_model
+from tests.benchmarks.scale_runs import SHARD_IMAGES, run_flow, write_images
+from tests.s3_server import Exchange, S3Server, faulty_proxy
+
+FEW, MANY = 20, 120
+"""Files; the report looks at 20 images, so that more files make no more requests of it."""
+
+
+def measure_requests() -> dict[str, Any]:
+    """What another hundred files, and another hundred shards, ask for."""
+    root = os.environ.get("FMNIST_STORE", "")
+    if not root.startswith("s3://"):
+        raise SystemExit('S3 is needed: eval "$(make -s s3-up)"')
+    bucket, _, prefix = root.removeprefix("s3://").partition("/")
+    own = f"{prefix}/scale-{uuid4().hex[:8]}".lstrip("/")
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {"FMNIST_STORE": f"s3://{bucket}/{own}/store", "FMNIST_STATE_DIR": f"{folder}/state"}
+        make_model(settings["FMNIST_STORE"])
+        for files in (FEW, MANY):
+            _upload(write_images(Path(folder) / str(files), files, SHARD_IMAGES), bucket, f"{own}/images-{files}")
+        few, many = (f"s3://{bucket}/{own}/images-{files}/" for files in (FEW, MANY))
+        counted = {
+            "few files, as many shards": _counted(few, settings, "files", report=False),
+            "many files, as many shards": _counted(many, settings, "files", report=False),
+            "many files, one shard": _counted(many, settings, "planned", report=False),
+            "few files, with report": _counted(few, settings, "files", report=True),
+            "many files, with report": _counted(many, settings, "files", report=True, table="taken-over"),
+        }
+        taken_over = _count_taking_over(settings["FMNIST_STORE"], "taken-over")
+    bare, one_shard = counted["many files, as many shards"], counted["many files, one shard"]
+    by_file_and_shard = _less(bare, counted["few files, as many shards"], MANY - FEW)
+    by_shard = _less(bare, one_shard, MANY - 1)
+    return {
+        "runs": counted,
+        "by_shard": by_shard,
+        "by_file": _less(by_file_and_shard, by_shard, 1),
+        "report_of_20_shards": _less(counted["few files, with report"], counted["few files, as many shards"], 1),
+        "report_of_120_shards": _less(counted["many files, with report"], bare, 1),
+        "by_part_taken_over": {name: round(count / MANY, 2) for name, count in sorted(taken_over.items())},
+    }
+
+
+def _less(more: dict[str, Any], less: dict[str, Any], units: int) -> dict[str, float]:
+    """The difference of two counts, by unit."""
+    names = sorted(more.keys() | less.keys())
+    return {name: round((more.get(name, 0) - less.get(name, 0)) / units, 2) for name in names}
+
+
+def _counted(
+    images: str, settings: dict[str, str], mode: str, *, report: bool, table: str | None = None
+) -> dict[str, int]:
+    counted: Counter[str] = Counter()
+    with faulty_proxy(_server(), before=lambda exchange: _count(exchange, counted)) as proxy:
+        name = table or f"counted-{uuid4().hex[:8]}"
+        run_flow(images, name, settings | proxy.environment, each_file_a_shard=mode == "files", report=report)
+    return dict(sorted(counted.items()))
+
+
+def _count_taking_over(root: str, table: str) -> Counter[str]:
+    """What a run asks for to learn what is done of a batch that another left."""
+    from infra.batch_log import read_batch_log
+    from infra.batch_plan import find_plan
+    from infra.object_store import open_store
+    from infra.prediction_table import existing_parts, read_books
+
+    store = open_store(root)
+    [entry] = read_batch_log(store, table).batches
+    plan = find_plan(store, table, entry.batch)
+    assert plan is not None
+    counted: Counter[str] = Counter()
+    before = os.environ["AWS_ENDPOINT_URL"]
+    with faulty_proxy(_server(), before=lambda exchange: _count(exchange, counted)) as proxy:
+        os.environ |= proxy.environment
+        store = open_store(root)
+        counted.clear()
+        books = [read_books(store, plan, shard) for shard in existing_parts(store, plan)]
+        assert len(books) == plan.shards
+    os.environ["AWS_ENDPOINT_URL"] = before
+    return counted
+
+
+def _server() -> S3Server:
+    return S3Server({name: value for name, value in os.environ.items() if name.startswith("AWS_")})
+
+
+def _count(exchange: Exchange, counted: Counter[str]) -> None:
+    """By S3's price classes, and what is free."""
+    method = "LIST" if exchange.method == "GET" and "list-type=2" in exchange.path else exchange.method
+    counted[method] += 1
+
+
+def _upload(folder: Path, bucket: str, prefix: str) -> None:
+    import boto3
+
+    client = boto3.client("s3")
+    for path in sorted(folder.iterdir()):
+        client.upload_file(str(path), bucket, f"{prefix}/{path.name}")

@@ -1,0 +1,270 @@
+"""Runs of the classification flow over synthetic rows, with what each process of it took: part of scale.py.
+
+The flow, its Prefect, its Ray and its actors are the real ones; only the images are made up, as raw pixels in Parquet.
+"""
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tests.benchmarks.classification import last_json, make_model
+
+SHARD_IMAGES = 32
+FILE_IMAGES = 10_000
+_ROLES = {
+    "gcs_server": "head",
+    "raylet": "raylet",
+    "ray::_Board": "board",
+    "ray::ShardClass": "actor",
+    "prefect": "prefect",
+}
+"""By how a process's name begins; any other of Ray's that is at work is the task that hands out the shards."""
+
+
+def measure_shards(shards: int) -> dict[str, Any]:
+    """Classify so many files of few images, each a shard; kill such a run at its half, and let another finish it."""
+    with tempfile.TemporaryDirectory() as folder:
+        images = write_images(Path(folder) / "images", shards, SHARD_IMAGES)
+        settings = {"FMNIST_STORE": f"file://{folder}/store", "FMNIST_STATE_DIR": f"{folder}/state"}
+        make_model(settings["FMNIST_STORE"])
+        whole = run_flow(images, "whole", settings, each_file_a_shard=True)
+        taken_over = _kill_at_half(images, "killed", settings, shards)
+        finished = run_flow(images, "killed", settings, each_file_a_shard=True)
+        again = run_flow(images, "killed", settings, each_file_a_shard=True)
+    keep = ("flow_seconds", "steps")
+    return {
+        "shards": shards,
+        "images_a_shard": SHARD_IMAGES,
+        **whole,
+        "killed_at_half": taken_over,
+        "finished_after": {name: finished[name] for name in keep},
+        "nothing_new": {name: again[name] for name in keep},
+    }
+
+
+def measure_images(images: int) -> dict[str, Any]:
+    """Classify so many images, in shards as planning cuts them; the files are one file by many names."""
+    with tempfile.TemporaryDirectory() as folder:
+        places = write_images(Path(folder) / "images", images // FILE_IMAGES, FILE_IMAGES, same=True)
+        settings = {"FMNIST_STORE": f"file://{folder}/store", "FMNIST_STATE_DIR": f"{folder}/state"}
+        make_model(settings["FMNIST_STORE"])
+        return {"images": images, **run_flow(places, "whole", settings)}
+
+
+def write_images(folder: Path, files: int, images: int, *, same: bool = False) -> Path:
+    """Write random raw pixels: `files` Parquet files of `images` rows; with `same`, they are links to one."""
+    folder.mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    for number in range(files):
+        path = folder / f"{number:06d}.parquet"
+        if same and number:
+            os.link(folder / "000000.parquet", path)
+            continue
+        pixels = pa.py_buffer(draw.integers(0, 256, 784 * images, dtype=np.uint8).tobytes())
+        column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(784), images, [None, pixels])
+        pq.write_table(pa.table({"image": column}), path, compression="none", use_dictionary=False)
+    return folder
+
+
+def run_flow(
+    images: Path | str, table: str, settings: dict[str, str], *, each_file_a_shard: bool = False, report: bool = True
+) -> dict[str, Any]:
+    """Run the flow in a process of its own."""
+    before = _prefect_rows(settings)
+    mode = "files" if each_file_a_shard else "planned"
+    reports = "report" if report else "no report"
+    figures = last_json("tests.benchmarks.scale_runs", str(images), table, mode, reports, **settings)
+    after = _prefect_rows(settings)
+    figures["prefect_rows"] = {name: after[name] - before.get(name, 0) for name in after}
+    return figures
+
+
+def _prefect_rows(settings: dict[str, str]) -> dict[str, int]:
+    """Rows in the database of the run's own Prefect server."""
+    found = {}
+    for path in Path(settings["FMNIST_STATE_DIR"]).glob("prefect/**/*.db"):
+        with sqlite3.connect(path) as database:
+            for name in ("log", "artifact", "task_run", "events"):
+                with suppress(sqlite3.OperationalError):
+                    [(found[name],)] = database.execute(f"SELECT count(*) FROM {name}").fetchall()
+    return found
+
+
+def _kill_at_half(images: Path, table: str, settings: dict[str, str], shards: int) -> dict[str, Any]:
+    """Kill the flow's process when half of the parts are there; then take over what is there, as the next run does."""
+    from infra.batch_log import read_batch_log
+    from infra.batch_plan import find_plan
+    from infra.object_store import open_store
+    from infra.prediction_table import existing_parts, read_books
+
+    command = [sys.executable, "-m", "tests.benchmarks.scale_runs", str(images), table, "files", "report"]
+    run = subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.DEVNULL)
+    folder = Path(settings["FMNIST_STORE"].removeprefix("file://")) / "predictions" / table
+    deadline = time.monotonic() + 400
+    while sum(1 for _ in folder.glob("batch=*/part-*.parquet")) < shards // 2:
+        assert run.poll() is None, "the run ended before its half"
+        assert time.monotonic() < deadline, "the run does not come to its half"
+        time.sleep(0.1)
+    started_by_it = psutil.Process(run.pid).children(recursive=True)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    for process in psutil.wait_procs(started_by_it, timeout=100)[1]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    store = open_store(settings["FMNIST_STORE"])
+    [entry] = read_batch_log(store, table).batches
+    plan = find_plan(store, table, entry.batch)
+    assert plan is not None
+    began = time.perf_counter()
+    parts = existing_parts(store, plan)
+    listed = time.perf_counter()
+    books = [read_books(store, plan, shard) for shard in parts]
+    return {
+        "parts": len(books),
+        "list_seconds": round(listed - began, 3),
+        "read_books_seconds": round(time.perf_counter() - listed, 3),
+    }
+
+
+@dataclass
+class Watch:
+    """Looks twice a second at what this process and those that it started take, for the length of the block."""
+
+    peak_mib: dict[str, float] = field(default_factory=dict)
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
+
+    def __enter__(self) -> "Watch":
+        self._ended, self._roles = threading.Event(), dict[int, str]()
+        self._cpu: dict[int, float] = {}
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        for pid, seconds in self._cpu.items():
+            role = self._roles[pid]
+            self.cpu_seconds[role] = round(self.cpu_seconds.get(role, 0.0) + seconds, 2)
+        self.peak_mib = {role: round(mib) for role, mib in self.peak_mib.items()}
+
+    def _watch(self) -> None:
+        own = psutil.Process()
+        self._roles[own.pid] = "flow"
+        began = {own.pid: sum(own.cpu_times()[:2])}
+        while not self._ended.wait(0.5):
+            for process in [own, *own.children(recursive=True)]:
+                with suppress(psutil.Error):
+                    role = self._roles.get(process.pid) or _role(process)
+                    if role is None:
+                        continue
+                    self._roles[process.pid] = role
+                    self._cpu[process.pid] = sum(process.cpu_times()[:2]) - began.get(process.pid, 0.0)
+                    mib = process.memory_full_info().uss / 2**20
+                    self.peak_mib[role] = max(self.peak_mib.get(role, 0.0), mib)
+
+
+def _role(process: psutil.Process) -> str | None:
+    title = " ".join(process.cmdline())
+    name = process.name()
+    for begins, role in _ROLES.items():
+        if name.startswith(begins) or title.startswith(begins):
+            return role
+    if re.search(r"prefect.*server|uvicorn", title):
+        return "prefect"
+    return "driver" if title.startswith("ray::") and not title.startswith("ray::IDLE") else None
+
+
+def _main(images: str, table: str, mode: str, reports: str) -> None:
+    """Run the flow in this process, and print its figures."""
+    from flows.services import prepare_environment, services
+
+    prepare_environment()
+    import ray
+
+    import flows.classify
+    import infra.batch_plan
+    from flows.parameters import ClassifyParameters
+    from infra.object_store import open_store
+    from infra.prediction_table import manifest_key
+    from infra.settings import load_settings
+
+    if mode == "files":  # every piece is then larger than a share
+        infra.batch_plan.SMALLEST_SHARD = infra.batch_plan.LARGEST_SHARD = 1.0
+    if reports == "no report":
+        setattr(flows.classify, "write_batch_reports", lambda _: [])  # noqa: B010 (a task's type is another)
+    steps: dict[str, float] = {}
+    batches: list[Any] = []
+    for name in ("plan_batch", "on_ray", "commit_batches", "write_batch_reports"):
+        _time(flows.classify, name, steps, batches)
+    settings = load_settings()
+    with services(settings), Watch() as watch:
+        before = _plasma()
+        began = time.perf_counter()
+        summary = flows.classify.classify(ClassifyParameters(inputs=[images], table=table))
+        seconds = time.perf_counter() - began
+        after = _plasma()
+        ray.shutdown()
+    figures: dict[str, Any] = {
+        "predicted": sum(manifest.predicted for manifest in summary.manifests),
+        "flow_seconds": round(seconds, 2),
+        "steps": {name: round(spent, 3) for name, spent in steps.items()},
+        "peak_mib": watch.peak_mib,
+        "cpu_seconds": watch.cpu_seconds,
+        "object_store_bytes": {"used": after[0], "written": after[1] - before[1]},
+    }
+    if batches:
+        [batch] = batches
+        [manifest] = summary.manifests
+        store = open_store(settings.store)
+        found = store.stat(manifest_key(table, manifest.batch))
+        figures |= {
+            "shards": batch.plan.shards,
+            "from_first_actor_seconds": round(batch.seconds, 2),
+            "manifest_bytes": found.size if found else 0,
+        }
+    print(json.dumps(figures))
+
+
+def _time(owner: Any, name: str, steps: dict[str, float], batches: list[Any]) -> None:
+    function = getattr(owner, name)
+
+    def timed(*arguments: Any, **options: Any) -> Any:
+        began = time.perf_counter()
+        result = function(*arguments, **options)
+        steps[name] = time.perf_counter() - began
+        if name == "on_ray":
+            batches.extend(result)
+        return result
+
+    setattr(owner, name, timed)
+
+
+def _plasma() -> tuple[int, int]:
+    """Bytes in Ray's object store, and those that were ever written to it."""
+    import ray
+    from ray._private.internal_api import node_stats
+
+    [node] = ray.nodes()
+    stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False).store_stats
+    return int(stats.object_store_bytes_used), int(stats.cumulative_created_bytes)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

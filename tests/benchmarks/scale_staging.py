@@ -1,0 +1,130 @@
+"""Comparing what was listed with what is planned, by objects and by batches: part of scale.py."""
+
+import json
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.classification import last_json
+from tests.benchmarks.scale_planning import most_bytes_in
+
+_LISTING = """
+    SELECT printf('s3://simulated/images/%06d/%010d.png', number // 10000, number) AS uri,
+        '258-' || md5(number::VARCHAR) AS fingerprint, 'image' AS kind, 600::BIGINT AS size, NULL::TINYINT AS label
+    FROM range({rows}) AS numbers(number)
+"""
+_NEW = 1_000
+
+
+def measure_comparison(objects: int) -> dict[str, Any]:
+    """Sort a listing of so many objects, compare it with a plan that lacks the last 1,000, count those it has."""
+    return last_json("tests.benchmarks.scale_staging", "objects", str(objects))
+
+
+def measure_batches(batches: int, store: str) -> dict[str, Any]:
+    """Plan with nothing new, in a table that so many batches of an image each came before."""
+    return last_json("tests.benchmarks.scale_staging", "batches", str(batches), FMNIST_STORE=store)
+
+
+def _objects(objects: int) -> dict[str, Any]:
+    import duckdb
+
+    from infra.batch_plan import CHUNK_ROWS
+    from infra.staged_inputs import FILE_SCHEMA, StagedInputs
+
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder) / "scratch"
+        scratch.mkdir()
+        plan = Path(folder) / "plan.parquet"
+        staged = StagedInputs(scratch)
+        with duckdb.connect() as duck:
+            listing = _LISTING.format(rows=objects)
+            duck.execute(
+                f"COPY (SELECT uri, fingerprint, 1::BIGINT AS rows FROM ({_LISTING.format(rows=objects - _NEW)})) "
+                f"TO '{plan}' (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {CHUNK_ROWS})"
+            )
+            reader = duck.sql(listing).to_arrow_reader(CHUNK_ROWS)
+            staged.stage(batch.cast(FILE_SCHEMA) for batch in reader)
+        figures: dict[str, Any] = {"objects": objects, "listed_mib": round(_bytes(scratch) / 2**20)}
+        asked: dict[str, Callable[[], int]] = {
+            "compare": lambda: sum(len(batch) for batch in staged.new_files([plan])),
+            "count_done": lambda: staged.images_done([plan]),
+            "sort": lambda: sum(len(batch) for batch in staged.new_files([])),
+        }
+        for name, ask in asked.items():
+            began = time.perf_counter()
+            with most_bytes_in(scratch) as most:
+                found = ask()
+            figures[name] = {
+                "found": found,
+                "seconds": round(time.perf_counter() - began, 1),
+                "scratch_mib": round(most["bytes"] / 2**20),
+                "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            }
+    return figures
+
+
+def _batches(count: int) -> dict[str, Any]:
+    from infra.batch_log import BatchLog, LoggedBatch, append_batch
+    from infra.batch_plan import cut_into_shards, write_plan
+    from infra.object_store import open_store
+    from infra.settings import load_settings
+    from infra.staged_inputs import StagedInputs
+    from tasks import planning
+    from tasks.inputs import ReadOptions, list_files, pieces_of
+    from tests.benchmarks.scale_planning import time_stage
+    from tests.unit.image_inputs import model_version, touch
+
+    options = ReadOptions()
+    store = open_store(f"{load_settings().store}/batches-{count}-{time.time_ns():x}")
+    with tempfile.TemporaryDirectory() as folder:
+        images, scratch = Path(folder) / "images", Path(folder) / "scratch"
+        scratch.mkdir()
+        touch(images, *(f"{number:06d}.png" for number in range(count)))
+        staged = StagedInputs(scratch)
+        staged.stage(list_files([str(images)], options))
+        entries = []
+        for files in staged.new_files([]):
+            for row in range(len(files)):
+                plan = write_plan(
+                    store,
+                    table="planned",
+                    model_version="1",
+                    options=options.model_dump(),
+                    inputs=cut_into_shards(pieces_of([files.slice(row, 1)], options), 1.0),
+                    scratch=scratch,
+                )
+                entry = LoggedBatch(batch=plan.batch, model_version="1", options=plan.options, committed=True)
+                entries.append(entry)
+        append_batch(store, BatchLog("planned", entries[:-1], None), entries[-1])
+        stages: dict[str, float] = {}
+        time_stage(planning, "plan_files", "bring the plans here", stages)
+        time_stage(planning, "_write_pieces", "compare", stages)
+        time_stage(StagedInputs, "images_done", "count what is done", stages)
+        again = Path(folder) / "again"
+        again.mkdir()
+        began = time.perf_counter()
+        work = planning.plan_inputs(
+            store, [str(images)], table="planned", model=model_version(1), options=options, scratch=again
+        )
+        assert (work.plans, work.already_done) == ([], count)
+        found = store.stat("predictions/planned/_batches.json")
+        return {
+            "batches": count,
+            "seconds": round(time.perf_counter() - began, 2),
+            "stages": {name: round(seconds, 2) for name, seconds in stages.items()},
+            "log_bytes": found.size if found else 0,
+            "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        }
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*"))
+
+
+if __name__ == "__main__":
+    print(json.dumps({"objects": _objects, "batches": _batches}[sys.argv[1]](int(sys.argv[2]))))
