@@ -155,18 +155,28 @@ def read_input(uri: str, fingerprint: str, largest: int) -> bytes:
             os.close(descriptor)
 
 
-def open_input(uri: str) -> Any:
+def open_input(uri: str, *, fetch: int = 0) -> Any:
     """Open a file as a random-access `pyarrow.NativeFile`.
+
+    Args:
+        uri: its URI.
+        fetch: bytes; a file on S3 that is no larger is fetched at once, in one request.
 
     Raises:
         InputUnreadable: it is gone, or may not be read, or is no file.
         RequestError: S3 does not answer, or is not set up, or this machine fails.
     """
     if uri.lower().startswith("s3://"):
+        from pyarrow import BufferReader
+
         _place_on_s3(uri)
         filesystem, path = filesystem_of(uri)
         try:
-            return filesystem.open_input_file(path)
+            file = filesystem.open_input_file(path)
+            if file.size() > fetch:
+                return file
+            with file:
+                return BufferReader(file.read())
         except FileNotFoundError:
             raise InputUnreadable("vanished: there is no such object") from None
         except OSError as error:

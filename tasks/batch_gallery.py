@@ -21,24 +21,34 @@ from infra.batch_plan import PIECE_SCHEMA, ShardInputs, find_plan
 from infra.errors import RequestError
 from infra.input_files import InputUnreadable
 from infra.object_store import ObjectStore
-from infra.prediction_table import BatchManifest, open_rows
+from infra.prediction_table import BatchManifest
 from tasks.inputs import ReadOptions, open_container
-from tasks.reading import ReadImages, read_shard
+from tasks.reading import ReadImages, check_version, container_batches, read_shard
 
 GALLERY_IMAGES = 20
 _MOST_BYTES = 2**30
 """Read for a gallery, at most: an image in a container may lie behind much else."""
+_NEAR_BYTES = 8 * 2**20
+"""Between two row groups that are read in one go, at most."""
 _UNREADABLE = (InputUnreadable, InvalidDataset, RequestError, OSError, pa.ArrowException)
 _FRAGMENT = re.compile(r"#(?:row|member)=")
 
 
-def least_confident(store: ObjectStore, manifest: BatchManifest, count: int = GALLERY_IMAGES) -> list[ShownImage]:
+def least_confident(
+    store: ObjectStore, manifest: BatchManifest, rows: Any, count: int = GALLERY_IMAGES
+) -> list[ShownImage]:
     """The images of a committed batch with the lowest confidence, the lowest first.
 
     An image that is gone, was changed since or can't be read has no pixels, and says why.
+
+    Args:
+        store: where the batch is.
+        manifest: the batch's.
+        rows: its rows, as `open_rows` opens them.
+        count: of images, at most.
     """
-    rows = _least_confident_rows(store, manifest, count)
-    found = _Pixels(store, manifest).of(rows)
+    least = _least_confident_rows(rows, count)
+    found = _Pixels(store, manifest).of(least)
     return [
         ShownImage(
             uri=row["image"],
@@ -47,15 +57,14 @@ def least_confident(store: ObjectStore, manifest: BatchManifest, count: int = GA
             pixels=found[row["image"]].pixels,
             missing=found[row["image"]].missing,
         )
-        for row in rows
+        for row in least
     ]
 
 
-def _least_confident_rows(store: ObjectStore, manifest: BatchManifest, count: int) -> list[dict[str, Any]]:
+def _least_confident_rows(rows: Any, count: int) -> list[dict[str, Any]]:
     """Rows with `image`, `confidence`, `probabilities`, `label` and `shard`; memory does not grow with the batch."""
     from pyarrow import dataset
 
-    rows = open_rows(store, [manifest])
     with duckdb.connect() as connection:
         connection.register("rows", rows)
         # The limit first, from one narrow column: the wide ones are then read where row groups have any below it.
@@ -100,19 +109,18 @@ class _Pixels:
         """The pixels of these rows' images, or why there are none, by URI."""
         found = {row["image"]: _Seen() for row in rows}
         for piece, images in self._pieces(rows):
-            for narrow, wanted in _narrowed(piece, images, self._options, found):
-                if not wanted:
-                    continue
-                if narrow["size"] > self._bytes_left:
-                    reason = f"{narrow['size']:,} bytes would have to be read for it"
-                    found |= dict.fromkeys(wanted, _Seen(missing=reason))
-                    continue
-                self._bytes_left -= narrow["size"]
-                self._read(narrow, wanted, found)
+            try:
+                if piece["kind"] == "image":
+                    self._read(piece, {piece["uri"]}, read_shard(_table(piece), self._options), found)
+                else:
+                    self._read_container(piece, images, found)
+            except _UNREADABLE as error:
+                missing = (image for image in images if found[image].pixels is None)
+                found |= dict.fromkeys(missing, _Seen(missing=str(error)))
         return found
 
     def _pieces(self, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], list[str]]]:
-        """The pieces of the plan that may hold the images of rows."""
+        """The pieces of the plan that may hold the images of rows; one of a container, whose images have numbers."""
         plan = find_plan(self._store, self._manifest.table, self._manifest.batch)
         if plan is None or not rows:
             return
@@ -120,29 +128,47 @@ class _Pixels:
         by_shard = defaultdict(list)
         for row in rows:
             by_shard[row["shard"]].append(row["image"])
+        numbered: dict[str, tuple[dict[str, Any], list[str]]] = {}
         for shard, images in by_shard.items():
             files = pa.array({file for image in images for file in _files(image)}, pa.string())
             shard_inputs = inputs.of(shard).select(PIECE_SCHEMA.names)
             for piece in shard_inputs.filter(pc.is_in(shard_inputs.column("uri"), files)).to_pylist():
                 held = [image for image in images if _may_hold(piece, image)]
-                if held:
+                if held and all(_row_of(piece, image) is not None for image in held):
+                    numbered.setdefault(piece["uri"], (piece, []))[1].extend(held)
+                elif held:
                     yield piece, held
+        yield from numbered.values()
 
-    def _read(self, piece: dict[str, Any], wanted: set[str], found: dict[str, _Seen]) -> None:
+    def _read_container(self, piece: dict[str, Any], images: list[str], found: dict[str, _Seen]) -> None:
+        """Read images of a container, which is opened once: on S3, that alone is two requests."""
+        check_version(piece)
+        with open_container(piece["uri"], piece["kind"], to_read=True) as opened:
+            for narrow, wanted in _narrowed(piece, images, opened[0], self._options, found):
+                if wanted:
+                    self._read(narrow, wanted, container_batches(opened, narrow, self._options), found)
+
+    def _read(
+        self, piece: dict[str, Any], wanted: set[str], batches: Iterator[ReadImages], found: dict[str, _Seen]
+    ) -> None:
         """Read a piece until all that is wanted of it was found."""
+        if piece["size"] > self._bytes_left:
+            found |= dict.fromkeys(wanted, _Seen(missing=f"{piece['size']:,} bytes would have to be read for it"))
+            return
+        self._bytes_left -= piece["size"]
         missing, reason = set(wanted), "it is not in its file any more"
-        try:
-            for batch in read_shard(pa.Table.from_pylist([piece], schema=PIECE_SCHEMA), self._options):
-                for image, seen in _seen(batch, missing, self._options):
-                    found[image] = seen
-                    missing.discard(image)
-                if not missing:
-                    return
-                # A container that can't be read does not say which images it had.
-                reason = next(iter(batch.reasons.values()), reason)
-        except _UNREADABLE as error:
-            reason = str(error)
+        for batch in batches:
+            for image, seen in _seen(batch, missing, self._options):
+                found[image] = seen
+                missing.discard(image)
+            if not missing:
+                return
+            reason = next(iter(batch.reasons.values()), reason)
         found |= dict.fromkeys(missing, _Seen(missing=reason))
+
+
+def _table(piece: dict[str, Any]) -> pa.Table:
+    return pa.Table.from_pylist([piece], schema=PIECE_SCHEMA)
 
 
 def _files(image: str) -> Iterator[str]:
@@ -168,7 +194,7 @@ def _row_of(piece: dict[str, Any], image: str) -> int | None:
 
 
 def _narrowed(
-    piece: dict[str, Any], images: list[str], options: ReadOptions, found: dict[str, _Seen]
+    piece: dict[str, Any], images: list[str], file: Any, options: ReadOptions, found: dict[str, _Seen]
 ) -> Iterator[tuple[dict[str, Any], set[str]]]:
     """Cut a piece down to what has to be read for some of its images; for those of a tar, that is all of it."""
     numbers = {row: image for image in images if (row := _row_of(piece, image)) is not None}
@@ -179,30 +205,33 @@ def _narrowed(
     if piece["kind"] == "idx":
         yield piece | {"first_row": rows[0], "rows": rows[-1] - rows[0] + 1}, set(images)
         return
-    try:
-        groups = list(_row_groups(piece, options))
-    except _UNREADABLE as error:
-        found |= dict.fromkeys(images, _Seen(missing=str(error)))
-        return
+    for read in _reads(_row_groups(piece, file, options), rows):
+        held = [row for row in rows if read[0].first_row <= row < read[-1].first_row + read[-1].rows]
+        span = {"first_row": held[0], "rows": held[-1] - held[0] + 1}
+        size = sum(group.size for group in read)
+        yield piece | span | {"offset": read[0].offset, "size": size}, {numbers[row] for row in held}
+
+
+def _reads(groups: list[ContainerPiece], rows: list[int]) -> list[list[ContainerPiece]]:
+    """Row groups with wanted rows, and with what is between two of them where that is little: a read costs requests."""
+    reads: list[list[ContainerPiece]] = []
+    between: list[ContainerPiece] = []
     for group in groups:
-        held = [row for row in rows if group.first_row <= row < group.first_row + group.rows]
-        if held:
-            narrow = {"first_row": held[0], "rows": held[-1] - held[0] + 1, "offset": group.offset, "size": group.size}
-            yield piece | narrow, {numbers[row] for row in held}
+        if not any(group.first_row <= row < group.first_row + group.rows for row in rows):
+            between.append(group)
+            continue
+        if reads and sum(other.size for other in between) <= _NEAR_BYTES:
+            reads[-1] += [*between, group]
+        else:
+            reads.append([group])
+        between = []
+    return reads
 
 
-def _row_groups(piece: dict[str, Any], options: ReadOptions) -> Iterator[ContainerPiece]:
+def _row_groups(piece: dict[str, Any], file: Any, options: ReadOptions) -> list[ContainerPiece]:
     """The smallest pieces of a Parquet file: none reaches over two row groups."""
-    with open_container(piece["uri"], piece["kind"]) as (file, _):
-        yield from pieces(
-            piece["kind"],
-            file,
-            piece["uri"],
-            target_rows=1,
-            target_bytes=1,
-            image_column=options.image_column,
-            label_column=options.label_column,
-        )
+    columns = {"image_column": options.image_column, "label_column": options.label_column}
+    return list(pieces(piece["kind"], file, piece["uri"], target_rows=1, target_bytes=1, **columns))
 
 
 def _seen(batch: ReadImages, wanted: set[str], options: ReadOptions) -> Iterator[tuple[str, _Seen]]:

@@ -9,6 +9,7 @@ from fmnist_model.batch_report import (
     MixBefore,
     QuarantineReason,
     ReportedBatch,
+    ShownImage,
     render_batch_markdown,
     render_batch_page,
 )
@@ -55,12 +56,13 @@ def report_key(table: str, batch: str) -> str:
 
 
 def _write(store: ObjectStore, manifest: BatchManifest) -> str:
-    summary = summarize_rows(open_rows(store, [manifest]))
+    rows = open_rows(store, [manifest])
+    summary = summarize_rows(rows)
     before = _mix_before(store, manifest, class_counts(summary))
     if before is not None and before.index >= MOVED_MUCH:
         batches = {"before": before.batch, "after": manifest.batch}
         announce(CLASS_MIX_MOVED, f"table.{manifest.table}", table=manifest.table, index=before.index, **batches)
-    batch = _gather(store, manifest, summary, before)
+    batch = _gather(store, manifest, summary, before, least_confident(store, manifest, rows))
     key = report_key(manifest.table, manifest.batch)
     with store.publish(key) as stream:
         stream.write(render_batch_page(batch).encode())
@@ -69,7 +71,11 @@ def _write(store: ObjectStore, manifest: BatchManifest) -> str:
 
 
 def _gather(
-    store: ObjectStore, manifest: BatchManifest, summary: dict[str, Any], before: MixBefore | None
+    store: ObjectStore,
+    manifest: BatchManifest,
+    summary: dict[str, Any],
+    before: MixBefore | None,
+    least: list[ShownImage],
 ) -> ReportedBatch:
     return ReportedBatch(
         table=manifest.table,
@@ -88,7 +94,7 @@ def _gather(
         labelled=summary["labelled"],
         accuracy=summary["accuracy"],
         confusion=summary["confusion"],
-        least_confident=least_confident(store, manifest),
+        least_confident=least,
         facts=_facts(store, manifest),
     )
 

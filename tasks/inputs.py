@@ -36,6 +36,8 @@ _THREADS = 16
 """That look at files at once: most of the time is spent waiting where they are far away."""
 _PIECE_ROWS, _PIECE_BYTES = 20_000, 256 * 2**20
 """A container is cut into pieces of about so many images, or bytes where images are large."""
+_FETCHED_WHOLE = 8 * 2**20
+"""Bytes of a container on S3, at most: each request takes about as long as it takes to send them."""
 
 
 class ReadOptions(BaseModel):
@@ -198,8 +200,13 @@ def _container_pieces(uri: str, kind: Any, options: ReadOptions) -> Iterator[Con
 
 
 @contextmanager
-def open_container(uri: str, kind: str) -> Iterator[tuple[Any, Any | None]]:
+def open_container(uri: str, kind: str, *, to_read: bool = False) -> Iterator[tuple[Any, Any | None]]:
     """Open a container, and the file with its labels where it has one beside it.
+
+    Args:
+        uri: its URI.
+        kind: its kind.
+        to_read: more than its footer; a small one on S3 is then fetched in one request instead of several.
 
     Raises:
         InputUnreadable: it is gone, or may not be read.
@@ -207,7 +214,8 @@ def open_container(uri: str, kind: str) -> Iterator[tuple[Any, Any | None]]:
     """
     with ExitStack() as opened:
         labels = _labels_beside(uri) if kind == "idx" else None
-        yield opened.enter_context(open_input(uri)), opened.enter_context(open_input(labels)) if labels else None
+        file = opened.enter_context(open_input(uri, fetch=_FETCHED_WHOLE if to_read else 0))
+        yield file, opened.enter_context(open_input(labels)) if labels else None
 
 
 def _labels_beside(uri: str) -> str | None:

@@ -112,12 +112,13 @@ def _read_container(piece: dict[str, Any], options: ReadOptions) -> Iterator[Rea
     try:
         if piece["kind"] == "unreadable":
             raise InputUnreadable(_why_unreadable(uri, options))
-        _check_version(piece)
-        for batch in _container_batches(piece, options):
-            if len(batch.images) > piece["rows"] - rows:
-                raise InputUnreadable(_CHANGED)
-            yield batch
-            rows += len(batch.images)
+        check_version(piece)
+        with open_container(uri, piece["kind"], to_read=True) as opened:
+            for batch in container_batches(opened, piece, options):
+                if len(batch.images) > piece["rows"] - rows:
+                    raise InputUnreadable(_CHANGED)
+                yield batch
+                rows += len(batch.images)
     except (InputUnreadable, InvalidDataset) as error:
         reason = str(error) if isinstance(error, InputUnreadable) else f"damaged: {str(error).removeprefix(f'{uri}: ')}"
         if piece["kind"] == "unreadable":  # of which it is not known what it holds
@@ -128,22 +129,27 @@ def _read_container(piece: dict[str, Any], options: ReadOptions) -> Iterator[Rea
             yield _unreadable(pc.binary_join_element_wise(pa.scalar(uri), fragments, ""), reason)
 
 
-def _container_batches(piece: dict[str, Any], options: ReadOptions) -> Iterator[ReadImages]:
-    uri, kind = piece["uri"], piece["kind"]
-    with open_container(uri, kind) as (file, labels):
-        wanted = ContainerPiece(piece["first_row"], piece["rows"], piece["offset"], piece["size"])
-        for batch in read(
-            kind,
-            file,
-            uri,
-            wanted,
-            batch_rows=BATCH_IMAGES,
-            image_column=options.image_column,
-            label_column=options.label_column,
-            labels=labels,
-        ):
-            images = pc.binary_join_element_wise(pa.scalar(uri), batch.fragments, "")
-            yield ReadImages(images, batch.encoded, batch.labels)
+def container_batches(opened: tuple[Any, Any], piece: dict[str, Any], options: ReadOptions) -> Iterator[ReadImages]:
+    """Read a piece of a container that `open_container` opened.
+
+    Raises:
+        InvalidDataset: it is damaged.
+    """
+    file, labels = opened
+    uri = piece["uri"]
+    wanted = ContainerPiece(piece["first_row"], piece["rows"], piece["offset"], piece["size"])
+    for batch in read(
+        piece["kind"],
+        file,
+        uri,
+        wanted,
+        batch_rows=BATCH_IMAGES,
+        image_column=options.image_column,
+        label_column=options.label_column,
+        labels=labels,
+    ):
+        images = pc.binary_join_element_wise(pa.scalar(uri), batch.fragments, "")
+        yield ReadImages(images, batch.encoded, batch.labels)
 
 
 def _unreadable(images: pa.StringArray, reason: str) -> ReadImages:
@@ -155,7 +161,12 @@ def _unreadable(images: pa.StringArray, reason: str) -> ReadImages:
 _CHANGED = "changed: it is not the file that was planned; the next run classifies it"
 
 
-def _check_version(piece: dict[str, Any]) -> None:
+def check_version(piece: dict[str, Any]) -> None:
+    """Make sure that a file is the one that was planned.
+
+    Raises:
+        InputUnreadable: it is gone, or was changed since.
+    """
     found = stat_input(piece["uri"])
     if found is None:
         raise InputUnreadable("vanished: there is no such file")

@@ -96,22 +96,24 @@ def summarize_rows(rows: Any) -> dict[str, Any]:
     """
     with duckdb.connect() as connection:
         connection.register("rows", rows)
-        by_class = connection.execute(
-            "SELECT predicted_class, count(*), avg(confidence) FROM rows GROUP BY ALL ORDER BY 1"
-        ).fetchall()
         cells = connection.execute(
-            "SELECT label, predicted_class, count(*) FROM rows WHERE label IS NOT NULL GROUP BY ALL"
+            "SELECT predicted_class, label, count(*), sum(confidence::DOUBLE) FROM rows GROUP BY ALL"
         ).fetchall()
     confusion = [[0] * len(CLASS_NAMES) for _ in CLASS_NAMES]
-    for label, predicted, count in cells:
-        confusion[label][predicted] = count
-    labelled = sum(count for *_, count in cells)
-    images = sum(count for _, count, _ in by_class)
+    counts, confidences = [0] * len(CLASS_NAMES), [0.0] * len(CLASS_NAMES)
+    for predicted, label, count, confidence in cells:
+        counts[predicted] += count
+        confidences[predicted] += confidence
+        if label is not None:
+            confusion[label][predicted] = count
+    images, labelled = sum(counts), sum(map(sum, confusion))
     return {
         "images": images,
-        "mean_confidence": sum(count * mean for _, count, mean in by_class) / images if images else None,
+        "mean_confidence": sum(confidences) / images if images else None,
         "classes": {
-            CLASS_NAMES[number]: {"images": count, "mean_confidence": mean} for number, count, mean in by_class
+            name: {"images": count, "mean_confidence": confidence / count}
+            for name, count, confidence in zip(CLASS_NAMES, counts, confidences, strict=True)
+            if count
         },
         "labelled": labelled,
         "accuracy": sum(confusion[n][n] for n in range(len(CLASS_NAMES))) / labelled if labelled else None,

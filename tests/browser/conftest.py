@@ -1,6 +1,5 @@
 """Prefect's own pages in a real browser, before a real server, worker and Ray."""
 
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from tests.absent import IN_CI, missing
 from tests.served import Served, serving, until
 
 FIRST_SEED = 20_261_123
@@ -72,8 +72,8 @@ def installed() -> str | None:
 
 def _install() -> str:
     """Chromium, where this is CI; else skip."""
-    if os.environ.get("CI") != "true":
-        pytest.skip(f"Chromium is not installed: sudo {_INSTALL}")
+    if not IN_CI:
+        missing(f"Chromium is not installed: sudo {_INSTALL}")
     subprocess.run(["apt-get", "update", "--quiet"], check=True, timeout=120)
     subprocess.run(_INSTALL.split(), check=True, timeout=280)
     program = installed()

@@ -30,7 +30,7 @@ def test_run_outlives_server_and_worker_and_is_cancelled_without_them(served: Se
     until(lambda: not served.flow_processes(), EMPTY_SECONDS)
 
 
-@pytest.mark.timeout(480)
+@pytest.mark.timeout(720)
 def test_run_whose_process_is_killed_is_crashed_and_resumed_by_a_retry(served: Served, re_score: str) -> None:
     until(served.has_worker, 20)  # another test may have killed it
     run = served.start("train", preset="full")
@@ -48,6 +48,12 @@ def test_run_whose_process_is_killed_is_crashed_and_resumed_by_a_retry(served: S
 
     kill_process_of(run, served)
     assert served.wait(run, seconds=60) == "Crashed"  # as the worker says, which is there again
+    # It says so once more, two seconds later, and would say so of a retry that is quicker.
+    until(lambda: "Check whether the flow run" in served.messages(run), 60)
+    served.set_state(run, "SCHEDULED", "AwaitingRetry")
+    until(lambda: served.messages(run).count("Rank 0 of 2 trains") == 3, LEASE_SECONDS + 90)
+    served.set_state(run, "CANCELLING", "Cancelling")
+    assert served.wait(run, seconds=EMPTY_SECONDS) == "Cancelled"
 
 
 def kill_process_of(run: str, served: Served) -> None:

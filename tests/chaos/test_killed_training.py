@@ -14,10 +14,11 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.commands import descendants, fmnist, started, wait_until_gone
+from tests.commands import descendants, fmnist, processes_of, started, wait_until_gone
 
-EPOCHS = 4
-QUICK = ("train", "--preset", "quick", "--epochs", str(EPOCHS), "--workers", "2", "--keep-best", "0")
+EPOCHS = 6
+"""Of the preset quick."""
+QUICK = ("train", "--preset", "quick", "--workers", "2", "--keep-best", "0")
 VICTIMS = {"worker": "RayTrainWorker", "controller": "TrainController", "command": ""}
 """By the names that Ray gives to the processes."""
 
@@ -50,6 +51,7 @@ def test_killed_run_ends_with_the_weights_of_an_undisturbed_one(
     assert weights(module_store, run) == pytest.approx(undisturbed, abs=1e-6)
     # Ray's agents try for a minute to tell the head, which is gone, that the raylet is gone.
     assert wait_until_gone(children, 90) == []
+    assert processes_of(Path(module_store["FMNIST_STATE_DIR"]).parent) == []
 
 
 def kill(process: Any, victim: str) -> int:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import fs
 
 from infra.batch_plan import (
     LARGEST_SHARD,
@@ -19,6 +20,7 @@ from infra.batch_plan import (
     ShardInputs,
     cut_into_shards,
     find_plan,
+    plan_files,
     shard_work,
     work_of,
     write_plan,
@@ -232,6 +234,32 @@ def test_plan_is_found_as_it_was_written(tmp_path: Path):
     plan = write(store, tmp_path, list(cut_into_shards([loose(3)], 1e9)))
     assert (plan.shards, plan.planned) == (1, 3)
     assert find_plan(store, "t", plan.batch) == plan
+
+
+def test_plans_of_a_store_that_is_elsewhere_are_copied_once_and_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store = open_store(f"file://{tmp_path}/store")
+    batches = [write(store, tmp_path, list(cut_into_shards([loose(1 + n)], 1e9))).batch for n in range(40)]
+    elsewhere = fs.SubTreeFileSystem(f"{tmp_path}/store", fs.LocalFileSystem())
+    monkeypatch.setattr(store, "arrow", lambda key: (elsewhere, key))
+    (tmp_path / "copies").mkdir()
+    files = plan_files(store, "t", batches, tmp_path / "copies")
+    assert [path.read_bytes() for path in files] == [
+        store.read(f"predictions/t/batch={batch}/_plan.parquet") for batch in batches
+    ]
+    files[0].write_bytes(b"not copied again")
+    assert plan_files(store, "t", batches, tmp_path / "copies") == files
+    assert files[0].read_bytes() == b"not copied again"
+
+
+def test_plan_that_is_lost_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store = open_store(f"file://{tmp_path}/store")
+    batch = write(store, tmp_path, list(cut_into_shards([loose(3)], 1e9))).batch
+    elsewhere = fs.SubTreeFileSystem(f"{tmp_path}/store", fs.LocalFileSystem())
+    monkeypatch.setattr(store, "arrow", lambda key: (elsewhere, key))
+    with pytest.raises(FileNotFoundError, match="0" * 16):
+        plan_files(store, "t", [batch, "0" * 16], tmp_path)
 
 
 def test_plan_that_was_never_written_is_none(tmp_path: Path):

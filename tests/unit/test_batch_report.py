@@ -25,6 +25,7 @@ from fmnist_model.batch_report import (
     render_batch_page,
 )
 from fmnist_model.classes import CLASS_NAMES
+from fmnist_model.containers.interface import ContainerPiece
 from fmnist_model.markdown import code, plain
 from fmnist_model.predictions import (
     Predictions,
@@ -46,18 +47,19 @@ from infra.prediction_table import (
     existing_parts,
     list_tables,
     open_part,
+    open_rows,
     part_key,
 )
 from infra.retention import prune
 from infra.staged_inputs import StagedInputs
 from tasks.artifacts import show_markdown
-from tasks.batch_gallery import least_confident
+from tasks.batch_gallery import _reads, least_confident
 from tasks.batch_report import write_batch_reports
 from tasks.classification import ClassifiedBatch
 from tasks.commit import TooManyErrors, check_error_share, commit_batches
 from tasks.inputs import list_files, pieces_of
 from tasks.planning import PlannedWork
-from tasks.reading import read_shard
+from tasks.reading import container_batches, read_shard
 from tests.unit.image_inputs import OPTIONS, encode_idx, model_version, picture, png, save_files, save_parquet, save_tar
 from tests.unit.test_training_report import Page
 
@@ -354,7 +356,7 @@ def test_report_is_beside_the_rows_and_tells_of_them(store: ObjectStore, tmp_pat
 
 def test_least_confident_images_come_first_with_the_pixels_of_their_files(store: ObjectStore, tmp_path: Path) -> None:
     manifest = committed(store, classified(store, tmp_path / "scratch", loose(tmp_path / "in", 30)))
-    found = least_confident(store, manifest)
+    found = gallery(store, manifest)
     assert [image.uri for image in found] == [f"file://{tmp_path}/in/{number:03d}.png" for number in range(20)]
     for number, image in enumerate(found):
         np.testing.assert_array_equal(image.pixels, picture(number))
@@ -378,7 +380,7 @@ def test_images_in_containers_are_shown(store: ObjectStore, tmp_path: Path, kind
     folder = tmp_path / "in"
     folder.mkdir()
     save_container(folder, kind)
-    found = least_confident(store, committed(store, classified(store, tmp_path / "scratch", folder)))
+    found = gallery(store, committed(store, classified(store, tmp_path / "scratch", folder)))
     assert len(found) == 20
     for number, image in enumerate(found):
         np.testing.assert_array_equal(image.pixels, picture(number))
@@ -393,12 +395,12 @@ def test_only_row_groups_with_images_that_are_shown_are_read(
     manifest = committed(store, classified(store, tmp_path / "scratch", folder))
     read: list[int] = []
 
-    def noted(inputs: pa.Table, options: Any) -> Any:
-        read.extend(inputs.column("rows").to_pylist())
-        return read_shard(inputs, options)
+    def noted(opened: Any, piece: dict[str, Any], options: Any) -> Any:
+        read.append(piece["rows"])
+        return container_batches(opened, piece, options)
 
-    monkeypatch.setattr("tasks.batch_gallery.read_shard", noted)
-    least_confident(store, manifest, count=9)
+    monkeypatch.setattr("tasks.batch_gallery.container_batches", noted)
+    gallery(store, manifest, count=9)
     assert sum(read) == 9
 
 
@@ -410,14 +412,14 @@ def test_container_that_takes_too_much_reading_is_left_alone(
     save_container(folder, "tar")
     manifest = committed(store, classified(store, tmp_path / "scratch", folder))
     monkeypatch.setattr("tasks.batch_gallery._MOST_BYTES", 1000)
-    found = least_confident(store, manifest)
+    found = gallery(store, manifest)
     assert all(image.pixels is None and "bytes would have to be read" in image.missing for image in found)
 
 
 def test_file_named_like_a_place_in_a_container_is_shown(store: ObjectStore, tmp_path: Path) -> None:
     save_files(tmp_path / "in", {"a.parquet#row=3.png": png(1), "b#member=x.png": png(2)})
     manifest = committed(store, classified(store, tmp_path / "scratch", tmp_path / "in"))
-    first, second = least_confident(store, manifest)
+    first, second = gallery(store, manifest)
     np.testing.assert_array_equal(first.pixels, picture(1))
     np.testing.assert_array_equal(second.pixels, picture(2))
 
@@ -427,7 +429,7 @@ def test_image_that_is_gone_changed_or_damaged_has_a_placeholder(store: ObjectSt
     manifest = committed(store, classified(store, tmp_path / "scratch", folder))
     (folder / "000.png").unlink()
     (folder / "001.png").write_bytes(png(99))
-    gone, changed, *others = least_confident(store, manifest)
+    gone, changed, *others = gallery(store, manifest)
     assert (gone.pixels, changed.pixels) == (None, None)
     assert (gone.missing[:8], changed.missing[:7]) == ("vanished", "changed")
     assert all(image.pixels is not None for image in others)
@@ -441,9 +443,9 @@ def test_container_that_is_gone_or_changed_leaves_placeholders(store: ObjectStor
     manifest = committed(store, classified(store, tmp_path / "scratch", folder))
     [file] = folder.iterdir()
     file.write_bytes(b"something else")
-    assert {image.pixels is None for image in least_confident(store, manifest)} == {True}
+    assert {image.pixels is None for image in gallery(store, manifest)} == {True}
     file.unlink()
-    assert {image.missing.partition(":")[0] for image in least_confident(store, manifest)} == {"vanished"}
+    assert {image.missing.partition(":")[0] for image in gallery(store, manifest)} == {"vanished"}
 
 
 def test_lost_plan_costs_the_pictures_alone(store: ObjectStore, tmp_path: Path) -> None:
@@ -567,6 +569,17 @@ def test_every_batch_is_held_to_the_error_share(
     assert [figures["batch"] for _, _, figures in told] == [manifest.batch for manifest in manifests[1:]]
 
 
+def gallery(store: ObjectStore, manifest: BatchManifest, count: int = 20) -> list[ShownImage]:
+    return least_confident(store, manifest, open_rows(store, [manifest]), count)
+
+
 def test_class_names_are_all_in_the_markdown() -> None:
     said = said_by(render_batch_markdown(BATCH, "file:///page"))
     assert all(f"| {name} |" in said for name in CLASS_NAMES)
+
+
+def test_row_groups_are_read_in_one_go_where_little_is_between_them() -> None:
+    far = 9 * 2**20
+    groups = [ContainerPiece(row, 10, row // 10, far if row == 40 else 1_000) for row in range(0, 80, 10)]
+    reads = _reads(groups, [5, 7, 25, 61])
+    assert [[group.offset for group in read] for read in reads] == [[0, 1, 2], [6]]

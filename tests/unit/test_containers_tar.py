@@ -24,6 +24,7 @@ from fmnist_model.containers import tar
 from fmnist_model.containers.interface import ContainerPiece, ImageBatch
 from fmnist_model.containers.tar import member_fragment, pieces, read
 from fmnist_model.errors import InvalidDataset
+from tests.absent import needs
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
 ORIGIN = "file:///data/images.tar"
@@ -332,7 +333,7 @@ def test_links_folders_and_devices_are_passed_over():
     assert read_all(buffer.getvalue(), rows=2) == expected
 
 
-@pytest.mark.skipif(shutil.which("tar") is None, reason="needs GNU tar")
+@needs(shutil.which("tar") is not None, "GNU tar is not installed: sudo apt-get install --yes tar")
 @pytest.mark.parametrize("options", ["--format=gnu", "--format=pax", "--format=pax --sparse-version=0.1"])
 def test_sparse_files_are_passed_over(tmp_path: Path, options: str):
     with (tmp_path / "sparse.png").open("wb") as file:
@@ -349,7 +350,7 @@ def test_sparse_files_are_passed_over(tmp_path: Path, options: str):
     assert read_all(data, rows=1) == [("#member=a.png", b"a.png" * 300, None), ("#member=z.png", b"z.png" * 300, None)]
 
 
-@pytest.mark.skipif(shutil.which("tar") is None, reason="needs GNU tar")
+@needs(shutil.which("tar") is not None, "GNU tar is not installed: sudo apt-get install --yes tar")
 @pytest.mark.parametrize("file_format", ["v7", "oldgnu", "gnu", "ustar", "posix"])
 def test_tars_of_gnu_tar_are_read(tmp_path: Path, file_format: str):
     folder = tmp_path / "cats"

@@ -32,6 +32,7 @@ from fmnist_model.images import (
     huggingface_schema,
     is_image_name,
 )
+from tests.absent import needs
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 RAW = pa.binary(784)
@@ -348,7 +349,7 @@ def tiff_header(width: int, height: int) -> bytes:
     return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured as Linux tells it")
+@needs(Path("/proc/self/status").exists(), "memory is measured as Linux tells it")
 @pytest.mark.parametrize("encoded", [png_header, tiff_header])
 def test_decompression_bomb_takes_no_memory_and_no_time(encoded: Callable[[int, int], bytes], tmp_path: Path):
     (tmp_path / "small").write_bytes(encoded(28, 28))

@@ -21,6 +21,7 @@ from PIL import Image
 
 from fmnist_model.images import ImageRejected, decode_image, decode_images, encode_png
 from fmnist_model.png import decode_plain_pngs
+from tests.absent import needs
 
 FEWEST = 24
 """Files that are decoded together; fewer are not."""
@@ -359,7 +360,7 @@ def bomb(megabytes: int) -> bytes:
     return png(b"".join(compressor.compress(bytes(10**6)) for _ in range(megabytes)) + compressor.flush())
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured as Linux tells it")
+@needs(Path("/proc/self/status").exists(), "memory is measured as Linux tells it")
 @pytest.mark.parametrize(("megabytes", "n"), [(1, 500), (300, 1)])
 def test_streams_that_inflate_to_much_take_little_memory(megabytes: int, n: int, tmp_path: Path):
     files = [*GOOD, *[bomb(megabytes)] * n]

@@ -14,9 +14,10 @@ import pytest
 
 from infra import provenance
 from infra.provenance import Provenance
+from tests.absent import needs
 
 VERSION = version("fmnist-jobs")
-needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+needs_git = needs(shutil.which("git") is not None, "git is not installed: sudo apt-get install --yes git")
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -92,7 +93,7 @@ def test_stamp_tells_user_and_host():
     assert Provenance.now().created_by == f"{getpass.getuser()}@{platform.node()}"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can take an id without a name")
+@needs(os.geteuid() == 0, "only root can take an id without a name")
 def test_user_without_a_name_is_unknown():
     program = "import os, pwd, infra.provenance as p; os.setuid(54321); print(p._who())"
     environment = {

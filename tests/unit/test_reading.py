@@ -435,13 +435,13 @@ def test_null_in_a_parquet_file_is_told(tmp_path: Path):
 
 def once_it_is_checked(monkeypatch: pytest.MonkeyPatch, change: Callable[[], Any]) -> None:
     """Let something happen to a container after its version was found right, before it is read."""
-    check = reading._check_version
+    check = reading.check_version
 
     def check_and_change(piece: dict[str, Any]) -> None:
         check(piece)
         change()
 
-    monkeypatch.setattr(reading, "_check_version", check_and_change)
+    monkeypatch.setattr(reading, "check_version", check_and_change)
 
 
 @pytest.mark.parametrize("kind", CONTAINERS)
@@ -491,7 +491,7 @@ def test_container_with_damaged_bytes_gives_as_many_images_as_planned(
 ):
     path = save_container(tmp_path / "in", kind)
     plan, whole = plan_of(path), path.read_bytes()
-    monkeypatch.setattr(reading, "_check_version", lambda _: None)
+    monkeypatch.setattr(reading, "check_version", lambda _: None)
     chance = np.random.default_rng(0)
     for _ in range(150):
         damaged = bytearray(whole)
