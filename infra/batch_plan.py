@@ -8,6 +8,7 @@ Plans are written and read as streams, whatever the number of their inputs.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,9 @@ CHUNK_ROWS = 65_536
 SMALLEST_SHARD, LARGEST_SHARD, SHARDS = 20_000.0, 1_250_000.0, 200
 """A shard's work, in images of a container: some half a second for a CPU at least; at most what makes a part of some 64
 MiB; between them, so much that there are about so many shards to share out."""
+
+_COPIES_AT_ONCE = 16
+"""Of plans: a table that is added to every hour has thousands of small ones, of which each costs a few round trips."""
 
 
 def work_of(pieces: pa.RecordBatch) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -188,19 +192,20 @@ def find_plan(store: ObjectStore, table: str, batch: str) -> BatchPlan | None:
 
 
 def plan_files(store: ObjectStore, table: str, batches: Iterable[str], scratch: Path) -> list[Path]:
-    """The plans of batches as files on this machine: the store's own, or copies."""
+    """The plans of batches as files on this machine, in the same order: the store's own, or copies."""
     from pyarrow import fs
 
-    found = []
-    for batch in batches:
+    def file_of(batch: str) -> Path:
         filesystem, path = store.arrow(_key(table, batch))
-        if not isinstance(filesystem, fs.LocalFileSystem):
-            copy = scratch / f"{batch}.parquet"
-            if not copy.exists():
-                fs.copy_files(path, str(copy), source_filesystem=filesystem)
-            path = str(copy)
-        found.append(Path(path))
-    return found
+        if isinstance(filesystem, fs.LocalFileSystem):
+            return Path(path)
+        copy = scratch / f"{batch}.parquet"
+        if not copy.exists():
+            fs.copy_files(path, str(copy), source_filesystem=filesystem)
+        return copy
+
+    with ThreadPoolExecutor(_COPIES_AT_ONCE) as threads:
+        return list(threads.map(file_of, batches))
 
 
 class ShardInputs:
