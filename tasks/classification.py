@@ -23,6 +23,7 @@ from infra.settings import load_settings
 from tasks.planning import PlannedWork
 from tasks.shard_classifier import ShardClassifier, shard_name
 from tasks.step import step
+from tasks.work_metrics import SHARDS_LEFT
 
 _LOOK_SECONDS = 1.0
 
@@ -103,6 +104,7 @@ class BatchProgress:
     def __exit__(self, *exc_info: object) -> None:
         self._ended.set()
         self._thread.join()
+        SHARDS_LEFT.set(0, table=self._plan.table)
 
     def add(self, books: ShardBooks) -> None:
         """Count a shard that is done."""
@@ -115,8 +117,10 @@ class BatchProgress:
             self._post()
 
     def _follow(self) -> None:
+        SHARDS_LEFT.set(self._plan.shards - len(self._done), table=self._plan.table)
         while not self._ended.wait(_LOOK_SECONDS):
             with suppress(Exception):  # a line of progress is not worth a run
+                SHARDS_LEFT.set(self._plan.shards - len(self._done), table=self._plan.table)
                 parts = self._board.parts()
                 with self._posting:
                     self._parts = parts

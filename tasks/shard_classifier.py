@@ -5,9 +5,11 @@ A module of its own, which imports neither Prefect nor Ray: an actor's process w
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -15,6 +17,7 @@ import pyarrow as pa
 from fmnist_model.images import decode_images
 from infra.ahead import ahead
 from infra.batch_plan import ShardInputs
+from infra.metrics import Stages
 from infra.model_registry import ModelVersion, read_weights
 from infra.object_store import open_store
 from infra.prediction_table import (
@@ -30,6 +33,13 @@ from infra.progress import PartProgress
 from infra.worker_logs import hand_on_logs
 from tasks.inputs import ReadOptions
 from tasks.reading import ReadImages, read_shard
+from tasks.work_metrics import (
+    IMAGES,
+    SHARDS,
+    STAGE_SECONDS,
+    failures_counted,
+    reason_kind,
+)
 
 if TYPE_CHECKING:
     from fmnist_model.predictions import Predictions
@@ -75,29 +85,42 @@ class ShardClassifier:
 
     def work(self, shard: int) -> ShardBooks:
         """Classify a shard, unless another run did it meanwhile."""
+        with failures_counted():
+            return self._work(shard)
+
+    def _work(self, shard: int) -> ShardBooks:
         began = time.perf_counter()
         self._logs.where = f"shard {shard}"
         done = read_books(self._store, self._plan, shard)
         if done is not None:
+            SHARDS.add(1, outcome="found", error="")
             return done
         inputs = self._inputs.of(shard)
         planned = sum(inputs.column("rows").to_pylist())
+        stages = Stages(STAGE_SECONDS)
         with (
-            ahead(read_shard(inputs, self._options), 1) as batches,
-            ahead(map(self._classified, batches), 1) as classified,
+            ahead(stages.each("read", read_shard(inputs, self._options)), 1) as batches,
+            ahead(map(partial(self._classified, stages), batches), 1) as classified,
         ):
-            books = self._write(shard, planned, classified, began)
+            books = self._write(shard, planned, classified, began, stages)
+        stages.export()
+        SHARDS.add(1, outcome="done", error="")
         _log.info("%s images classified, %.2f s.", f"{books.predicted:,}", books.seconds)
         if books.quarantined:
             _log.warning("%s of %s images are in quarantine.", f"{books.quarantined:,}", f"{planned:,}")
         return books
 
-    def _classified(self, batch: ReadImages) -> "_Classified":
-        decoded = decode_images(batch.encoded, invert=self._options.invert)
+    def _classified(self, stages: Stages, batch: ReadImages) -> "_Classified":
+        with stages.of("decode"):
+            decoded = decode_images(batch.encoded, invert=self._options.invert)
         rejected = {row: batch.reasons.get(row, reason) for row, reason in decoded.rejected}
-        return _Classified(batch, pa.array(decoded.rows), self._classifier.classify(decoded.pixels), rejected)
+        with stages.of("forward"):
+            predictions = self._classifier.classify(decoded.pixels)
+        return _Classified(batch, pa.array(decoded.rows), predictions, rejected)
 
-    def _write(self, shard: int, planned: int, classified: "Iterator[_Classified]", began: float) -> ShardBooks:
+    def _write(
+        self, shard: int, planned: int, classified: "Iterator[_Classified]", began: float, stages: Stages
+    ) -> ShardBooks:
         from fmnist_model.predictions import prediction_batch, prediction_schema, quarantine_batch, quarantine_schema
 
         version = self._plan.model_version
@@ -107,15 +130,18 @@ class ShardClassifier:
             rows = parts.enter_context(open_part(self._store, part_key(self._plan, shard), schema))
             errors: PartWriter | None = None
             progress = PartProgress(shard_name(self._plan, shard))
+            reasons: Counter[str] = Counter()
             for some in classified:
                 images, labels = some.batch.images, some.batch.labels
-                if some.rejected:
-                    if errors is None:
-                        key = errors_key(self._plan, shard)
-                        errors = parts.enter_context(open_part(self._store, key, quarantine_schema()))
-                    errors.write(quarantine_batch(images, some.rejected, labels))
-                    images, labels = images.take(some.rows), labels.take(some.rows)
-                rows.write(prediction_batch(images, some.predictions, labels, version))
+                with stages.of("write"):
+                    if some.rejected:
+                        if errors is None:
+                            key = errors_key(self._plan, shard)
+                            errors = parts.enter_context(open_part(self._store, key, quarantine_schema()))
+                        errors.write(quarantine_batch(images, some.rejected, labels))
+                        images, labels = images.take(some.rows), labels.take(some.rows)
+                        reasons.update(map(reason_kind, some.rejected.values()))
+                    rows.write(prediction_batch(images, some.predictions, labels, version))
                 progress.at(rows.rows + (errors.rows if errors else 0))
             if errors is None:  # an attempt that was killed may have found some
                 self._store.delete(errors_key(self._plan, shard))
@@ -127,6 +153,11 @@ class ShardClassifier:
                 seconds=time.perf_counter() - began,
             )
             rows.note(books)
+            with stages.of("write"):
+                parts.close()
+        IMAGES.add(books.predicted, outcome="predicted", reason="")
+        for reason, count in reasons.items():
+            IMAGES.add(count, outcome="quarantined", reason=reason)
         return books
 
 

@@ -32,6 +32,14 @@ from infra.progress import ProgressBoard
 from infra.worker_logs import hand_on_logs
 from tasks.splits import load_split
 from tasks.training_run import RunToTrain, TrainedRun
+from tasks.work_metrics import (
+    CHECKPOINT_SECONDS,
+    CHECKPOINTS,
+    TRAINING_ACCURACY,
+    TRAINING_FAILURES,
+    TRAINING_RESUMES,
+    TrainingMetrics,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -85,19 +93,25 @@ def train_worker(config: dict[str, Any]) -> TrainedRun | Exception | None:
     )
     if newest is not None:
         _bring_back(store, to_train.id, newest, run)
+        if rank == 0:
+            TRAINING_RESUMES.add(1)
     share = run.recipe.global_batch_size // workers
     _log.info("Rank %d of %d trains on %s, about %d images a step.", rank, workers, device, share)
     images = 0
     with _CheckpointWriter(store, config) if rank == 0 else nullcontext() as checkpoints:
         began = time.perf_counter()
         try:
-            for epoch in run.epochs(_progress_poster(to_train.id, config["task_run_id"]) if rank == 0 else None):
+            for epoch in run.epochs(_progress_poster(run, to_train.id, config["task_run_id"]) if rank == 0 else None):
                 images += epoch.images
                 if rank == 0:
                     _log.info(_told(epoch, run.recipe.epochs))
+                    if epoch.validation_accuracy is not None:
+                        TRAINING_ACCURACY.set(epoch.validation_accuracy)
                 if checkpoints is not None:
                     checkpoints.write(run, epoch)
         except TrainingDiverged as error:  # on every rank at once: they share the loss
+            if rank == 0:
+                TRAINING_FAILURES.add(1, error=type(error).__name__)
             return error
     seconds = time.perf_counter() - began
     if rank != 0:
@@ -186,10 +200,12 @@ def _stands_for_a_version(store: ObjectStore, run_id: str, epoch: int) -> bool:
     return False
 
 
-def _progress_poster(run_id: str, task_run_id: str | None) -> Callable[[Any], None]:
+def _progress_poster(run: Any, run_id: str, task_run_id: str | None) -> Callable[[Any], None]:
     board = ProgressBoard()
+    metrics = TrainingMetrics(run.epochs_done * run.steps_per_epoch)
 
     def post(progress: Any) -> None:
+        metrics.at(progress)
         left = (progress.steps - progress.step) * progress.global_batch_size / max(progress.images_per_second, 1)
         text = (
             f"Training: epoch {progress.epoch}/{progress.epochs}, step {progress.step:,}/{progress.steps:,}, "
@@ -226,7 +242,7 @@ class _CheckpointWriter:
         self._wait()
         files = {WEIGHTS: save_weights(run.network), STATE: run.save_state(), STEPS: _steps_file(run, epoch)}
         self._writing = self._thread.submit(
-            write_checkpoint,
+            _write_checkpoint,
             self._store,
             run_id=self._config["run"].id,
             epoch=epoch.epoch,
@@ -239,6 +255,13 @@ class _CheckpointWriter:
     def _wait(self) -> None:
         if self._writing is not None:
             self._writing.result()
+
+
+def _write_checkpoint(store: ObjectStore, **checkpoint: Any) -> None:
+    began = time.perf_counter()
+    write_checkpoint(store, **checkpoint)
+    CHECKPOINTS.add(1)
+    CHECKPOINT_SECONDS.add(time.perf_counter() - began)
 
 
 def _steps_file(run: Any, epoch: Any) -> bytes:
