@@ -1,0 +1,484 @@
+"""infra/kubernetes, as far as it can be held against something without a cluster.
+
+Kubernetes' own resources against its schemas, the RayCluster against KubeRay's fields, the Job of a flow run as
+Prefect's own worker makes it; and what no schema knows: rights, secrets, references, and what our image and entrypoint
+offer.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from tests.deploy import kubernetes_manifests as kubernetes
+from tests.deploy.kubernetes_manifests import FOLDER, NAMESPACE, OVERLAYS, ROOT, Manifest, Pod, pods, quantity
+
+VERSIONS = ("1.31", kubernetes_validate.latest_version())
+"""Of Kubernetes: older ones are no longer supported by KubeRay's."""
+RAY_SCHEMA = json.loads((Path(__file__).parent / "raycluster.schema.json").read_text())
+OBJECT_STORE = "/dev/shm"  # noqa: S108 # where Ray keeps it
+DOCUMENTATION = (ROOT / "docs" / "deploy.md").read_text()
+
+
+@pytest.fixture
+def pod(request: pytest.FixtureRequest) -> Pod:
+    overlay, name = request.param
+    return pods(overlay)[name]
+
+
+every_pod = pytest.mark.parametrize("pod", kubernetes.all_pods(), indirect=True, ids="-".join)
+
+
+def test_every_pod_is_looked_at() -> None:
+    assert {(overlay, name) for overlay in OVERLAYS for name in pods(overlay)} == set(kubernetes.all_pods())
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_manifests_are_what_kubernetes_takes(overlay: str, version: str) -> None:
+    for manifest in kubernetes.manifests(overlay):
+        if manifest["kind"] != "RayCluster":
+            kubernetes_validate.validate(manifest, version, strict=True)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_ray_cluster_is_what_kuberay_takes(overlay: str) -> None:
+    jsonschema.validate(kubernetes.ray_cluster(overlay), RAY_SCHEMA)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@every_pod
+def test_pods_are_what_kubernetes_takes(pod: Pod, version: str) -> None:
+    template = deepcopy(pod.template)
+    for field in ("parallelism", "completions"):  # Prefect insists on them here, and Kubernetes drops them
+        template["spec"].pop(field, None)
+    manifest = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "one"}, "template": template}
+    kubernetes_validate.validate(manifest, version, strict=True)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_autoscaler_container_is_what_kubernetes_takes(version: str) -> None:
+    options = kubernetes.ray_cluster("base")["spec"]["autoscalerOptions"]
+    container = {"name": "autoscaler"} | {
+        field: options[field] for field in ("resources", "securityContext", "volumeMounts")
+    }
+    manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}, "spec": {"containers": [container]}}
+    kubernetes_validate.validate(manifest, version, strict=True)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_prefect_makes_a_job_that_kubernetes_takes(version: str) -> None:
+    job = deepcopy(kubernetes.flow_job())
+    for field in ("parallelism", "completions"):
+        del job["spec"]["template"]["spec"][field]
+    kubernetes_validate.validate(job, version, strict=True)
+
+
+def test_prefect_alone_tries_a_run_again() -> None:
+    job = kubernetes.flow_job()["spec"]
+    assert job["backoffLimit"] == 0
+    assert job["template"]["spec"]["restartPolicy"] == "Never"
+    assert job["ttlSecondsAfterFinished"] > 0
+
+
+def test_jobs_outlast_the_longest_flow() -> None:
+    import flows.scheduled
+
+    longest = max(
+        flow.timeout_seconds or 0
+        for flow in (flows.scheduled.train, flows.scheduled.classify, flows.scheduled.train_and_classify)
+    )
+    assert kubernetes.flow_job()["spec"]["activeDeadlineSeconds"] > longest > 0
+
+
+def test_job_has_its_settings_and_no_secret_in_clear() -> None:
+    job = kubernetes.flow_job()
+    assert "in-clear" not in json.dumps(job)
+    by_reference = {
+        entry["name"]: entry["valueFrom"]["secretKeyRef"]["name"]
+        for entry in job["spec"]["template"]["spec"]["containers"][0]["env"]
+        if "valueFrom" in entry
+    }
+    assert by_reference == {
+        "PREFECT_API_KEY": "fmnist-prefect",
+        "PREFECT_API_AUTH_STRING": "fmnist-prefect",
+        "RAY_AUTH_TOKEN": "fmnist-ray",
+    }
+
+
+def test_settings_of_the_worker_do_not_move_the_jobs_folders() -> None:
+    [container] = kubernetes.flow_job()["spec"]["template"]["spec"]["containers"]
+    variables = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert not {"HOME", "PREFECT_HOME", "FMNIST_STATE_DIR"} & set(variables)
+    assert {"FMNIST_RETRIES", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"} <= set(variables)  # of infra/prefect.yaml
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_no_secret_lies_in_the_repository(overlay: str) -> None:
+    assert not kubernetes.of_kind(overlay, "Secret")
+    text = json.dumps(kubernetes.manifests(overlay)) + (FOLDER / "work-pool.json").read_text()
+    for name in re.findall(r'"name": "([A-Z_]*(?:TOKEN|KEY|AUTH_STRING|PASSWORD)[A-Z_]*)", "value"', text):
+        assert name.endswith(("_SECRET_NAME", "_SECRET_KEY")), name
+
+
+@every_pod
+def test_what_a_pod_refers_to_is_there(pod: Pod) -> None:
+    accounts, settings = kubernetes.named("base", "ServiceAccount"), kubernetes.named("base", "ConfigMap")
+    assert pod.spec["serviceAccountName"] in accounts
+    for source in pod.container["envFrom"]:
+        if "configMapRef" in source:
+            assert source["configMapRef"]["name"] in settings
+    for secret in _secrets(pod):
+        assert f"kubectl -n {NAMESPACE} create secret generic {secret} " in DOCUMENTATION
+    volumes = {volume["name"] for volume in pod.spec["volumes"]}
+    mounted = {mount["name"] for mount in pod.container["volumeMounts"]}
+    assert mounted <= volumes
+    if pod.name != "ray-head":  # the rest is the autoscaler's
+        assert mounted == volumes
+
+
+def _secrets(pod: Pod) -> set[str]:
+    sources = [source["secretRef"]["name"] for source in pod.container["envFrom"] if "secretRef" in source]
+    entries = pod.container.get("env", [])
+    keys = [entry["valueFrom"].get("secretKeyRef", {}).get("name") for entry in entries if "valueFrom" in entry]
+    return {name for name in [*sources, *keys] if name}
+
+
+def test_ray_has_one_token_for_nodes_and_drivers() -> None:
+    options = kubernetes.ray_cluster("base")["spec"]["authOptions"]
+    assert options == {"mode": "token", "secretName": "fmnist-ray"}
+    # KubeRay asks for this key.
+    assert re.search(r"create secret generic fmnist-ray [^\n]*--from-literal=auth_token=", DOCUMENTATION)
+    for pod in pods("gpu").values():
+        if pod.is_ray_node:
+            assert {"fmnist-s3", "fmnist-prefect"} <= _secrets(pod)
+
+
+@every_pod
+def test_containers_may_do_next_to_nothing(pod: Pod) -> None:
+    _check_hardened(pod.container["securityContext"])
+    assert pod.spec["securityContext"]["runAsNonRoot"] is True
+    assert pod.spec["securityContext"]["runAsUser"] > 0
+    assert pod.spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod.spec)
+    assert all({"emptyDir", "projected"} & set(volume) for volume in pod.spec["volumes"])
+
+
+def test_autoscaler_may_do_next_to_nothing() -> None:
+    _check_hardened(kubernetes.ray_cluster("base")["spec"]["autoscalerOptions"]["securityContext"])
+
+
+def _check_hardened(context: Manifest) -> None:
+    assert context == {
+        "runAsNonRoot": True,
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+@every_pod
+def test_containers_say_what_they_need_and_take_no_more(pod: Pod) -> None:
+    _check_resources(pod.container["resources"])
+    for volume in pod.spec["volumes"]:
+        if "emptyDir" in volume:
+            assert quantity(volume["emptyDir"]["sizeLimit"]) > 0
+            if volume["emptyDir"].get("medium") != "Memory":
+                limit = pod.container["resources"]["limits"]["ephemeral-storage"]
+                assert quantity(volume["emptyDir"]["sizeLimit"]) <= quantity(limit)
+
+
+def test_autoscaler_says_what_it_needs_and_takes_no_more() -> None:
+    resources = kubernetes.ray_cluster("base")["spec"]["autoscalerOptions"]["resources"]
+    assert {"cpu", "memory"} <= set(resources["requests"]) & set(resources["limits"])
+
+
+def _check_resources(resources: Manifest) -> None:
+    asked, limits = resources["requests"], resources["limits"]
+    assert {"cpu", "memory", "ephemeral-storage"} <= set(asked)
+    assert set(asked) == set(limits)
+    for name, amount in asked.items():
+        assert 0 < quantity(amount) <= quantity(limits[name]), name
+
+
+@every_pod
+def test_what_stays_up_is_watched(pod: Pod) -> None:
+    probes = {"startupProbe", "readinessProbe", "livenessProbe"}
+    assert probes & set(pod.container) == (probes if pod.is_service else set())
+
+
+@every_pod
+def test_ray_writes_where_it_may(pod: Pod) -> None:
+    if not pod.is_ray_node:
+        return
+    mounts = {mount["mountPath"]: mount["name"] for mount in pod.container["volumeMounts"]}
+    # The two folders that the image writes to, and Ray's object store.
+    written = re.search(r"^VOLUME (\[.*\])$", _containerfile(), re.MULTILINE)
+    assert written is not None
+    assert set(mounts) == {*json.loads(written[1]), OBJECT_STORE}
+    [memory] = [volume["emptyDir"] for volume in pod.spec["volumes"] if volume["name"] == mounts[OBJECT_STORE]]
+    assert memory["medium"] == "Memory"
+    assert quantity(memory["sizeLimit"]) < quantity(pod.container["resources"]["limits"]["memory"])
+
+
+def test_object_stores_fit_into_their_memory() -> None:
+    spec = kubernetes.ray_cluster("gpu")["spec"]
+    for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
+        [memory] = [v["emptyDir"] for v in group["template"]["spec"]["volumes"] if v["name"] == "shared-memory"]
+        assert int(group["rayStartParams"]["object-store-memory"]) < quantity(memory["sizeLimit"])
+
+
+@every_pod
+def test_only_prefects_worker_has_a_token_of_kubernetes(pod: Pod) -> None:
+    assert pod.spec["automountServiceAccountToken"] is (pod.name == "prefect-worker")
+    tokens = {volume["name"] for volume in pod.spec["volumes"] if "projected" in volume}
+    # The head's is for the autoscaler beside it, not for what runs in Ray.
+    assert tokens == ({"kubernetes"} if pod.name == "ray-head" else set())
+    assert not tokens & {mount["name"] for mount in pod.container["volumeMounts"]}
+
+
+def test_autoscaler_finds_its_token_where_rays_code_looks() -> None:
+    from ray.autoscaler._private.kuberay import node_provider
+
+    [mount] = [
+        mount
+        for mount in kubernetes.ray_cluster("base")["spec"]["autoscalerOptions"]["volumeMounts"]
+        if mount["name"] == "kubernetes"
+    ]
+    assert f"{mount['mountPath']}/token" == node_provider.IN_CLUSTER_TOKEN_PATH
+    assert f"{mount['mountPath']}/ca.crt" == node_provider.IN_CLUSTER_CA_CERT_PATH
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_rights_are_those_that_prefects_worker_uses(overlay: str) -> None:
+    assert not kubernetes.of_kind(overlay, "ClusterRole") + kubernetes.of_kind(overlay, "ClusterRoleBinding")
+    [role], [binding] = kubernetes.of_kind(overlay, "Role"), kubernetes.of_kind(overlay, "RoleBinding")
+    allowed = {
+        (group, resource): set(rule["verbs"])
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    assert allowed == {
+        ("batch", "jobs"): {"create", "delete", "get", "list", "watch"},
+        ("", "pods"): {"get", "list", "watch"},
+        ("", "pods/log"): {"get"},
+    }
+    assert binding["roleRef"]["kind"] == "Role"
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert [(who["kind"], who["name"], who["namespace"]) for who in binding["subjects"]] == [
+        ("ServiceAccount", "prefect-worker", NAMESPACE)
+    ]
+
+
+def test_prefects_worker_looks_into_no_other_namespace() -> None:
+    assert kubernetes.worker_environment()["PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES"] == NAMESPACE
+    assert kubernetes.flow_job()["metadata"]["namespace"] == NAMESPACE
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_everything_is_in_the_namespace(overlay: str) -> None:
+    for manifest in kubernetes.manifests(overlay):
+        if manifest["kind"] != "Namespace":
+            assert manifest["metadata"]["namespace"] == NAMESPACE
+    assert list(kubernetes.named(overlay, "Namespace")) == [NAMESPACE]
+
+
+def test_network_is_closed_but_for_what_is_named() -> None:
+    policies = kubernetes.named("base", "NetworkPolicy")
+    assert policies["nothing"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    incoming = {
+        (name, json.dumps(peer), tuple(port["port"] for port in rule.get("ports", [])))
+        for name, policy in policies.items()
+        for rule in policy["spec"].get("ingress", [])
+        for peer in rule["from"]
+    }
+    # No port for the dashboard: only Ray's own nodes are let in to all.
+    assert incoming == {
+        ("ray", '{"podSelector": {"matchLabels": {"fmnist-jobs/ray": "node"}}}', ()),
+        ("metrics", '{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}', (8080,)),
+    }
+    for policy in policies.values():
+        for rule in policy["spec"].get("egress", []):
+            assert rule.get("ports") or rule["to"] == [{"podSelector": {"matchLabels": {"fmnist-jobs/ray": "node"}}}]
+
+
+def test_network_policies_find_the_pods_that_they_are_for() -> None:
+    chosen = {
+        name: {pod.name for pod in pods("gpu").values() if _matches(policy["spec"]["podSelector"], pod)}
+        for name, policy in kubernetes.named("gpu", "NetworkPolicy").items()
+    }
+    everything = set(pods("gpu"))
+    ray = everything - {"prefect-worker"}
+    assert chosen == {
+        "nothing": everything,
+        "names": everything,
+        "services": everything,
+        "ray": ray,
+        "metrics": ray,
+        "kubernetes-of-the-worker": {"prefect-worker"},
+        "kubernetes-of-the-autoscaler": {"ray-head"},
+    }
+
+
+def test_disruption_budget_is_the_heads() -> None:
+    [budget] = kubernetes.of_kind("gpu", "PodDisruptionBudget")
+    assert [pod.name for pod in pods("gpu").values() if _matches(budget["spec"]["selector"], pod)] == ["ray-head"]
+
+
+def _matches(selector: Manifest, pod: Pod) -> bool:
+    assert set(selector) <= {"matchLabels"}
+    return selector.get("matchLabels", {}).items() <= pod.labels.items()
+
+
+@every_pod
+def test_metrics_are_where_prometheus_may_ask(pod: Pod) -> None:
+    if pod.is_ray_node and pod.is_service:
+        assert {"name": "metrics", "containerPort": 8080} in pod.container["ports"]
+
+
+def test_ray_serves_its_metrics_there() -> None:
+    spec = kubernetes.ray_cluster("gpu")["spec"]
+    for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
+        assert group["rayStartParams"]["metrics-export-port"] == "8080"
+
+
+def test_options_of_ray_start_are_known_to_ray() -> None:
+    from ray.scripts.scripts import start
+
+    known = {option for parameter in start.params for option in parameter.opts}
+    spec = kubernetes.ray_cluster("gpu")["spec"]
+    for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
+        assert {f"--{name}" for name in group["rayStartParams"]} <= known
+
+
+def test_head_lends_nothing() -> None:
+    parameters = kubernetes.ray_cluster("base")["spec"]["headGroupSpec"]["rayStartParams"]
+    assert (parameters["num-cpus"], parameters["num-gpus"]) == ("0", "0")
+
+
+def test_gpu_nodes_grow_from_none() -> None:
+    spec = kubernetes.ray_cluster("gpu")["spec"]
+    assert spec["enableInTreeAutoscaling"] is True
+    assert spec["autoscalerOptions"]["version"] == "v2"
+    group = kubernetes.node_groups("gpu")["gpu"]
+    assert (group["replicas"], group["minReplicas"]) == (0, 0)
+    assert group["maxReplicas"] > 0
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert int(group["rayStartParams"]["num-gpus"]) == limits["nvidia.com/gpu"] == 1
+    assert group["template"]["spec"]["tolerations"] == [
+        {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    ]
+
+
+def test_gpu_nodes_are_cpu_nodes_but_for_the_gpu() -> None:
+    groups = kubernetes.node_groups("gpu")
+    assert _without_sizes(groups["gpu"]) == _without_sizes(groups["cpu"])
+
+
+def _without_sizes(group: Manifest) -> Any:
+    rest = deepcopy(group)
+    for name in ("groupName", "replicas", "minReplicas", "maxReplicas"):
+        del rest[name]
+    rest["rayStartParams"].pop("num-gpus", None)
+    for name in ("nodeSelector", "tolerations"):
+        rest["template"]["spec"].pop(name, None)
+    del rest["template"]["spec"]["containers"][0]["resources"]
+    return rest
+
+
+def test_versions_are_those_of_the_lock() -> None:
+    assert kubernetes.ray_cluster("base")["spec"]["rayVersion"] == kubernetes.locked_version("ray")
+    image = pods("base")["prefect-worker"].container["image"]
+    assert re.fullmatch(rf"prefecthq/prefect:{kubernetes.locked_version('prefect')}-python3\.\d+-kubernetes", image)
+
+
+def test_drivers_and_nodes_have_one_image() -> None:
+    images = {pod.container["image"] for overlay in OVERLAYS for pod in pods(overlay).values() if pod.is_ray_node}
+    assert len(images) == 1
+
+
+@every_pod
+def test_image_has_what_pods_run(pod: Pod) -> None:
+    if not pod.is_ray_node:
+        return
+    user = pod.spec["securityContext"]
+    assert f"USER {user['runAsUser']}:{user['runAsGroup']}\n" in _containerfile()
+    assert "command" not in pod.container  # KubeRay gives its own; a driver has the image's entrypoint
+    roles = re.findall(r"^([a-z]+)\) ", (ROOT / "infra" / "containers" / "entrypoint.sh").read_text(), re.MULTILINE)
+    if pod.name == "flow-run":
+        assert pod.container["args"] == ["driver", "prefect", "flow-run", "execute"]
+        assert "driver" in roles
+        return
+    for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+        asked = " ".join(pod.container[name]["exec"]["command"])
+        called = re.search(r"sh (\S+)/entrypoint\.sh (\w+)", asked)
+        assert called is not None
+        assert f"{called[1]}/" in _containerfile()
+        assert called[2] in roles
+    assert pod.container["lifecycle"]["preStop"]["exec"]["command"][0] == "/opt/fmnist/bin/ray"
+
+
+def _containerfile() -> str:
+    return (ROOT / "infra" / "containers" / "Containerfile").read_text()
+
+
+def test_drivers_find_the_cluster_at_the_service_that_kuberay_makes() -> None:
+    name = kubernetes.ray_cluster("base")["metadata"]["name"]
+    [container] = kubernetes.flow_job()["spec"]["template"]["spec"]["containers"]
+    assert {"name": "FMNIST_RAY_ADDRESS", "value": f"{name}-head-svc:6379"} in container["env"]
+
+
+def test_prefect_takes_the_work_pool_and_the_deployments(tmp_path: Path) -> None:
+    """At a real server: the pool by the command of docs/deploy.md, the deployments by that of infra/prefect.yaml."""
+    from infra.prefect_server import prefect_api
+
+    commands = [
+        [
+            "work-pool",
+            "create",
+            "fmnist",
+            "--type",
+            "kubernetes",
+            "--base-job-template",
+            str(FOLDER / "work-pool.json"),
+        ],
+        ["--no-prompt", "deploy", "--all", "--prefect-file", str(ROOT / "infra" / "prefect.yaml")],
+    ]
+    with prefect_api(tmp_path) as wait_for_prefect:
+        environment = kubernetes.clean_environment(tmp_path, PREFECT_API_URL=wait_for_prefect())
+        for command in commands:
+            done = subprocess.run(
+                [sys.executable, "-m", "prefect", *command],
+                cwd=ROOT,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+        expected = {deployment["name"] for deployment in _deployments()}
+        assert _deployed_to("kubernetes") == expected
+
+
+def _deployments() -> list[Manifest]:
+    definitions: list[Manifest] = yaml.safe_load((ROOT / "infra" / "prefect.yaml").read_text())["deployments"]
+    return definitions
+
+
+def _deployed_to(kind: str) -> set[str]:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        pool = client.read_work_pool("fmnist")
+        assert pool.type == kind
+        assert pool.base_job_template == json.loads((FOLDER / "work-pool.json").read_text())
+        return {deployment.name for deployment in client.read_deployments()}
