@@ -379,6 +379,27 @@ def test_gpu_nodes_grow_from_none() -> None:
     ]
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_settings_say_what_the_cluster_grows_to(overlay: str) -> None:
+    cpus = gpus = 0
+    for group in kubernetes.node_groups(overlay).values():
+        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        cpus += group["maxReplicas"] * int(limits["cpu"])
+        gpus += group["maxReplicas"] * int(limits.get("nvidia.com/gpu", 0))
+    settings = kubernetes.named(overlay, "ConfigMap")["fmnist-settings"]["data"]
+    assert (settings["FMNIST_RAY_MAX_CPUS"], settings["FMNIST_RAY_MAX_GPUS"]) == (str(cpus), str(gpus))
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_settings_are_those_of_the_project(overlay: str) -> None:
+    from infra.settings import Settings
+
+    known = {f"FMNIST_{name.upper()}" for name in Settings.model_fields}
+    variables = set(kubernetes.named(overlay, "ConfigMap")["fmnist-settings"]["data"])
+    variables |= {entry["name"] for entry in pods(overlay)["flow-run"].container["env"]}
+    assert {name for name in variables if name.startswith("FMNIST_")} <= known
+
+
 def test_gpu_nodes_are_cpu_nodes_but_for_the_gpu() -> None:
     groups = kubernetes.node_groups("gpu")
     assert _without_sizes(groups["gpu"]) == _without_sizes(groups["cpu"])
