@@ -10,6 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from infra.placement import on_this_node
+
 _NAME = "progress"
 _PART_SECONDS = 1.0
 _LINES = 500
@@ -79,7 +81,7 @@ class ProgressBoard:
         job = ray.get_runtime_context().get_job_id()
         if job not in _boards:
             _boards.clear()
-            _boards[job] = ray.remote(_Board).options(name=_NAME, get_if_exists=True, num_cpus=0).remote()
+            _boards[job] = ray.remote(_Board).options(name=_NAME, get_if_exists=True, **on_this_node()).remote()
         self._actor = _boards[job]
 
     def post(self, stage: str, text: str, share: float | None = None, **figures: Any) -> None:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar
 
@@ -18,6 +19,7 @@ from prefect_ray.context import remote_options
 from prefect_ray.task_runners import PrefectRayFuture
 
 from infra.errors import RequestError
+from infra.placement import on_this_node
 from infra.ray_address import check_ray_address
 from infra.settings import Settings, load_settings
 
@@ -125,7 +127,12 @@ def _worker_environment(settings: Settings) -> dict[str, str]:
     """What processes on other machines need to know; no secret is among it, for a cluster shows it to its users."""
     from infra.object_store.s3_configuration import worker_environment
 
-    own = {"FMNIST_STORE": settings.store, "FMNIST_RETRIES": str(settings.retries)}
+    own = {
+        "FMNIST_STORE": settings.store,
+        "FMNIST_RETRIES": str(settings.retries),
+        "FMNIST_RAY_MAX_CPUS": str(settings.ray_max_cpus),
+        "FMNIST_RAY_MAX_GPUS": str(settings.ray_max_gpus),
+    }
     return worker_environment() | own
 
 
@@ -163,10 +170,13 @@ class ClusterTaskRunner(RayTaskRunner[Any]):  # type: ignore[misc] # prefect-ray
 
 
 def on_ray(task: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run a Prefect task inside the cluster, holding no CPU as it only waits there itself, and return its result."""
+    """Run a Prefect task inside the cluster, and return its result.
+
+    It holds no CPU, as it only waits there itself, and runs on this node, so that no other's death takes it along.
+    """
     import ray
 
-    with remote_options(num_cpus=0):
+    with remote_options(**on_this_node()):
         future: PrefectRayFuture[R] = task.submit(*args, **kwargs)
     try:
         # In Python, and a second at a time: ray.get, while it waits, sits on the exception by which a signal cancels a
@@ -181,15 +191,23 @@ def on_ray(task: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     return result
 
 
-def cluster_cpus() -> int:
-    """CPUs of the cluster this process is connected to."""
+@dataclass(frozen=True)
+class ClusterSize:
+    """What there is to work with."""
+
+    cpus: int
+    gpus: int
+
+
+def cluster_size() -> ClusterSize:
+    """What the cluster this process is connected to has by now."""
     import ray
 
-    return int(ray.cluster_resources().get("CPU", 0))
+    resources = ray.cluster_resources()
+    return ClusterSize(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
 
 
-def cluster_gpus() -> int:
-    """GPUs of the cluster this process is connected to."""
-    import ray
-
-    return int(ray.cluster_resources().get("GPU", 0))
+def cluster_limit() -> ClusterSize:
+    """What the cluster has, or can grow to."""
+    settings, size = load_settings(), cluster_size()
+    return ClusterSize(max(size.cpus, settings.ray_max_cpus), max(size.gpus, settings.ray_max_gpus))

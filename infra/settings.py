@@ -43,6 +43,12 @@ class Settings(BaseSettings):
     ray_address: str | None = None
     """Address of a Ray cluster, `host:port` or `ray://host:port`; without one, Ray is started for the run."""
 
+    ray_max_cpus: int = Field(default=0, ge=0)
+    """CPUs to which the cluster grows where work waits for them; 0: it has what it has."""
+
+    ray_max_gpus: int = Field(default=0, ge=0)
+    """GPUs to which it grows, likewise."""
+
     s3_timeout_seconds: float = Field(default=20, ge=0.1, le=3600)
     """Seconds without a byte after which a request to S3 is given up and tried again; raise it for a slow server."""
 

@@ -11,7 +11,7 @@ from infra.datasets import DatasetRecord
 from infra.errors import JobError, JobStopped
 from infra.flow_run import task_run_id
 from infra.progress import ProgressBoard
-from infra.ray_cluster import cluster_cpus, cluster_gpus
+from infra.ray_cluster import cluster_limit, cluster_size
 from infra.settings import load_settings
 from tasks.step import step
 from tasks.training_run import RunToTrain, TrainedRun
@@ -22,6 +22,8 @@ _log = logging.getLogger(__name__)
 
 _RESTARTS = 2
 """Of the worker group, after workers died; each goes on from the newest checkpoint."""
+_RESIZE_SECONDS = 30.0
+"""How often a range of workers looks whether there is room for more; growing costs some 7 s, and the epoch begun."""
 
 
 @step("train network")
@@ -41,7 +43,8 @@ def train_network(run: RunToTrain, dataset: DatasetRecord, workers: str) -> Trai
     import ray
 
     settings = load_settings()
-    count = choose_workers(workers, cpus=cluster_cpus(), gpus=cluster_gpus())
+    limit = cluster_limit()
+    count = choose_workers(workers, cpus=limit.cpus, gpus=limit.gpus, gpus_by_now=cluster_size().gpus)
     ProgressBoard().post("start workers", f"Starting {count} training workers", run_id=run.id)
     # Decoded once, while the workers start, and shared by those of a node.
     held_out = run.recipe["validation_images"]
@@ -66,7 +69,8 @@ def train_network(run: RunToTrain, dataset: DatasetRecord, workers: str) -> Trai
         },
         scaling_config=ScalingConfig(
             num_workers=count.fewest if count.fewest == count.most else (count.fewest, count.most),
-            use_gpu=cluster_gpus() >= count.fewest,
+            use_gpu=limit.gpus >= count.fewest,
+            elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
         ),
         run_config=RunConfig(
             name=attempt, storage_path=str(scratch), failure_config=FailureConfig(max_failures=_RESTARTS)

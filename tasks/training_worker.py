@@ -101,7 +101,8 @@ def train_worker(config: dict[str, Any]) -> TrainedRun | Exception | None:
     with _CheckpointWriter(store, config) if rank == 0 else nullcontext() as checkpoints:
         began = time.perf_counter()
         try:
-            for epoch in run.epochs(_progress_poster(run, to_train.id, config["task_run_id"]) if rank == 0 else None):
+            poster = _progress_poster(run, workers, to_train.id, config["task_run_id"]) if rank == 0 else None
+            for epoch in run.epochs(poster):
                 images += epoch.images
                 if rank == 0:
                     _log.info(_told(epoch, run.recipe.epochs))
@@ -200,7 +201,7 @@ def _stands_for_a_version(store: ObjectStore, run_id: str, epoch: int) -> bool:
     return False
 
 
-def _progress_poster(run: Any, run_id: str, task_run_id: str | None) -> Callable[[Any], None]:
+def _progress_poster(run: Any, workers: int, run_id: str, task_run_id: str | None) -> Callable[[Any], None]:
     board = ProgressBoard()
     metrics = TrainingMetrics(run.epochs_done * run.steps_per_epoch)
 
@@ -210,9 +211,9 @@ def _progress_poster(run: Any, run_id: str, task_run_id: str | None) -> Callable
         text = (
             f"Training: epoch {progress.epoch}/{progress.epochs}, step {progress.step:,}/{progress.steps:,}, "
             f"loss {progress.loss:.3f}, accuracy {progress.accuracy:.1%}, "
-            f"{progress.images_per_second:,.0f} images/s, {left:.0f} s left"
+            f"{progress.images_per_second:,.0f} images/s, {workers} worker{'s' * (workers > 1)}, {left:.0f} s left"
         )
-        figures = {"run_id": run_id, "task_run_id": task_run_id} | asdict(progress)
+        figures = {"run_id": run_id, "task_run_id": task_run_id, "workers": workers} | asdict(progress)
         board.post("train", text, progress.step / progress.steps, **figures)
 
     return post

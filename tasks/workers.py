@@ -17,19 +17,20 @@ class WorkerRange:
         return str(self.fewest) if self.fewest == self.most else f"{self.fewest}:{self.most}"
 
 
-def choose_workers(requested: str, *, cpus: int, gpus: int) -> WorkerRange:
+def choose_workers(requested: str, *, cpus: int, gpus: int, gpus_by_now: int | None = None) -> WorkerRange:
     """Turn what was asked for into numbers that the machine or cluster can hold.
 
     Args:
         requested: a number, a range `MIN:MAX`, or `auto`: one worker a GPU where there are GPUs, else two on CPUs.
-        cpus: CPUs there are; each worker has one.
-        gpus: GPUs there are; each worker has one where there are enough for all.
+        cpus: CPUs there are, or can be; each worker has one.
+        gpus: GPUs there are, or can be; each worker has one where there are enough for all.
+        gpus_by_now: GPUs there are, of those; `auto` has a cluster grow to no more than one.
 
     Raises:
         RequestError: it is neither, or more than there are CPUs.
     """
     if requested == "auto":
-        count = gpus or min(2, cpus)
+        count = (gpus if gpus_by_now is None else gpus_by_now) or min(1, gpus) or min(2, cpus)
         if not count:
             raise RequestError("--workers: there is neither a CPU nor a GPU to train on.")
         return WorkerRange(count, count)
@@ -47,6 +48,7 @@ def choose_workers(requested: str, *, cpus: int, gpus: int) -> WorkerRange:
         way_out = f"Ask for {room} or fewer" if room else "Wait until its nodes have joined (`ray status` lists them)"
         raise RequestError(
             f"--workers: {fewest} workers need {fewest} CPUs or GPUs, but there are {cpus} CPUs and {gpus} GPUs. "
-            f"{way_out}, or connect to a larger cluster with FMNIST_RAY_ADDRESS."
+            f"{way_out}, or connect to a larger cluster with FMNIST_RAY_ADDRESS; of one that grows when work waits for "
+            "it, FMNIST_RAY_MAX_CPUS and FMNIST_RAY_MAX_GPUS tell how far."
         )
     return WorkerRange(fewest, most)

@@ -15,6 +15,11 @@ def test_auto_is_a_worker_a_gpu_or_two_on_cpus(cpus: int, gpus: int, expected: i
     assert choose_workers("auto", cpus=cpus, gpus=gpus) == WorkerRange(expected, expected)
 
 
+@pytest.mark.parametrize(("by_now", "expected"), [(0, 1), (3, 3)])
+def test_auto_has_a_cluster_grow_to_one_gpu(by_now: int, expected: int):
+    assert choose_workers("auto", cpus=64, gpus=8, gpus_by_now=by_now) == WorkerRange(expected, expected)
+
+
 @pytest.mark.parametrize(
     ("requested", "expected"),
     [
