@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.scale --planning 100000 1000000 10000000
     python -m tests.benchmarks.scale --comparison 1000000 10000000 100000000
-    python -m tests.benchmarks.scale --batches 100 1000 10000
+    python -m tests.benchmarks.scale --batches 100 1000
     python -m tests.benchmarks.scale --shards 100 1000 10000
     python -m tests.benchmarks.scale --images 1000000 10000000
-    python -m tests.benchmarks.scale --dispatch 2 100 1000
+    python -m tests.benchmarks.scale --dispatch 2 10 50 1000
     eval "$(make -s s3-up)"; python -m tests.benchmarks.scale --requests --batches 100 1000
     python -m tests.benchmarks.scale --table
 

@@ -20,6 +20,10 @@ _TIER_1, _TIER_2 = 0.005 / 1_000, 0.0004 / 1_000
 """Dollars: a PUT, COPY, POST or LIST; a GET or HEAD. S3 Standard, us-east-1. A DELETE is free."""
 _PUT_LIMIT, _GET_LIMIT = 3_500, 5_500
 """Requests a second that S3 takes at least, of one partitioned prefix."""
+_LINES = 1_000
+"""That the progress board hands on in a second, at most: 500, twice a second (`infra.progress`)."""
+_BOARD_CALLS = 3
+"""By shard: done, how far the batch is, what the actor logged. Besides, each actor says once a second how far it is."""
 _PAGE = 1_000
 
 
@@ -40,7 +44,10 @@ class Slopes:
     list_seconds: float
     compare_seconds: float
     write_seconds: float
-    """By object: listing and keeping; sorting, comparing and cutting; digest and plan."""
+    """By object: listing and keeping; sorting and cutting; digest and plan."""
+    again_seconds: float
+    again_scratch_bytes: float
+    """By object, where all is planned already: comparing, and the disk that it takes."""
     plan_bytes: float
     footer_bytes: float
     """By row group of the plan."""
@@ -48,27 +55,41 @@ class Slopes:
     file_seconds: float
     """To plan a Parquet file on this disk."""
     shard_seconds: float
-    """Of the whole run, by shard of 32 images, two actors."""
+    """Of a CPU, in an actor, by shard of 32 images."""
     driver_cpu_seconds: float
     board_cpu_seconds: float
     driver_bytes: float
     driver_mib: float
     """With the fewest shards."""
+    flow_bytes: float
+    """Of the flow's process, which makes the report."""
+    flow_mib: float
+    """With the fewest shards."""
+    head_bytes: float
     plasma_bytes: float
     manifest_bytes: float
     commit_seconds: float
     take_over_seconds: float
     image_seconds: float
-    """Of both actors."""
+    """Of a CPU, in an actor."""
     report_seconds: float
     """By image."""
+    report_part_seconds: float
     by_shard: dict[str, float]
     by_file: dict[str, float]
+    report_by_shard: dict[str, float]
     by_part_taken_over: dict[str, float]
+    batch_seconds: float
+    batch_on_s3_seconds: float
+    """Of planning, by batch that the table has."""
     dispatch_cpu_ms: dict[int, float]
     """Of the driver, by shard, with so many under way."""
     actor_start_seconds: float
     """Between one actor's start and the next one's, on these two CPUs."""
+
+    def of_shards(self, method: str) -> float:
+        """Requests by shard, with what the report asks for."""
+        return self.by_shard.get(method, 0) + self.report_by_shard.get(method, 0)
 
     @classmethod
     def of(cls, results: dict[str, Any]) -> "Slopes":
@@ -82,26 +103,35 @@ class Slopes:
             list_seconds=_slope(planning, lambda e: e["anew"]["stages"]["list and keep"]),
             compare_seconds=_slope(planning, lambda e: e["anew"]["stages"]["compare, sort, cut into pieces"]),
             write_seconds=_slope(planning, lambda e: e["anew"]["stages"]["digest and write the plan"]),
+            again_seconds=_slope(planning, lambda e: e["nothing_new"]["stages"]["compare, sort, cut into pieces"]),
+            again_scratch_bytes=_slope(planning, lambda e: e["nothing_new"]["scratch_mib"] * 2**20),
             plan_bytes=_slope(planning, lambda e: e["anew"]["plan_bytes"]),
             footer_bytes=anew["plan_footer_bytes"] / anew["plan_row_groups"],
             scratch_bytes=_slope(planning, lambda e: e["anew"]["scratch_mib"] * 2**20),
             file_seconds=_slope(shards, lambda e: e["steps"]["plan_batch"]),
-            shard_seconds=_slope(shards, lambda e: e["from_first_actor_seconds"]),
+            shard_seconds=_slope(shards, lambda e: e["cpu_seconds"]["actor"]),
             driver_cpu_seconds=_slope(shards, lambda e: e["cpu_seconds"]["driver"]),
             board_cpu_seconds=_slope(shards, lambda e: e["cpu_seconds"]["board"]),
             driver_bytes=_slope(shards, lambda e: e["peak_mib"]["driver"] * 2**20),
             driver_mib=shards[_smallest(shards)]["peak_mib"]["driver"],
+            flow_bytes=_slope(shards, lambda e: e["peak_mib"]["flow"] * 2**20),
+            flow_mib=shards[_smallest(shards)]["peak_mib"]["flow"],
+            head_bytes=_slope(shards, lambda e: e["peak_mib"]["head"] * 2**20),
             plasma_bytes=_slope(shards, lambda e: e["object_store_bytes"]["written"]),
             manifest_bytes=_slope(shards, lambda e: e["manifest_bytes"]),
             commit_seconds=_slope(shards, lambda e: e["steps"]["commit_batches"]),
             take_over_seconds=_slope(
                 shards, lambda e: 2 * (e["killed_at_half"]["list_seconds"] + e["killed_at_half"]["read_books_seconds"])
             ),
-            image_seconds=_slope(images, lambda e: e["from_first_actor_seconds"]),
+            image_seconds=_slope(images, lambda e: e["cpu_seconds"]["actor"]),
             report_seconds=_slope(images, lambda e: e["steps"]["write_batch_reports"]),
+            report_part_seconds=_slope(shards, lambda e: e["steps"]["write_batch_reports"]),
             by_shard=requests["by_shard"],
             by_file=requests["by_file"],
+            report_by_shard=_by_shard(requests["report_of_120_shards"], requests["report_of_20_shards"]),
             by_part_taken_over=requests["by_part_taken_over"],
+            batch_seconds=_slope(results["batches"], lambda e: e["seconds"]),
+            batch_on_s3_seconds=_slope(results["batches on S3"], lambda e: e["seconds"]),
             dispatch_cpu_ms={int(name): entry["cpu_ms_a_shard"]["driver"] for name, entry in dispatch.items()},
             actor_start_seconds=_actor_start(dispatch),
         )
@@ -125,10 +155,14 @@ def _slope(part: dict[str, Any], figure: Callable[[dict[str, Any]], float]) -> f
     return (figure(part[more]) - figure(part[less])) / (int(more) - int(less))
 
 
+def _by_shard(more: dict[str, float], less: dict[str, float]) -> dict[str, float]:
+    return {method: (more[method] - less[method]) / 100 for method in more}
+
+
 def _actor_start(dispatch: dict[str, Any]) -> float:
-    entry = max((e for e in dispatch.values() if e["kind"] == "actors"), key=lambda e: e["in_flight"])
+    entry = max((e for e in dispatch.values() if "actors" in e), key=lambda e: e["in_flight"])
     started = entry["last_actor_seconds"] - entry["first_actor_seconds"]
-    return float(started / (entry["in_flight"] - 1))
+    return float(started / (entry["actors"] - 1))
 
 
 @dataclass(frozen=True)
@@ -161,7 +195,7 @@ class Loose:
     def requests(self, method: str) -> float:
         """LIST, PUT, GET, HEAD or DELETE."""
         own = {"LIST": self.objects / _PAGE, "GET": self.images}.get(method, 0)
-        return own + self.shards * self.slopes.by_shard.get(method, 0)
+        return own + self.shards * self.slopes.of_shards(method)
 
 
 @dataclass(frozen=True)
@@ -190,7 +224,7 @@ class Packed(Loose):
 
     def requests(self, method: str) -> float:
         own = self.objects / _PAGE if method == "LIST" else self.objects * self.slopes.by_file.get(method, 0)
-        return own + self.shards * self.slopes.by_shard.get(method, 0)
+        return own + self.shards * self.slopes.of_shards(method)
 
 
 def _shards(work: float) -> float:
@@ -209,12 +243,16 @@ def _images_table(title: str, batches: list[Loose]) -> str:
     rows: list[tuple[str, str, Callable[[Loose], str]]] = [
         ("objects listed", "images, or images / 10,000", lambda b: _n(b.objects)),
         ("listing", "objects * list", lambda b: _time(b.listing_seconds)),
-        ("listing and planning", "objects * (list + compare + write), or files * file",
+        ("listing and planning", "objects * (list + sort + write), or files * file",
          lambda b: _time(b.planning_seconds)),
         ("plan", "pieces * plan bytes", lambda b: _bytes(b.pieces * s.plan_bytes)),
         ("footer of the plan, read by each actor", "pieces / 65,536 * footer bytes",
          lambda b: _bytes(b.pieces / CHUNK_ROWS * s.footer_bytes)),
         ("local disk while planning", "pieces * scratch bytes", lambda b: _bytes(b.pieces * s.scratch_bytes)),
+        ("the next run, nothing new: listing and comparing", "objects * (list + compare)",
+         lambda b: _time(b.objects * (s.list_seconds + s.again_seconds))),
+        ("its disk, and the plan brought from S3", "pieces * (scratch + plan bytes)",
+         lambda b: _bytes(b.pieces * (s.again_scratch_bytes + s.plan_bytes))),
         ("shards", "shard_work(images * work)", lambda b: _n(b.shards)),
         ("S3: LIST", "objects / 1,000 + shards * LIST", lambda b: _n(b.requests("LIST"))),
         ("S3: PUT", "shards * PUT", lambda b: _n(b.requests("PUT"))),
@@ -223,6 +261,8 @@ def _images_table(title: str, batches: list[Loose]) -> str:
         ("S3: requests, US dollars", "price list", lambda b: f"{_dollars(b):,.2f}"),
         ("memory of the task that hands out shards", "fewest + shards * bytes",
          lambda b: _bytes(s.driver_mib * 2**20 + b.shards * s.driver_bytes)),
+        ("memory of the flow's process", "fewest + shards * bytes",
+         lambda b: _bytes(s.flow_mib * 2**20 + b.shards * s.flow_bytes)),
         ("written to Ray's object store", "shards * bytes", lambda b: _bytes(b.shards * s.plasma_bytes)),
         ("manifest", "shards * manifest bytes", lambda b: _bytes(b.shards * s.manifest_bytes)),
         ("commit", "shards * commit", lambda b: _time(b.shards * s.commit_seconds)),
@@ -230,8 +270,10 @@ def _images_table(title: str, batches: list[Loose]) -> str:
          lambda b: _time(b.shards * s.take_over_seconds)),
         ("the same on S3: requests, one after the other", "shards * by part",
          lambda b: _n(b.shards * sum(s.by_part_taken_over.values()))),
-        ("report of the batch, one process", "images * report", lambda b: _time(b.images * s.report_seconds)),
-        ("the actors' work on two CPUs, raw pixels", "images * image", lambda b: _time(b.images * s.image_seconds)),
+        ("report of the batch, one process", "images * report + shards * report",
+         lambda b: _time(b.images * s.report_seconds + b.shards * s.report_part_seconds)),
+        ("the actors' work on two CPUs, raw pixels", "images * image / 2",
+         lambda b: _time(b.images * s.image_seconds / 2)),
     ]  # fmt: skip
     head = ["| " + title + " | formula | " + " | ".join(f"{b.images:.0e}".replace("e+0", "e") for b in batches) + " |"]
     head.append("| --- | --- | " + " | ".join("---" for _ in batches) + " |")
@@ -244,16 +286,29 @@ def _images_table(title: str, batches: list[Loose]) -> str:
 def _workers_table(s: Slopes) -> str:
     """Load by workers on 1e9 images in Parquet, and the number of workers at which each thing is full."""
     batch = Packed(s, 10**9)
-    rate = 0.5 / s.image_seconds  # of one actor on one CPU
+    rate = 1 / s.image_seconds
     shard_images = batch.images / batch.shards
     shards_a_second = rate / shard_images  # of one worker
-    gets = shards_a_second * (batch.requests("GET") + batch.requests("HEAD")) / batch.shards
-    puts = shards_a_second * batch.requests("PUT") / batch.shards
+    files = batch.objects / batch.shards
+    gets = shards_a_second * sum(s.by_shard[method] + files * s.by_file[method] for method in ("GET", "HEAD"))
+    puts = shards_a_second * s.by_shard["PUT"]
     loads = [
         ("task that hands out shards: CPU", shards_a_second * s.driver_cpu_seconds, 1.0, "shards/s * driver CPU"),
-        ("progress board: CPU", shards_a_second * s.board_cpu_seconds, 1.0, "shards/s * board CPU"),
+        (
+            "the same, of shards that take no time",
+            shards_a_second * s.dispatch_cpu_ms[max(s.dispatch_cpu_ms)] / 1000,
+            1.0,
+            "shards/s * dispatch CPU",
+        ),
+        (
+            "progress board: CPU",
+            (shards_a_second + 1 / _BOARD_CALLS) * s.board_cpu_seconds,
+            1.0,
+            f"(shards/s + workers / {_BOARD_CALLS}) * board CPU",
+        ),
         ("S3: GET and HEAD", gets, _GET_LIMIT, "requests/s / 5,500"),
         ("S3: PUT", puts, _PUT_LIMIT, "requests/s / 3,500"),
+        ("log lines to Prefect, of those that the board keeps", shards_a_second, _LINES, "shards/s / 1,000"),
     ]
     lines = [
         f"| 1e9 images in Parquet, {rate:,.0f} images/s a worker | formula | "
@@ -282,25 +337,38 @@ def _workers_table(s: Slopes) -> str:
 def _slopes_table(results: dict[str, Any], s: Slopes) -> str:
     rows = [
         ("list", "object", _small(s.list_seconds), "planning"),
-        ("compare", "object", _small(s.compare_seconds), "planning"),
+        ("sort", "object", _small(s.compare_seconds), "planning"),
+        ("compare, where nothing is new", "object", _small(s.again_seconds), "planning"),
         ("write", "object", _small(s.write_seconds), "planning"),
         ("plan bytes", "object", _bytes(s.plan_bytes), "planning"),
         ("footer bytes", "65,536 objects", _bytes(s.footer_bytes), "planning"),
         ("scratch bytes", "object", _bytes(s.scratch_bytes), "planning"),
+        ("the same, where nothing is new", "object", _bytes(s.again_scratch_bytes), "planning"),
         ("file: to plan a Parquet file", "file", _small(s.file_seconds), "shards"),
-        ("seconds of a run, 32 images a shard, two actors", "shard", _small(s.shard_seconds), "shards"),
+        ("CPU of an actor, 32 images a shard", "shard", _small(s.shard_seconds), "shards"),
         ("driver CPU: the task that hands out shards", "shard", _small(s.driver_cpu_seconds), "shards"),
+        *(
+            (f"dispatch CPU, {in_flight:,} shards under way", "shard", _small(milliseconds / 1000), "dispatch")
+            for in_flight, milliseconds in sorted(s.dispatch_cpu_ms.items())
+        ),
         ("its memory", "shard", _bytes(s.driver_bytes), "shards"),
+        ("memory of the flow's process (the report)", "shard", _bytes(s.flow_bytes), "shards"),
+        ("memory of Ray's head", "shard", _bytes(s.head_bytes), "shards"),
         ("board CPU", "shard", _small(s.board_cpu_seconds), "shards"),
         ("written to Ray's object store", "shard", _bytes(s.plasma_bytes), "shards"),
         ("manifest bytes", "shard", _bytes(s.manifest_bytes), "shards"),
         ("commit", "shard", _small(s.commit_seconds), "shards"),
         ("take over", "part", _small(s.take_over_seconds), "shards"),
-        ("image", "image", _small(s.image_seconds), "images"),
+        ("image: CPU of an actor", "image", _small(s.image_seconds), "images"),
         ("report", "image", _small(s.report_seconds), "images"),
+        ("report", "shard", _small(s.report_part_seconds), "shards"),
+        ("start of another actor that imports nothing", "actor", _small(s.actor_start_seconds), "dispatch"),
         ("S3 requests by shard", "shard", _counts(s.by_shard), "requests"),
+        ("S3 requests of the report", "shard", _counts(s.report_by_shard), "requests"),
         ("S3 requests by file", "file", _counts(s.by_file), "requests"),
         ("S3 requests by part taken over", "part", _counts(s.by_part_taken_over), "requests"),
+        ("planning with nothing new, by batch of the table", "batch", _small(s.batch_seconds), "batches"),
+        ("the same, plans on Ceph", "batch", _small(s.batch_on_s3_seconds), "batches"),
     ]
     lines = ["| slope | by | | measured by |", "| --- | --- | --- | --- |"]
     return "\n".join(lines + [f"| {name} | {by} | {figure} | `--{part}` |" for name, by, figure, part in rows])
