@@ -180,6 +180,31 @@ def test_new_files_are_the_listed_ones_without_those_done(
     assert {(uri, fingerprint) for uri, fingerprint, _ in found}.isdisjoint(held)
 
 
+@settings(deadline=None, print_blob=True, max_examples=40)
+@given(listed=any_files, done=any_files, range_files=st.integers(1, 8))
+def test_files_that_are_compared_range_by_range_are_the_same(
+    tmp_path_factory: pytest.TempPathFactory, listed: list[File], done: list[File], range_files: int
+):
+    folder = tmp_path_factory.mktemp("staged")
+    planned = plans(folder / "done", [(uri, fingerprint, 1) for uri, fingerprint, _ in done])
+    batches = [listed[first : first + 3] for first in range(0, len(listed), 3)]
+    expected = new_files(folder, *batches, done=planned)
+    staged = StagedInputs(folder)
+    staged.stage(map(files, batches))
+    images_done = staged.images_done(planned)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(staged_inputs, "_RANGE_FILES", range_files)
+        assert new_files(folder, *batches, done=planned) == expected
+        assert staged.images_done(planned) == images_done
+
+
+def test_images_of_plans_on_both_sides_of_a_range_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(staged_inputs, "_RANGE_FILES", 1)
+    batches: list[list[File]] = [[(f"file:///{name}", "1", None)] for name in "bdf"]
+    done = plans(tmp_path, [(f"file:///{name}", "1", 1) for name in "abcdeg"])
+    assert new_files(tmp_path, *batches, done=done) == [("file:///f", "1", None)]
+
+
 def test_file_that_is_listed_more_often_than_a_chunk_is_long_comes_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
