@@ -106,3 +106,24 @@ def test_steps_before_a_run_was_resumed_are_not_counted_again(monkeypatch: pytes
     Progress.step = 150
     metrics.at(Progress)
     assert counted == [300, 200]
+
+
+def test_a_training_s_steps_and_images_are_counted_as_its_epochs_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+    import torch
+
+    from fmnist_model.dataset import LabelledImages
+    from fmnist_model.recipe import TrainingRecipe
+    from fmnist_model.training import TrainingRun
+
+    counted: dict[str, float] = {}
+
+    def add(self: Counter, value: float) -> None:
+        counted[self.name] = counted.get(self.name, 0) + value
+
+    monkeypatch.setattr(Counter, "add", add)
+    data = LabelledImages(np.zeros((95, 28, 28), np.uint8), np.arange(95) % 10)
+    run = TrainingRun(TrainingRecipe(epochs=2, global_batch_size=10), data, torch.device("cpu"))
+    epochs = list(run.epochs(TrainingMetrics(0).at))
+    assert counted["fmnist_training_images_total"] == sum(epoch.images for epoch in epochs) == 180
+    assert counted["fmnist_training_steps_total"] == 18
