@@ -36,7 +36,8 @@ def prefect_api(state_dir: Path) -> Iterator[Callable[[], str]]:
 
     Yields:
         A function that waits until the API answers, and returns its URL: the one that Prefect's settings name, else
-        that of a server started here. It raises JobError, with the end of the log, where the server does not come up.
+        that of a server started here. It raises RequestError where the former does not answer, and JobError, with the
+        end of the log, where the latter does not come up.
 
     Raises:
         RequestError: the folder can't be written.
@@ -46,7 +47,7 @@ def prefect_api(state_dir: Path) -> Iterator[Callable[[], str]]:
 
     configured = get_current_settings().api.url
     if configured:
-        yield lambda: configured
+        yield lambda: _answering(configured)
         return
     with _server(state_dir / "prefect") as server, temporary_settings({PREFECT_API_URL: server.url}):
         os.environ["PREFECT_API_URL"] = server.url
@@ -56,6 +57,19 @@ def prefect_api(state_dir: Path) -> Iterator[Callable[[], str]]:
         finally:
             APILogHandler().flush()  # or Prefect would try at exit, when the server is gone
             del os.environ["PREFECT_API_URL"]
+
+
+def _answering(url: str) -> str:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        error = client.api_healthcheck()
+    if error is not None:
+        raise RequestError(
+            f"PREFECT_API_URL: no Prefect server answers at {url} ({str(error) or type(error).__name__}). Start it, "
+            "correct the address, or unset it to have one started for the run."
+        )
+    return url
 
 
 def is_for_this_run_alone() -> bool:

@@ -9,6 +9,7 @@ from prefect.tasks import exponential_backoff
 
 from fmnist_model.errors import InvalidDataset, InvalidImage, InvalidWeights
 from infra.errors import JobStopped, RequestError
+from infra.object_store import StoreUnavailable
 from infra.settings import load_settings
 
 P = ParamSpec("P")
@@ -38,4 +39,5 @@ def step(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
 def may_pass(_: Any, task_run: Any, state: Any) -> bool:
     """Whether a task run that failed is worth another try."""
     error = state.result(raise_on_failure=False)
-    return task_run.run_count <= load_settings().retries and not isinstance(error, _LASTING)
+    lasts = isinstance(error, _LASTING) and not isinstance(error, StoreUnavailable)
+    return task_run.run_count <= load_settings().retries and not lasts

@@ -1,20 +1,216 @@
-"""The main job on a cluster whose nodes share nothing but the network, and have nothing of this project installed."""
+"""A cluster whose nodes share nothing but the network, and come and go; the store is on Ceph's gateway.
 
+The nodes have nothing of this project installed: it comes with the job.
+"""
+
+import random
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.cluster import ray_cluster
-from tests.commands import fmnist
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from fmnist_model.images import encode_png
+from infra.batch_log import committed_batches
+from infra.checkpoints import list_checkpoints, list_runs
+from infra.datasets import read_dataset
+from infra.object_store import ObjectStore, open_store
+from infra.prediction_table import read_rows
+from tasks.splits import load_split
+from tests.cluster import Cluster, ray_cluster
+from tests.commands import FMNIST, outside
 from tests.s3_server import S3Server
 
 pytest_plugins = ["tests.gateways"]
 
+FILES, ROWS = 24, 20_000
+"""Parquet files to classify, and the images of each."""
 
-def test_main_job_takes_nothing_but_settings_to_a_cluster(ceph_gateway: S3Server, tmp_path: Path) -> None:
-    settings = {"FMNIST_STORE": f"s3://{ceph_gateway.bucket}/cluster", "FMNIST_STATE_DIR": str(tmp_path / "state")}
-    with ray_cluster(tmp_path, ceph_gateway.environment) as cluster:
+
+@dataclass
+class Place:
+    """A cluster, and a store that it reaches."""
+
+    cluster: Cluster
+    settings: dict[str, str]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return self.settings | self.cluster.environment
+
+
+@dataclass
+class Running:
+    """A command that runs, and what it has said so far."""
+
+    process: "subprocess.Popen[str]"
+    said: list[str] = field(default_factory=list)
+
+    def until(self, sought: Callable[[str], bool], seconds: float) -> str:
+        """Wait for a line; only those since the last call are looked at."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            while self.said:
+                line = self.said.pop(0)
+                print(line, end="")
+                if sought(line):
+                    return line
+            assert self.process.poll() is None, "the command ended first"
+            time.sleep(0.1)
+        raise AssertionError("the command did not say it")
+
+    def rest(self) -> str:
+        """What it has said since the last call, on both streams; it has ended."""
+        out, _ = self.process.communicate(timeout=10)
+        return "".join(self.said) + out
+
+    def end(self, seconds: float) -> str:
+        """Wait for it to end well; what it printed."""
+        self.process.wait(timeout=seconds)
+        said = self.rest()
+        assert self.process.returncode == 0, said
+        return said
+
+
+@contextmanager
+def running(*arguments: str, **environment: str) -> Iterator[Running]:
+    process = subprocess.Popen(
+        [FMNIST, *arguments],
+        env=outside() | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    found = Running(process)
+    thread = threading.Thread(target=found.said.extend, args=(process.stderr,), daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        process.kill()
+        process.wait()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def place(ceph_gateway: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("cluster")
+    settings = {"FMNIST_STORE": f"s3://{ceph_gateway.bucket}/cluster", "FMNIST_STATE_DIR": f"{folder}/state"}
+    with ray_cluster(folder, ceph_gateway.environment) as cluster:
+        yield Place(cluster, settings | ceph_gateway.environment)
+
+
+@pytest.fixture
+def store(place: Place, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    for name, value in place.settings.items():
+        monkeypatch.setenv(name, value)
+    return open_store(place.settings["FMNIST_STORE"])
+
+
+def test_main_job_takes_nothing_but_settings_to_a_cluster_that_grows_from_nothing(place: Place) -> None:
+    """Nodes join when training waits for them, as a cluster's autoscaler would have them do."""
+    arguments = ("run", "--preset", "quick", "--epochs", "2", "--workers", "2")
+    with running(*arguments, **place.environment, FMNIST_RAY_MAX_CPUS="2") as command:
+        command.until(lambda line: "Starting 2 training workers" in line, 120)
         for name in ("one", "two"):
-            cluster.add_node(name, cpus=1)
-        environment = settings | ceph_gateway.environment | cluster.environment
-        result = fmnist("run", "--preset", "quick", "--epochs", "2", "--workers", "2", **environment)
-    assert result.returncode == 0, result.stderr
-    assert "the same to the image" in result.stdout
+            place.cluster.add_node(name, cpus=1)
+        out = command.end(240)
+    assert "the same to the image" in out
+
+
+@pytest.mark.rounds(full=5, short=1)
+def test_training_goes_on_without_a_node_and_grows_when_one_joins(place: Place, store: ObjectStore, seed: int) -> None:
+    ensure_nodes(place.cluster, 2)
+    runs = set(list_runs(store))
+    arguments = ("train", "--preset", "full", "--epochs", "36", "--workers", "1:2", "--keep-best", "100")
+    with running(*arguments, **place.environment) as command:
+        command.until(lambda line: "epoch 3/" in line and "2 workers" in line, 120)
+        kill_one(place.cluster, seed)
+        command.until(lambda line: "1 worker," in line, 90)
+        place.cluster.add_node(f"joined-{seed}", cpus=1)
+        command.until(lambda line: "2 workers" in line, 120)
+        command.end(240)
+    [run_id] = set(list_runs(store)) - runs
+    assert list_checkpoints(store, run_id) == list(range(1, 37))
+
+
+@pytest.mark.rounds(full=10, short=1)
+def test_node_that_dies_in_classification_loses_no_image(
+    place: Place, store: ObjectStore, images: str, seed: int
+) -> None:
+    ensure_nodes(place.cluster, 2)
+    table = f"killed-{seed}"
+    with running("classify", images, "--table", table, **place.environment) as command:
+        command.until(lambda line: "Classifying into" in line and ": 0/" not in line, 120)
+        kill_one(place.cluster, seed)
+        died = time.monotonic()
+        command.until(lambda line: "Classifying into" in line, 60)
+        print(f"seed {seed}: progress {time.monotonic() - died:.1f} s after a node's death")
+        command.end(240)
+    rows = read_rows(store, committed_batches(store, table), ["image"])
+    assert len(rows) == pc.count_distinct(rows["image"]).as_py() == FILES * ROWS
+
+
+def test_run_whose_head_is_lost_fails_and_is_resumed_on_another_cluster(
+    place: Place, store: ObjectStore, ceph_gateway: S3Server, tmp_path: Path
+) -> None:
+    ensure_nodes(place.cluster, 2)
+    runs = set(list_runs(store))
+    arguments = ("--preset", "quick", "--workers", "2", "--keep-best", "100")
+    with running("train", *arguments, **place.environment) as command:
+        command.until(lambda line: "epoch 3/" in line, 120)
+        for name in list(place.cluster.nodes):
+            place.cluster.kill(name)
+        command.process.wait(timeout=120)
+    said = command.rest()
+    print(said)
+    assert command.process.returncode == 1
+    [run_id] = set(list_runs(store)) - runs
+    assert f"--resume {run_id}" in said
+    assert "Traceback" not in said
+    with ray_cluster(tmp_path, ceph_gateway.environment) as other:
+        other.add_node("one", cpus=2)
+        arguments = ("train", "--resume", run_id, "--keep-best", "100")
+        with running(*arguments, **place.settings, **other.environment) as command:
+            command.until(lambda line: "Training: epoch" in line, 120)
+            command.end(120)
+    assert list_checkpoints(store, run_id) == list(range(1, 7))
+
+
+def ensure_nodes(cluster: Cluster, count: int) -> None:
+    """Let nodes with a CPU each join until there are so many."""
+    while len(cluster.nodes) <= count:  # the head is one
+        cluster.add_node(f"node-{time.monotonic_ns()}", cpus=1)
+
+
+def kill_one(cluster: Cluster, seed: int) -> None:
+    """Have a node vanish that is not the head."""
+    name = random.Random(seed).choice([name for name in cluster.nodes if name != "head"])
+    print(f"seed {seed}: {name} killed")
+    cluster.kill(name)
+
+
+@pytest.fixture(scope="module")
+def images(place: Place, data_store: str) -> str:
+    """URI of a folder with images in the place's store."""
+    source = open_store(data_store)
+    dataset = read_dataset(source, "fashion-mnist")
+    assert dataset is not None
+    pixels = load_split(source, dataset, "test").images
+    encoded = pa.table({"image": [encode_png(image) for image in pixels] * (ROWS // len(pixels))})
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name, value in place.settings.items():
+            monkeypatch.setenv(name, value)
+        store = open_store(place.settings["FMNIST_STORE"])
+        for number in range(FILES):
+            with store.publish(f"images/{number:02d}.parquet") as stream:
+                pq.write_table(encoded, stream)
+    return f"{place.settings['FMNIST_STORE']}/images"

@@ -1,12 +1,14 @@
 """A cluster's tasks have to reach Prefect's server."""
 
 import socket
+from pathlib import Path
 
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.services import _check_that_nodes_reach_prefect, services
 from infra.errors import RequestError
+from infra.prefect_server import prefect_api
 from infra.ray_address import is_this_machine
 from infra.settings import Settings
 
@@ -36,3 +38,12 @@ def test_own_addresses_are_known(address: str) -> None:
 @pytest.mark.parametrize("address", [ELSEWHERE, "ray://192.0.2.77:10001", "nonesuch.invalid:6379"])
 def test_others_are_not_this_machine(address: str) -> None:
     assert not is_this_machine(address)
+
+
+def test_prefect_server_that_does_not_answer_is_told_in_a_sentence(tmp_path: Path) -> None:
+    with (
+        temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
+        prefect_api(tmp_path) as wait_for_prefect,
+        pytest.raises(RequestError, match=r"^PREFECT_API_URL: no Prefect server answers at http://127\.0\.0\.1:9/api"),
+    ):
+        wait_for_prefect()

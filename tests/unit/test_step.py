@@ -7,6 +7,7 @@ import pytest
 
 from fmnist_model.errors import InvalidDataset, InvalidImage, InvalidWeights
 from infra.errors import JobError, JobStopped, RequestError
+from infra.object_store import StoreUnavailable
 from tasks.step import step
 
 pytestmark = [
@@ -41,7 +42,9 @@ def tries_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception, int | None
 
 
 @pytest.mark.parametrize("retries", [1, 2])
-@pytest.mark.parametrize("error", [JobError("the store is gone"), OSError("the disk is gone")], ids=type)
+@pytest.mark.parametrize(
+    "error", [JobError("a worker is gone"), OSError("the disk is gone"), StoreUnavailable("it is down")], ids=type
+)
 def test_what_may_pass_is_tried_again_as_often_as_the_settings_say(
     tries_of: Callable[[Exception, int | None], int], error: Exception, retries: int
 ):
