@@ -1,0 +1,153 @@
+"""What Prometheus is shown by the agent of Ray's node agrees with the books; scraped as Prometheus does."""
+
+import re
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.parameters import ClassifyParameters, RecipeParameters, RunParameters, TrainParameters
+from infra.model_registry import ModelRegistry
+from infra.object_store import open_store
+from tests.unit.image_inputs import picture, save_files
+
+ROOT = Path(__file__).parents[2]
+_EXPORT_SECONDS = 11
+"""A little more than a process keeps to itself what it counted."""
+
+Labels = tuple[tuple[str, str], ...]
+
+
+def scrape() -> dict[str, dict[Labels, float]]:
+    """All samples: by name, and by the labels that are our own."""
+    import ray
+    from prometheus_client.parser import text_string_to_metric_families
+
+    [node] = [node for node in ray.nodes() if node["Alive"]]
+    page = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    with urllib.request.urlopen(page, timeout=10) as answer:
+        text = answer.read().decode()
+    found: dict[str, dict[Labels, float]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            own = {name: value for name, value in sample.labels.items() if name.islower() and "otel" not in name}
+            labels = tuple(sorted((name, value) for name, value in own.items() if value))
+            series = found.setdefault(sample.name, {})
+            series[labels] = series.get(labels, 0) + sample.value
+    return found
+
+
+def total(scraped: dict[str, dict[Labels, float]], name: str, **labels: str) -> float:
+    series = scraped.get(name, {})
+    return sum(value for found, value in series.items() if set(labels.items()) <= set(found))
+
+
+class Increase:
+    """Of the counters, since it was made."""
+
+    def __init__(self) -> None:
+        time.sleep(_EXPORT_SECONDS)  # until what tests before this one counted is there
+        self._before = scrape()
+        self.now = self._before
+
+    def of(self, name: str, **labels: str) -> float:
+        return total(self.now, name, **labels) - total(self._before, name, **labels)
+
+    def wait_for(self, name: str, count: float) -> None:
+        deadline = time.monotonic() + 3 * _EXPORT_SECONDS
+        while self.of(name) < count and time.monotonic() < deadline:
+            time.sleep(0.5)
+            self.now = scrape()
+
+
+@pytest.fixture(scope="module")
+def classified(main_job: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A batch's manifest, and what it added."""
+    from flows.classify import classify
+    from fmnist_model.images import encode_png
+
+    folder = tmp_path_factory.mktemp("metrics")
+    images = {f"{number}.png": encode_png(picture(number)) for number in range(40)}
+    save_files(folder, images | {"empty.png": b"", "text.png": b"no picture", "cut.png": images["7.png"][:-40]})
+    increase = Increase()
+    summary = classify(ClassifyParameters(inputs=[str(folder)], table="counted", max_error_share=1))
+    [manifest] = summary.manifests
+    increase.wait_for("ray_fmnist_images_total", manifest.planned)
+    return manifest, increase
+
+
+def test_every_image_of_the_books_is_counted_once(classified: Any) -> None:
+    manifest, increase = classified
+    images = "ray_fmnist_images_total"
+    assert manifest.planned == 43
+    assert increase.of(images) == manifest.planned
+    assert increase.of(images, outcome="predicted") == manifest.predicted == 40
+    assert increase.of(images, outcome="quarantined") == manifest.quarantined == 3
+    assert increase.of(images, reason="not an image") == 2
+    assert increase.of(images, reason="truncated") == 1
+
+
+def test_every_shard_is_counted_once(classified: Any) -> None:
+    manifest, increase = classified
+    assert increase.of("ray_fmnist_shards_total") == len(manifest.parts)
+    assert increase.of("ray_fmnist_shards_total", outcome="done") == len(manifest.parts)
+
+
+@pytest.mark.parametrize("stage", ["read", "decode", "forward", "write"])
+def test_every_stage_took_some_time(classified: Any, stage: str) -> None:
+    _, increase = classified
+    assert 0 < increase.of("ray_fmnist_stage_seconds_total", stage=stage) < 60
+
+
+def test_no_shard_is_left_at_the_end(classified: Any) -> None:
+    _, increase = classified
+    series = increase.now["ray_fmnist_shards_left"]
+    assert series[(("table", "counted"),)] == 0
+
+
+@pytest.fixture(scope="module")
+def trained(main_job: Any, session_store: str) -> Iterator[Any]:
+    """A run of two epochs, what it added, and what was to be seen at its end."""
+    from flows.train import train
+
+    increase = Increase()
+    parameters = TrainParameters(
+        preset="quick",
+        workers="1",
+        recipe=RecipeParameters(epochs=2, learning_rate=0.001),
+        run=RunParameters(from_model="champion"),
+    )
+    summary = train(parameters)
+    increase.wait_for("ray_fmnist_checkpoints_total", 2)
+    yield summary, increase
+    ModelRegistry(open_store(session_store)).point("champion", main_job.training.registration.version.version)
+
+
+def test_images_steps_and_checkpoints_of_a_training_are_counted(trained: Any, session_store: str) -> None:
+    import pyarrow.parquet as pq
+
+    summary, increase = trained
+    steps = pq.read_metadata(
+        f"{session_store.removeprefix('file://')}/runs/{summary.run.run_id}/steps.parquet"
+    ).num_rows
+    assert increase.of("ray_fmnist_training_steps_total") == steps
+    assert increase.of("ray_fmnist_training_images_total") % steps == 0
+    assert increase.of("ray_fmnist_training_images_total") > 2 * 50_000
+    assert increase.of("ray_fmnist_checkpoints_total") == 2
+    assert 0 < increase.of("ray_fmnist_checkpoint_seconds_total") < 60
+    assert 0 < increase.of("ray_fmnist_training_seconds_total") <= summary.run.seconds
+
+
+def test_names_in_rules_dashboard_and_page_are_those_that_are_scraped(classified: Any, trained: Any) -> None:
+    from tasks import work_metrics
+
+    ours = {f"ray_{found.name}" for found in vars(work_metrics).values() if hasattr(found, "description")}
+    shown = scrape().keys() | ours  # some are there only while a run goes on, or after a failure
+    files = [*(ROOT / "infra" / "monitoring").glob("*"), ROOT / "docs" / "operations.md"]
+    named = {name for file in files for name in re.findall(r"\bray_[a-z_0-9]+\b", file.read_text())}
+    with_gpus_alone = {name for name in named if name.startswith(("ray_node_gpu", "ray_node_gram"))}
+    assert {name for name in ours if name not in named} == set()
+    assert named - shown - with_gpus_alone - {"ray_head"} == set()
