@@ -25,8 +25,8 @@ FILE_SCHEMA = pa.schema(
 _MEMORY = "160MB"
 """That DuckDB takes before it goes on on disk."""
 
-_RANGE_FILES = 5_000_000
-"""Files compared at a time: DuckDB sorts and joins 10,000,000 within its memory, and 100,000,000 no more."""
+RANGE_FILES = 5_000_000
+"""Compared at a time: DuckDB sorts and joins 10,000,000 files within its memory, and 100,000,000 no more."""
 
 
 class StagedInputs:
@@ -84,12 +84,12 @@ class StagedInputs:
         return sum(int(self._query(query, done, first, end)[0]) for first, end in self._ranges())
 
     def _ranges(self) -> Iterator[tuple[str, str | None]]:
-        """First URIs and ends of ranges, in order, that hold all URIs and not many more than `_RANGE_FILES` files each.
+        """First URIs and ends of ranges, in order, that hold all URIs and not many more than `RANGE_FILES` files each.
 
-        What is listed in order, as S3 does, is then read once in all: row groups out of range are passed over.
+        Of files and plans, each range reads all URIs again: DuckDB's statistics of row groups end before URIs differ.
         """
         samples = sorted(self._samples)
-        count = max(1, -(-self._files // _RANGE_FILES))
+        count = max(1, -(-self._files // RANGE_FILES))
         bounds = sorted({samples[len(samples) * number // count] for number in range(1, count)} if samples else ())
         yield from zip(["", *bounds], [*bounds, None], strict=True)
 
@@ -108,7 +108,7 @@ class StagedInputs:
 
 
 def _between(rows: Any, first_uri: str, end_uri: str | None) -> Any:
-    """Rows with URIs in a range; row groups without any are passed over."""
+    """Rows with URIs in a range."""
     if first_uri:
         rows = rows.filter(f"uri >= {_literal(first_uri)}")
     return rows if end_uri is None else rows.filter(f"uri < {_literal(end_uri)}")

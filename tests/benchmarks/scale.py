@@ -1,7 +1,7 @@
 """What classification costs besides the images: by object listed, by file, by shard, by worker; for docs/scale.md.
 
     python -m tests.benchmarks.scale --planning 100000 1000000 10000000
-    python -m tests.benchmarks.scale --comparison 1000000 10000000 100000000
+    python -m tests.benchmarks.scale --comparison 1000000 10000000
     python -m tests.benchmarks.scale --batches 100 1000
     python -m tests.benchmarks.scale --shards 100 1000 10000
     python -m tests.benchmarks.scale --images 1000000 10000000

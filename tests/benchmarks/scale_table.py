@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra.batch_plan import CHUNK_ROWS, shard_work
+from infra.staged_inputs import RANGE_FILES
 
 IMAGES = (10**6, 10**8, 10**9)
 WORKERS = (1, 10, 1_000)
@@ -46,12 +47,14 @@ class Slopes:
     write_seconds: float
     """By object: listing and keeping; sorting and cutting; digest and plan."""
     again_seconds: float
-    again_scratch_bytes: float
-    """By object, where all is planned already: comparing, and the disk that it takes."""
+    """By object, where all is planned already: comparing."""
     plan_bytes: float
     footer_bytes: float
     """By row group of the plan."""
-    scratch_bytes: float
+    listed_bytes: float
+    """By object, on this machine's disk; the pieces of the plan, which are there besides, take about as much."""
+    range_bytes: float
+    """By object of the range that is being sorted or compared."""
     file_seconds: float
     """To plan a Parquet file on this disk."""
     shard_seconds: float
@@ -104,10 +107,10 @@ class Slopes:
             compare_seconds=_slope(planning, lambda e: e["anew"]["stages"]["compare, sort, cut into pieces"]),
             write_seconds=_slope(planning, lambda e: e["anew"]["stages"]["digest and write the plan"]),
             again_seconds=_slope(planning, lambda e: e["nothing_new"]["stages"]["compare, sort, cut into pieces"]),
-            again_scratch_bytes=_slope(planning, lambda e: e["nothing_new"]["scratch_mib"] * 2**20),
             plan_bytes=_slope(planning, lambda e: e["anew"]["plan_bytes"]),
             footer_bytes=anew["plan_footer_bytes"] / anew["plan_row_groups"],
-            scratch_bytes=_slope(planning, lambda e: e["anew"]["scratch_mib"] * 2**20),
+            listed_bytes=_slope(results["comparison"], lambda e: e["listed_mib"] * 2**20),
+            range_bytes=_range_bytes(results["comparison"]),
             file_seconds=_slope(shards, lambda e: e["steps"]["plan_batch"]),
             shard_seconds=_slope(shards, lambda e: e["cpu_seconds"]["actor"]),
             driver_cpu_seconds=_slope(shards, lambda e: e["cpu_seconds"]["driver"]),
@@ -153,6 +156,16 @@ def _slope(part: dict[str, Any], figure: Callable[[dict[str, Any]], float]) -> f
     """By unit, between the two largest sizes."""
     less, more = _sizes(part)[-2:]
     return (figure(part[more]) - figure(part[less])) / (int(more) - int(less))
+
+
+def _range_bytes(comparison: dict[str, Any]) -> float:
+    entry = comparison[_largest(comparison)]
+    besides = max(entry[query]["scratch_mib"] for query in ("compare", "count_done", "sort")) - entry["listed_mib"]
+    return float(besides * 2**20 / min(entry["objects"], RANGE_FILES))
+
+
+def _range(batch: "Loose") -> float:
+    return min(batch.pieces, RANGE_FILES) * batch.slopes.range_bytes
 
 
 def _by_shard(more: dict[str, float], less: dict[str, float]) -> dict[str, float]:
@@ -248,11 +261,12 @@ def _images_table(title: str, batches: list[Loose]) -> str:
         ("plan", "pieces * plan bytes", lambda b: _bytes(b.pieces * s.plan_bytes)),
         ("footer of the plan, read by each actor", "pieces / 65,536 * footer bytes",
          lambda b: _bytes(b.pieces / CHUNK_ROWS * s.footer_bytes)),
-        ("local disk while planning", "pieces * scratch bytes", lambda b: _bytes(b.pieces * s.scratch_bytes)),
+        ("local disk while planning", "pieces * (2 * listed + plan bytes) + a range",
+         lambda b: _bytes(b.pieces * (2 * s.listed_bytes + s.plan_bytes) + _range(b))),
         ("the next run, nothing new: listing and comparing", "objects * (list + compare)",
          lambda b: _time(b.objects * (s.list_seconds + s.again_seconds))),
-        ("its disk, and the plan brought from S3", "pieces * (scratch + plan bytes)",
-         lambda b: _bytes(b.pieces * (s.again_scratch_bytes + s.plan_bytes))),
+        ("its disk, and the plan brought from S3", "pieces * (listed + plan bytes) + a range",
+         lambda b: _bytes(b.pieces * (s.listed_bytes + s.plan_bytes) + _range(b))),
         ("shards", "shard_work(images * work)", lambda b: _n(b.shards)),
         ("S3: LIST", "objects / 1,000 + shards * LIST", lambda b: _n(b.requests("LIST"))),
         ("S3: PUT", "shards * PUT", lambda b: _n(b.requests("PUT"))),
@@ -342,8 +356,8 @@ def _slopes_table(results: dict[str, Any], s: Slopes) -> str:
         ("write", "object", _small(s.write_seconds), "planning"),
         ("plan bytes", "object", _bytes(s.plan_bytes), "planning"),
         ("footer bytes", "65,536 objects", _bytes(s.footer_bytes), "planning"),
-        ("scratch bytes", "object", _bytes(s.scratch_bytes), "planning"),
-        ("the same, where nothing is new", "object", _bytes(s.again_scratch_bytes), "planning"),
+        ("listed: on disk", "object", _bytes(s.listed_bytes), "comparison"),
+        ("a range: on disk besides", "object of at most 5,000,000", _bytes(s.range_bytes), "comparison"),
         ("file: to plan a Parquet file", "file", _small(s.file_seconds), "shards"),
         ("CPU of an actor, 32 images a shard", "shard", _small(s.shard_seconds), "shards"),
         ("driver CPU: the task that hands out shards", "shard", _small(s.driver_cpu_seconds), "shards"),
