@@ -108,7 +108,7 @@ class _Pool:
         import ray
 
         results = []
-        answers, _ = ray.wait([*self._working, *self._starting], num_returns=1, timeout=_LOOK_SECONDS)
+        answers, _ = ray.wait([*self._starting, *self._working], num_returns=1, timeout=_LOOK_SECONDS)
         for answer in answers:
             starts = answer in self._starting
             actor, shard = (self._starting.pop(answer), None) if starts else self._working.pop(answer)

@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -20,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "infra" / "kubernetes"
 OVERLAYS = ("base", "gpu")
 NAMESPACE = "fmnist"
+_LOCK = Path(__file__).with_name("kubernetes.lock")
 Manifest = dict[str, Any]
 
 
@@ -64,14 +67,24 @@ def worker_environment() -> dict[str, str]:
     return settings | variables | {"PREFECT_API_KEY": "key-in-clear", "PREFECT_API_AUTH_STRING": "password-in-clear"}
 
 
+@contextmanager
+def prefect_kubernetes() -> Iterator[str]:
+    """A folder with Prefect's Kubernetes worker, which is not among this environment's packages."""
+    with TemporaryDirectory() as folder:
+        options = ["--quiet", "--no-deps", "--require-hashes", "--requirement", str(_LOCK), "--target", folder]
+        uv = Path(sys.executable).with_name("uv")
+        subprocess.run([uv, "pip", "install", *options], check=True, timeout=120)
+        yield folder
+
+
 @cache
 def flow_job() -> Manifest:
     """The Job of a flow run, as Prefect's worker sends it to Kubernetes."""
     definitions = yaml.safe_load((ROOT / "infra" / "prefect.yaml").read_text())
     variables = definitions["definitions"]["pool"]["job_variables"]
-    with TemporaryDirectory() as home:
+    with TemporaryDirectory() as home, prefect_kubernetes() as packages:
         # Nothing listens there: the worker's own log has nowhere to go, and need not.
-        own = {"HOME": home, "PREFECT_API_URL": "http://127.0.0.1:9/api", "PYTHONPATH": str(ROOT)}
+        own = {"HOME": home, "PREFECT_API_URL": "http://127.0.0.1:9/api", "PYTHONPATH": f"{ROOT}:{packages}"}
         done = subprocess.run(
             [sys.executable, "-m", "tests.deploy.kubernetes_job", FOLDER / "work-pool.json", json.dumps(variables)],
             env=outside() | worker_environment() | own,
