@@ -1,11 +1,8 @@
 """Training against Ray's own example, and against `fmnist_model` with nothing around it; and what a kill costs.
 
-    eval "$(make -s s3-up)"
     python -m tests.benchmarks.training [--runs 3] [--without-example]
-    python -m tests.benchmarks.training --only-checkpoints --runs 5
 
-Two workers on two CPUs. Each run is a process of its own, in turn with the others; figures are medians. With
---only-checkpoints the same training writes its checkpoints into a folder and to S3, in turn. Writes
+Two workers on two CPUs. Each run is a process of its own, in turn with the others; figures are medians. Writes
 tests/benchmarks/results/training.json.
 
 `images_per_second` are of the epochs, validation included, and of all processes together; `loop` includes what the
@@ -166,17 +163,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--without-example", action="store_true")
-    parser.add_argument("--only-checkpoints", action="store_true", help="in a folder and on S3; keep the other figures")
     parser.add_argument("--killed", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.killed:
         kill_a_worker()
-        return
-
-    if arguments.only_checkpoints:
-        result = json.loads(RESULTS.read_text()) | {"checkpoints": checkpoints(arguments.runs)}
-        RESULTS.write_text(json.dumps(result, indent=2) + "\n")
-        print(json.dumps(result["checkpoints"], indent=2))
         return
 
     runs: list[dict[str, Any]] = []
@@ -200,26 +190,6 @@ def main() -> None:
     result = summarize(runs)
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
-
-
-def checkpoints(runs: int) -> dict[str, Any]:
-    """Images a second with checkpoints in a folder and on S3, in turn, and what S3 costs."""
-    speeds: dict[str, list[float]] = {"folder": [], "s3": []}
-    with tempfile.TemporaryDirectory() as folder:
-        stores = {"folder": f"{folder}/store", "s3": f"s3://fmnist/benchmark-{os.getpid()}"}
-        for _ in range(runs):
-            for place, store in stores.items():
-                found = train(store, f"{folder}/state", "--preset", "full", "--epochs", EPOCHS)
-                speeds[place].append(round(found["images_per_second"]))
-            print(json.dumps(speeds), flush=True)
-    costs = [on_disk / on_s3 - 1 for on_disk, on_s3 in zip(speeds["folder"], speeds["s3"], strict=True)]
-    medians = {place: statistics.median(values) for place, values in speeds.items()}
-    return {
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "images_per_second": medians,
-        "s3_costs": round(statistics.median(costs), 3),
-        "s3_costs_of_each": [round(cost, 3) for cost in costs],
-    }
 
 
 def summarize(runs: list[dict[str, Any]]) -> dict[str, Any]:

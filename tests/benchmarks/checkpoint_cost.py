@@ -1,0 +1,134 @@
+"""What a checkpoint an epoch costs training: in a folder, and on S3.
+
+    eval "$(make -s s3-up)"
+    python -m tests.benchmarks.checkpoint_cost --gateway var/ceph [--blocks 12]
+
+Two processes on two CPUs train by the preset `full`, and rank 0 writes checkpoints as a worker of `fmnist train` does.
+After an epoch a checkpoint goes into a folder, to S3, or nowhere, in an order drawn anew for each block of three
+epochs; what it costs is seen in the epoch during which it is written. So a machine that is slower for a while slows
+down all three. With --gateway it is done once more while the gateway leaves the CPUs to the training where both want
+them, as one on another machine would. Writes `checkpoints` of tests/benchmarks/results/training.json.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+
+from fmnist_model.dataset import hold_out
+from fmnist_model.recipe import PRESETS
+from fmnist_model.training import TrainingRun
+from infra.datasets import read_dataset
+from infra.object_store import open_store
+from infra.settings import Settings
+from tasks.dataset import NAME, import_dataset
+from tasks.splits import load_split
+from tasks.training_run import RunToTrain
+from tasks.training_worker import _CheckpointWriter
+from tests.benchmarks.classification import last_json
+from tests.benchmarks.training import RESULTS
+
+PLACES = ("nowhere", "folder", "s3")
+
+
+def train(rank: int, blocks: int, folder: str) -> None:
+    """What each process does; rank 0 writes checkpoints, and the seconds from each to the next."""
+    torch.set_num_threads(1)
+    settings = Settings(store="var/test-data")
+    store = open_store(settings.store)
+    dataset = read_dataset(store, NAME) or import_dataset(store, settings)
+    recipe = replace(PRESETS["full"], epochs=3 * blocks + 2)
+    training, validation = hold_out(load_split(store, dataset, "train"), recipe.validation_images)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    run = TrainingRun(recipe, training, torch.device("cpu"), dist.group.WORLD, validation=validation)
+    with ExitStack() as stack:
+        places = open_places(stack, folder, dataset.version) if rank == 0 else {}
+        seconds = timed(run, places, blocks)
+    if rank == 0:
+        print(json.dumps(seconds))
+    dist.destroy_process_group()
+
+
+def open_places(stack: ExitStack, folder: str, data_version: str) -> dict[str, Any]:
+    """What writes checkpoints into a folder, and to S3."""
+    name = f"checkpoint-cost-{os.getpid()}"
+    config = {"run": RunToTrain(id=name, recipe={}), "data_version": data_version}
+    stores = {"folder": open_store(f"file://{folder}/store"), "s3": open_store(f"s3://fmnist/{name}")}
+    return {place: stack.enter_context(_CheckpointWriter(store, config)) for place, store in stores.items()}
+
+
+def timed(run: TrainingRun, places: dict[str, Any], blocks: int) -> dict[str, list[float]]:
+    """Seconds of the epochs during which a checkpoint was written, by the place it was written to."""
+    draw = random.Random(0)  # noqa: S311
+    seconds: dict[str, list[float]] = {place: [] for place in PLACES}
+    epochs = run.epochs()
+    next(epochs)  # slower than others
+    done = next(epochs)
+    for place in [place for _ in range(blocks) for place in draw.sample(PLACES, len(PLACES))]:
+        began = time.perf_counter()
+        if place in places:
+            places[place].write(run, done)
+        done = next(epochs)
+        if place in places:
+            places[place]._wait()
+        seconds[place].append(round(time.perf_counter() - began, 4))
+    return seconds
+
+
+def cost(seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """Medians, and by what share of an epoch without a checkpoint those with one are longer, block by block."""
+    found: dict[str, Any] = {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "epoch_seconds": {place: round(statistics.median(of), 3) for place, of in seconds.items()},
+    }
+    for place in PLACES[1:]:
+        shares = [with_one / without - 1 for with_one, without in zip(seconds[place], seconds["nowhere"], strict=True)]
+        low, middle, high = statistics.quantiles(shares, n=4)
+        found[f"{place}_costs"] = round(middle, 3)
+        found[f"{place}_costs_quartiles"] = [round(low, 3), round(high, 3)]
+    return found
+
+
+def yield_to_others(gateway: Path, nice: int) -> None:
+    """Give the gateway's processes a priority; sessions share a CPU by that of their group, so each has its own."""
+    for pid in (gateway / "pids").iterdir():
+        Path(f"/proc/{pid.read_text()}/autogroup").write_text(str(nice))
+
+
+def main() -> None:
+    """Measure, and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--blocks", type=int, default=12)
+    parser.add_argument("--gateway", type=Path, help="its folder, such as var/ceph: also with it at priority 19")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        torch.multiprocessing.spawn(train, (arguments.blocks, arguments.worker), nprocs=2)
+        return
+    found = {}
+    for name, nice in [("checkpoints", 0)] + [("checkpoints_yielding", 19)] * bool(arguments.gateway):
+        if arguments.gateway:
+            yield_to_others(arguments.gateway, nice)
+        with tempfile.TemporaryDirectory() as folder:
+            program = ("tests.benchmarks.checkpoint_cost", "--worker", folder)
+            found[name] = cost(last_json(*program, "--blocks", str(arguments.blocks)))
+        print(json.dumps(found), flush=True)
+    if arguments.gateway:
+        yield_to_others(arguments.gateway, 0)
+    RESULTS.write_text(json.dumps(json.loads(RESULTS.read_text()) | found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
