@@ -1,6 +1,6 @@
 # `make run` and `make test` do all on a fresh machine; `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help install run serve test browser screenshots chaos lint types imports check benchmark s3-up s3-down lock clean
+.PHONY: help install run serve test browser screenshots chaos deployment lint types imports check benchmark s3-up s3-down lock clean
 bin := .venv/bin
 
 help: ## List the commands
@@ -34,6 +34,9 @@ screenshots: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.j
 
 chaos: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## Faults and kills, many rounds; short=1: few
 	@$(bin)/python -m pytest -s tests/chaos $(if $(short),--short)
+
+deployment: .venv/.installed-dev ## Test the container image's parts, Compose and the Kubernetes manifests
+	@$(bin)/python -m pytest tests/deploy
 
 # Here rather than in the tests, so that they need no network once this is done.
 var/test-data/datasets/fashion-mnist/dataset.json: | .venv/.installed-dev

@@ -13,7 +13,7 @@ from infra.settings import Settings
 _ENVIRONMENT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",  # or Prefect's client says, on the first run, that it sends usage data, and tries to
-    "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "4",  # seconds; each batch of lines is a call of the API
+    "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "5",  # seconds; each batch of lines is a call of the API
     # A call to Ray before or after the run is a mistake, and not to be mended by starting another cluster.
     "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -26,8 +26,8 @@ from tests.benchmarks.classification import last_json, make_images, make_model
 from tests.s3_server import free_port
 
 RESULTS = Path(__file__).parent / "results" / "orchestration.json"
-IMAGES, FILE_IMAGES = 3_000_000, 3_000
-SHARDS = {"10 shards": 300_000, "1,000 shards": 3_000}
+IMAGES, FILE_IMAGES = 9_000_000, 9_000
+SHARDS = {"10 shards": 900_000, "1,000 shards": 9_000}
 """Images of a shard."""
 STAGES = {
     "train": {
