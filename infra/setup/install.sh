@@ -24,7 +24,8 @@ if ! [ -x .venv/bin/uv ]; then
         fail "pip could not install uv (see above). Is a package index within reach?"
 fi
 
-pip_setting() { .venv/bin/python -m pip config get "global.$1" 2>/dev/null || true; }
+# Not `pip config get`, which knows the user's file alone.
+pip_setting() { .venv/bin/python -m pip config list 2>/dev/null | sed -n "s/^global\\.$1='\\(.*\\)'\$/\\1/p"; }
 index=${PIP_INDEX_URL:-$(pip_setting index-url)}
 certificate=${PIP_CERT:-$(pip_setting cert)}
 [ -z "$index" ] || export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$index}"
