@@ -1,6 +1,6 @@
 # `make run` and `make test` do all on a fresh machine; `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help install run serve test browser screenshots chaos deployment lint types imports check benchmark s3-up s3-down lock clean
+.PHONY: help install run serve test slow browser screenshots chaos deployment lint types imports check benchmark s3-up s3-down lock clean
 bin := .venv/bin
 
 help: ## List the commands
@@ -24,7 +24,10 @@ serve: .venv/.installed ## Prefect's server and pages, Ray, a worker and the dep
 
 test: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## Run the tests
 	@$(bin)/python -m pytest tests/unit --numprocesses logical --maxprocesses 4 --dist loadfile
-	@$(bin)/python -m pytest tests/integration
+	@$(bin)/python -m pytest tests/integration -m "not slow"
+
+slow: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## Run what would take the tests beyond ten minutes
+	@$(bin)/python -m pytest tests/integration -m slow
 
 browser: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## Test Prefect's pages in Chromium, and cancels
 	@$(bin)/python -m pytest -s tests/browser $(if $(cancels),--cancels $(cancels))

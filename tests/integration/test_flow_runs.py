@@ -347,6 +347,7 @@ def test_rays_own_actors_find_their_cluster_beside_another(running_services: Non
     assert done.stdout.split() == ["0"]
 
 
+@pytest.mark.slow
 def test_cluster_of_another_token_is_refused_by_name(running_services: None, tmp_path: Path) -> None:
     import ray
 

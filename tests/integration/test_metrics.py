@@ -14,6 +14,8 @@ from infra.model_registry import ModelRegistry
 from infra.object_store import open_store
 from tests.unit.image_inputs import picture, save_files
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 _EXPORT_SECONDS = 11
 """A little more than a process keeps to itself what it counted."""
