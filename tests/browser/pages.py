@@ -3,6 +3,7 @@
 import time
 
 from playwright.sync_api import Locator, Page
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from tests.served import Served
 
@@ -19,6 +20,17 @@ def open_form(page: Page, served: Served, deployment: str) -> Locator:
     submit.wait_for()
     time.sleep(_FORM_SETTLES_SECONDS)
     return submit
+
+
+def submit_form(page: Page, submit: Locator) -> None:
+    """Submit a form, and look at the run that it made."""
+    submit.click()
+    link = page.get_by_role("link", name="View run")
+    try:
+        link.wait_for(timeout=15_000)
+    except PlaywrightTimeout:  # the form was still being drawn, and did not see the click
+        submit.click()
+    link.click()
 
 
 def quick_run(page: Page, served: Served, deployment: str) -> None:

@@ -19,7 +19,8 @@ def test_batch_over_its_error_share_and_with_another_class_mix_is_announced(
         (tmp_path / f"broken-{number}.png").write_bytes(b"no image")
     run = served.start("classify", inputs=[str(tmp_path)])
     assert served.wait(run) == "Failed"
-    assert "3 of 63 images could not be classified, more than the 1.0% allowed" in served.messages(run)
+    words = "3 of 63 images could not be classified, more than the 1.0% allowed"
+    until(lambda: words in served.messages(run), 15)  # the last lines are written after the state
 
     over = event(served, "fmnist.batch.over-error-share", run)
     assert over["resource"]["prefect.resource.id"] == "fmnist.table.predictions"

@@ -5,7 +5,7 @@ import time
 
 from playwright.sync_api import Page, expect
 
-from tests.browser.pages import cancel, choose, open_form, open_run, quick_run
+from tests.browser.pages import cancel, choose, open_form, open_run, quick_run, submit_form
 from tests.served import Served, until
 
 CANCEL_SECONDS = 15
@@ -58,15 +58,15 @@ def test_run_by_the_form_shows_its_progress_its_logs_and_its_pictures(
     submit = open_form(page, served, "train")
     choose(page, "Preset", "quick")
     page.get_by_label("Run Name").fill("from-the-form")
-    submit.click()
-    page.get_by_role("link", name="View run").click()
+    submit_form(page, submit)
     [run] = [run["id"] for run in served.runs("train") if run["name"] == "from-the-form"]
     assert served.run(run)["parameters"]["parameters"]["preset"] == "quick"
     until(lambda: served.progress(run, "train") > 0, 120)
     seen = {_shown_progress(page, served, run) for _ in range(4)}
     assert len(seen) > 1, seen  # it moves
     open_run(page, served, run, "Logs")
-    expect(page.get_by_text("[rank 1] Rank 1 of 2 trains on cpu").first).to_be_visible()
+    # Lines come in batches of 5 s, and the page renews itself now and then.
+    expect(page.get_by_text("[rank 1] Rank 1 of 2 trains on cpu").first).to_be_visible(timeout=20_000)
     page.get_by_role("combobox", name="log sort order").click()
     page.get_by_role("option", name="Newest to oldest").click()
     expect(page.get_by_text("[rank 0] Epoch 6 of 6").first).to_be_visible(timeout=60_000)  # the page renews itself
