@@ -1,5 +1,6 @@
 """What Prometheus is shown by the agent of Ray's node agrees with the books; scraped as Prometheus does."""
 
+import os
 import re
 import time
 import urllib.request
@@ -147,9 +148,25 @@ def test_names_in_rules_dashboard_and_page_are_those_that_are_scraped(classified
     from tasks import work_metrics
 
     ours = {f"ray_{found.name}" for found in vars(work_metrics).values() if hasattr(found, "description")}
+    lose_a_worker()  # or Ray has nothing to tell of that
     shown = scrape().keys() | ours  # some are there only while a run goes on, or after a failure
     files = [*(ROOT / "infra" / "monitoring").glob("*"), ROOT / "docs" / "operations.md"]
     named = {name for file in files for name in re.findall(r"\bray_[a-z_0-9]+\b", file.read_text())}
     with_gpus_alone = {name for name in named if name.startswith(("ray_node_gpu", "ray_node_gram"))}
     assert {name for name in ours if name not in named} == set()
     assert named - shown - with_gpus_alone - {"ray_head"} == set()
+
+
+def lose_a_worker() -> None:
+    """Have a worker's process die, and wait until Ray counts it."""
+    import ray
+
+    @ray.remote(max_retries=0)
+    def die() -> None:
+        os._exit(1)
+
+    with pytest.raises(ray.exceptions.WorkerCrashedError):
+        ray.get(die.remote())
+    deadline = time.monotonic() + 3 * _EXPORT_SECONDS
+    while "ray_unintentional_worker_failures_total" not in scrape() and time.monotonic() < deadline:
+        time.sleep(0.5)
