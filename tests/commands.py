@@ -43,19 +43,24 @@ def processes_of(folder: Path) -> list[str]:
     return found
 
 
-@contextlib.contextmanager
-def started(*arguments: str, wait_for: str, **environment: str) -> Iterator["subprocess.Popen[str]"]:
-    """Start the command and wait until it says something; what is left of it at the end of the block is killed."""
-    process = subprocess.Popen(
+def typed(*arguments: str, stdout: int, stderr: int, **environment: str) -> "subprocess.Popen[str]":
+    """The command as a process that goes on, in a session of its own."""
+    return subprocess.Popen(
         [FMNIST, *arguments],
         env=outside() | environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stdout=stdout,
+        stderr=stderr,
         text=True,
         start_new_session=True,
         # Where the tests run in the background of a shell, they and their children would ignore it.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
+
+
+@contextlib.contextmanager
+def started(*arguments: str, wait_for: str, **environment: str) -> Iterator["subprocess.Popen[str]"]:
+    """Start the command and wait until it says something; what is left of it at the end of the block is killed."""
+    process = typed(*arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **environment)
     assert process.stderr is not None
     try:
         said = []

@@ -10,58 +10,17 @@ more than before. Writes tests/benchmarks/results/planning.json.
 
 import argparse
 import json
-import multiprocessing
 import os
 import resource
 import tempfile
 import time
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+
+from tests.benchmarks.simulated_bucket import BUCKET, in_a_process, simulated_bucket
 
 RESULTS = Path(__file__).parent / "results" / "planning.json"
-CONTEXT = multiprocessing.get_context("spawn")
-
-
-def serve(objects: Any, port: Any) -> None:
-    """Answer listings as if a bucket held `objects` images."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_HEAD(self) -> None:
-            self.send_response(404)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def do_GET(self) -> None:
-            query = parse_qs(urlsplit(self.path).query)
-            first = int(query.get("continuation-token", ["0"])[0])
-            end = min(objects.value, first + int(query.get("max-keys", ["1000"])[0]))
-            more = f"<NextContinuationToken>{end}</NextContinuationToken>" if end < objects.value else ""
-            contents = "".join(
-                f"<Contents><Key>images/{number // 10_000:06d}/{number:010d}.png</Key>"
-                "<LastModified>2026-11-23T08:00:00.000Z</LastModified>"
-                f"<ETag>&quot;{number:032x}&quot;</ETag><Size>600</Size><StorageClass>STANDARD</StorageClass></Contents>"
-                for number in range(first, end)
-            )
-            body = (
-                f"<ListBucketResult><IsTruncated>{'true' if more else 'false'}</IsTruncated>{more}{contents}"
-                "</ListBucketResult>"
-            ).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class names it so)
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    port.put(server.server_port)
-    server.serve_forever()
 
 
 def plan(folder: str, results: Any) -> None:
@@ -89,7 +48,7 @@ def plan(folder: str, results: Any) -> None:
     began = time.perf_counter()
     work = plan_inputs(
         open_store(f"file://{folder}/store"),
-        ["s3://simulated/images"],
+        [BUCKET],
         table="planned",
         model=model,
         options=ReadOptions(),
@@ -106,42 +65,21 @@ def plan(folder: str, results: Any) -> None:
     )
 
 
-def in_a_process(folder: str) -> dict[str, Any]:
-    """Plan in a process of its own."""
-    results = CONTEXT.Queue()
-    process = CONTEXT.Process(target=plan, args=(folder, results))
-    process.start()
-    found: dict[str, Any] = results.get(timeout=3600)
-    process.join()
-    return found
-
-
 def main() -> None:
     """Measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objects", type=int, nargs="+", default=[1_000_000, 10_000_000])
     arguments = parser.parse_args()
 
-    objects, port = CONTEXT.Value("q", 0), CONTEXT.Queue()
-    server = CONTEXT.Process(target=serve, args=(objects, port), daemon=True)
-    server.start()
-    os.environ |= {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port.get(timeout=60)}",
-        "AWS_ACCESS_KEY_ID": "simulated",
-        "AWS_SECRET_ACCESS_KEY": "simulated",
-    }
     figures = []
-    try:
+    with simulated_bucket() as objects:
         for count in arguments.objects:
             with tempfile.TemporaryDirectory() as folder:
                 objects.value = count
-                anew = in_a_process(folder)
+                anew = in_a_process(plan, folder)
                 objects.value = count + 1000
-                figures.append({"objects": count, "anew": anew, "with_1000_more": in_a_process(folder)})
+                figures.append({"objects": count, "anew": anew, "with_1000_more": in_a_process(plan, folder)})
                 print(json.dumps(figures[-1]))
-    finally:
-        server.terminate()
-        server.join()
     RESULTS.parent.mkdir(exist_ok=True)
     result = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "cpus": os.cpu_count(), "planning": figures}
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")

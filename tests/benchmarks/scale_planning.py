@@ -1,10 +1,8 @@
 """Planning of very many loose objects, stage by stage: part of tests/benchmarks/scale.py.
 
-The listing is a simulated server's, in a process of its own: pages of 1,000 keys, with ETags as random as MD5s are, so
-that plans are as large as real ones. All else is real.
+The listing is a simulated server's; all else is real.
 """
 
-import multiprocessing
 import os
 import resource
 import tempfile
@@ -12,42 +10,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from hashlib import md5
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
-CONTEXT = multiprocessing.get_context("spawn")
-KEY = "images/{folder:06d}/{number:010d}.png"
+from tests.benchmarks.simulated_bucket import BUCKET, in_a_process, simulated_bucket
 
 
 def measure_planning(objects: int) -> dict[str, Any]:
     """Plan so many objects twice, each time in a process of its own: anew, and with nothing new."""
-    port = CONTEXT.Queue()
-    server = CONTEXT.Process(target=_serve, args=(objects, port), daemon=True)
-    server.start()
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port.get(timeout=60)}",
-        "AWS_ACCESS_KEY_ID": "simulated",
-        "AWS_SECRET_ACCESS_KEY": "simulated",
-    }
-    os.environ |= environment
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            return {"objects": objects, "anew": _in_a_process(folder), "nothing_new": _in_a_process(folder)}
-    finally:
-        server.terminate()
-        server.join()
-
-
-def _in_a_process(folder: str) -> dict[str, Any]:
-    results = CONTEXT.Queue()
-    process = CONTEXT.Process(target=_plan, args=(folder, results))
-    process.start()
-    found: dict[str, Any] = results.get(timeout=3600)
-    process.join()
-    return found
+    with simulated_bucket() as bucket, tempfile.TemporaryDirectory() as folder:
+        bucket.value = objects
+        return {"objects": objects, "anew": in_a_process(_plan, folder), "nothing_new": in_a_process(_plan, folder)}
 
 
 def _plan(folder: str, results: Any) -> None:
@@ -70,7 +43,7 @@ def _plan(folder: str, results: Any) -> None:
     with most_bytes_in(scratch) as most:
         work = planning.plan_inputs(
             store,
-            ["s3://simulated/images"],
+            [BUCKET],
             table="planned",
             model=model_version(1),
             options=ReadOptions(),
@@ -149,43 +122,3 @@ def most_bytes_in(folder: Path) -> Iterator[dict[str, int]]:
     finally:
         ended.set()
         thread.join()
-
-
-def _serve(objects: int, port: Any) -> None:
-    """Answer listings as if a bucket held so many images."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_HEAD(self) -> None:
-            self.send_response(404)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def do_GET(self) -> None:
-            query = parse_qs(urlsplit(self.path).query)
-            first = int(query.get("continuation-token", ["0"])[0])
-            end = min(objects, first + int(query.get("max-keys", ["1000"])[0]))
-            more = f"<NextContinuationToken>{end}</NextContinuationToken>" if end < objects else ""
-            contents = "".join(
-                f"<Contents><Key>{KEY.format(folder=number // 10_000, number=number)}</Key>"
-                "<LastModified>2026-11-23T08:00:00.000Z</LastModified>"
-                f"<ETag>&quot;{md5(b'%d' % number, usedforsecurity=False).hexdigest()}&quot;</ETag>"
-                "<Size>600</Size><StorageClass>STANDARD</StorageClass></Contents>"
-                for number in range(first, end)
-            )
-            truncated = "true" if more else "false"
-            body = (
-                f"<ListBucketResult><IsTruncated>{truncated}</IsTruncated>{more}{contents}</ListBucketResult>"
-            ).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class names it so)
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    port.put(server.server_port)
-    server.serve_forever()

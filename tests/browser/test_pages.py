@@ -64,9 +64,9 @@ def test_run_by_the_form_shows_its_progress_its_logs_and_its_pictures(
     until(lambda: served.progress(run, "train") > 0, 120)
     seen = {_shown_progress(page, served, run) for _ in range(4)}
     assert len(seen) > 1, seen  # it moves
+    until(lambda: "Rank 1 of 2 trains on cpu" in served.messages(run), 15)  # lines come in batches
     open_run(page, served, run, "Logs")
-    # Lines come in batches of 5 s, and the page renews itself now and then.
-    expect(page.get_by_text("[rank 1] Rank 1 of 2 trains on cpu").first).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("[rank 1] Rank 1 of 2 trains on cpu").first).to_be_visible()
     page.get_by_role("combobox", name="log sort order").click()
     page.get_by_role("option", name="Newest to oldest").click()
     expect(page.get_by_text("[rank 0] Epoch 6 of 6").first).to_be_visible(timeout=60_000)  # the page renews itself

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,7 +26,7 @@ from infra.object_store import ObjectStore, open_store
 from infra.prediction_table import read_rows
 from tasks.splits import load_split
 from tests.cluster import Cluster, ray_cluster
-from tests.commands import FMNIST, outside
+from tests.commands import typed
 from tests.s3_server import S3Server
 
 pytest_plugins = ["tests.gateways"]
@@ -52,7 +52,9 @@ class Running:
     """A command that runs, and what it has said so far."""
 
     process: "subprocess.Popen[str]"
-    said: list[str] = field(default_factory=list)
+    said: list[str]
+    reader: threading.Thread
+    """Of what it says."""
 
     def until(self, sought: Callable[[str], bool], seconds: float) -> str:
         """Wait for a line; only those since the last call are looked at."""
@@ -68,9 +70,9 @@ class Running:
         raise AssertionError("the command did not say it")
 
     def rest(self) -> str:
-        """What it has said since the last call, on both streams; it has ended."""
-        out, _ = self.process.communicate(timeout=10)
-        return "".join(self.said) + out
+        """What it has said since it was last waited for; it has ended."""
+        self.reader.join(timeout=10)
+        return "".join(self.said)
 
     def end(self, seconds: float) -> str:
         """Wait for it to end well; what it printed."""
@@ -82,25 +84,18 @@ class Running:
 
 @contextmanager
 def running(*arguments: str, **environment: str) -> Iterator[Running]:
-    process = subprocess.Popen(
-        [FMNIST, *arguments],
-        env=outside() | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # Where the tests run in the background of a shell, it would ignore it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
-    )
-    found = Running(process)
-    thread = threading.Thread(target=found.said.extend, args=(process.stderr,), daemon=True)
-    thread.start()
+    process = typed(*arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **environment)
+    assert process.stdout is not None
+    said: list[str] = []
+    reader = threading.Thread(target=said.extend, args=(process.stdout,), daemon=True)
+    reader.start()
+    found = Running(process, said, reader)
     try:
         yield found
     finally:
         process.kill()
         process.wait()
-        thread.join()
+        reader.join()
 
 
 @pytest.fixture(scope="module")
