@@ -8,7 +8,7 @@ none, and a damaged one is never used.
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -21,8 +21,6 @@ from infra.provenance import Provenance
 WEIGHTS = "model.safetensors"
 STATE = "trainer.pt"
 """What a run needs to go on, besides the weights."""
-STEPS = "steps.parquet"
-"""Loss and learning rate of each of the epoch's steps."""
 _RECORD = "checkpoint.json"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -56,6 +54,9 @@ class Checkpoint(BaseModel):
     """Epochs completed."""
     files: list[CheckpointFile]
     metrics: dict[str, float]
+    steps: dict[str, list[float]] = {}
+    """Figures of each of the epoch's steps, by name: the loss, the learning rate. A file of their own would be one
+    request more for each epoch, and another to read them."""
     parameters: dict[str, Any]
     data_version: str
     provenance: Provenance
@@ -88,6 +89,7 @@ def write_checkpoint(
     metrics: Mapping[str, float],
     parameters: Mapping[str, Any],
     data_version: str,
+    steps: Mapping[str, Sequence[float]] | None = None,
 ) -> Checkpoint:
     """Write the files, then the record that makes them a checkpoint.
 
@@ -100,6 +102,7 @@ def write_checkpoint(
         epoch=epoch,
         files=[_write_file(store, folder, name, data) for name, data in files.items()],
         metrics=dict(metrics),
+        steps={name: list(figures) for name, figures in (steps or {}).items()},
         parameters=dict(parameters),
         data_version=data_version,
         provenance=Provenance.now(),

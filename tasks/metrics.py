@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra.checkpoints import STEPS, CheckpointCorrupt, CheckpointNotFound, read_file, read_record
+from infra.checkpoints import Checkpoint, CheckpointCorrupt, CheckpointNotFound, read_record
 from infra.object_store import ObjectStore, open_store
 from infra.settings import load_settings
 from tasks.step import step
@@ -27,8 +27,13 @@ def write_metrics(run: TrainedRun, *, tensorboard: bool) -> None:
     store = open_store(load_settings().store)
     folder = f"runs/{run.run_id}"
     # Of checkpoints that are gone, what was gathered before is all that is left.
-    epochs = _known(store, f"{folder}/metrics.parquet", "epoch") | dict(_recorded_epochs(store, run))
-    steps = _known(store, f"{folder}/steps.parquet", "step") | dict(_recorded_steps(store, run))
+    epochs, steps = (
+        _known(store, f"{folder}/metrics.parquet", "epoch"),
+        _known(store, f"{folder}/steps.parquet", "step"),
+    )
+    for record in _records(store, run):
+        epochs[record.epoch] = {"epoch": record.epoch} | record.metrics
+        steps |= {row["step"]: row for row in _step_rows(record)}
     for name, rows in (("metrics", epochs), ("steps", steps)):
         with store.publish(f"{folder}/{name}.parquet") as stream:
             pq.write_table(pa.Table.from_pylist([rows[number] for number in sorted(rows)]), stream)
@@ -43,17 +48,17 @@ def _known(store: ObjectStore, key: str, number: str) -> dict[int, dict[str, Any
     return {row[number]: row for row in pq.read_table(path, filesystem=filesystem).to_pylist()}
 
 
-def _recorded_epochs(store: ObjectStore, run: TrainedRun) -> Iterator[tuple[int, dict[str, Any]]]:
+def _records(store: ObjectStore, run: TrainedRun) -> Iterator[Checkpoint]:
     for epoch in range(1, run.epoch + 1):
         with suppress(CheckpointNotFound, CheckpointCorrupt):
-            yield epoch, {"epoch": epoch} | read_record(store, run.run_id, epoch).metrics
+            yield read_record(store, run.run_id, epoch)
 
 
-def _recorded_steps(store: ObjectStore, run: TrainedRun) -> Iterator[tuple[int, dict[str, Any]]]:
-    for epoch in range(1, run.epoch + 1):
-        with suppress(CheckpointNotFound, CheckpointCorrupt):
-            file = read_file(store, read_record(store, run.run_id, epoch), STEPS)
-            yield from ((row["step"], row) for row in pq.read_table(pa.BufferReader(file)).to_pylist())
+def _step_rows(record: Checkpoint) -> Iterator[dict[str, Any]]:
+    """Rows of an epoch's steps, which are numbered through the run; each epoch has the same number."""
+    for number, figures in enumerate(zip(*record.steps.values(), strict=True)):
+        step = 1 + (record.epoch - 1) * len(record.steps["loss"]) + number
+        yield {"epoch": record.epoch, "step": step} | dict(zip(record.steps, figures, strict=True))
 
 
 def _write_events(

@@ -1,13 +1,13 @@
 """What a checkpoint an epoch costs training: in a folder, and on S3.
 
     eval "$(make -s s3-up)"
-    python -m tests.benchmarks.checkpoint_cost --gateway var/ceph [--blocks 12]
+    python -m tests.benchmarks.checkpoint_cost [--blocks 40]
 
 Two processes on two CPUs train by the preset `full`, and rank 0 writes checkpoints as a worker of `fmnist train` does.
 After an epoch a checkpoint goes into a folder, to S3, or nowhere, in an order drawn anew for each block of three
 epochs; what it costs is seen in the epoch during which it is written. So a machine that is slower for a while slows
-down all three. With --gateway it is done once more while the gateway leaves the CPUs to the training where both want
-them, as one on another machine would. Writes `checkpoints` of tests/benchmarks/results/training.json.
+down all three. Before, as much is written to S3 as will be, and deleted, so that the gateway's memory is that of one
+that has run for a while. Writes `checkpoints` of tests/benchmarks/results/training.json.
 """
 
 import argparse
@@ -20,7 +20,6 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,6 +40,9 @@ from tests.benchmarks.classification import last_json
 from tests.benchmarks.training import RESULTS
 
 PLACES = ("nowhere", "folder", "s3")
+_CHECKPOINT_BYTES = 8_100_000
+_DELETED_AFTER_SECONDS = 125
+"""`rgw gc obj min wait` and `rgw gc processor period` of infra/ceph/gateway.py, together."""
 
 
 def train(rank: int, blocks: int, folder: str) -> None:
@@ -101,32 +103,31 @@ def cost(seconds: dict[str, list[float]]) -> dict[str, Any]:
     return found
 
 
-def yield_to_others(gateway: Path, nice: int) -> None:
-    """Give the gateway's processes a priority; sessions share a CPU by that of their group, so each has its own."""
-    for pid in (gateway / "pids").iterdir():
-        Path(f"/proc/{pid.read_text()}/autogroup").write_text(str(nice))
+def fill_and_empty(blocks: int) -> None:
+    """Have the gateway use the memory that it will need; it frees what was deleted within two minutes."""
+    store = open_store(f"s3://fmnist/fill-{os.getpid()}")
+    data = os.urandom(2 * _CHECKPOINT_BYTES)
+    for number in range(blocks):
+        store.create(f"{number}", data)
+    for number in range(blocks):
+        store.delete(f"{number}")
+    time.sleep(_DELETED_AFTER_SECONDS)
 
 
 def main() -> None:
     """Measure, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--blocks", type=int, default=12)
-    parser.add_argument("--gateway", type=Path, help="its folder, such as var/ceph: also with it at priority 19")
+    parser.add_argument("--blocks", type=int, default=40)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         torch.multiprocessing.spawn(train, (arguments.blocks, arguments.worker), nprocs=2)
         return
-    found = {}
-    for name, nice in [("checkpoints", 0)] + [("checkpoints_yielding", 19)] * bool(arguments.gateway):
-        if arguments.gateway:
-            yield_to_others(arguments.gateway, nice)
-        with tempfile.TemporaryDirectory() as folder:
-            program = ("tests.benchmarks.checkpoint_cost", "--worker", folder)
-            found[name] = cost(last_json(*program, "--blocks", str(arguments.blocks)))
-        print(json.dumps(found), flush=True)
-    if arguments.gateway:
-        yield_to_others(arguments.gateway, 0)
+    fill_and_empty(arguments.blocks)
+    with tempfile.TemporaryDirectory() as folder:
+        program = ("tests.benchmarks.checkpoint_cost", "--worker", folder)
+        found = {"checkpoints": cost(last_json(*program, "--blocks", str(arguments.blocks)))}
+    print(json.dumps(found), flush=True)
     RESULTS.write_text(json.dumps(json.loads(RESULTS.read_text()) | found, indent=2) + "\n")
 
 

@@ -98,7 +98,7 @@ def check_checkpoints(store: ObjectStore) -> None:
         assert epochs in ([1, 2], [1, 2, 3])
         for epoch in epochs:
             files = read_files(store, read_record(store, run_id, epoch))
-            assert set(files) == {"model.safetensors", "trainer.pt", "steps.parquet"}
+            assert set(files) == {"model.safetensors", "trainer.pt"}
 
 
 def check_versions(store: ObjectStore, expected: list[int]) -> None:

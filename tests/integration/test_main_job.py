@@ -81,7 +81,6 @@ def test_the_best_checkpoints_and_the_last_are_kept_and_verify(summary: Any, ses
         assert set(read_files(store, read_record(store, run_id, epoch))) == {
             "model.safetensors",
             "trainer.pt",
-            "steps.parquet",
         }
 
 

@@ -15,7 +15,6 @@ from fmnist_model.network import NeuralNetwork, save_weights
 from fmnist_model.recipe import PRESETS
 from infra.checkpoints import (
     STATE,
-    STEPS,
     WEIGHTS,
     Checkpoint,
     CheckpointCorrupt,
@@ -46,13 +45,14 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
 
 def checkpoint(store: ObjectStore, epoch: int = 1, parameters: Any = RECIPE, run_id: str = "run") -> Checkpoint:
     torch.manual_seed(epoch)
-    files = {WEIGHTS: save_weights(NeuralNetwork()), STATE: b"state", STEPS: b"steps"}
+    files = {WEIGHTS: save_weights(NeuralNetwork()), STATE: b"state"}
     return write_checkpoint(
         store,
         run_id=run_id,
         epoch=epoch,
         files=files,
         metrics={"loss": 1 / epoch},
+        steps={"loss": [2 / epoch, 1 / epoch], "learning_rate": [0.1, 0.2]},
         parameters=parameters,
         data_version="tests",
     )
@@ -160,12 +160,11 @@ def test_damaged_checkpoint_is_removed_and_the_one_before_it_taken(store: Object
     assert list_checkpoints(store, "run") == [1]
 
 
-@pytest.mark.parametrize("name", [STATE, STEPS])
-def test_whole_weights_of_a_version_stay_where_another_file_is_damaged(store: ObjectStore, name: str):
+def test_whole_weights_of_a_version_stay_where_another_file_is_damaged(store: ObjectStore):
     checkpoint(store, 1)
     record = checkpoint(store, 2)
     version = register(store, record)
-    damage(store, record, name)
+    damage(store, record, STATE)
     epoch, [warning] = _discard_damaged(store, "run")
     assert epoch == 1
     assert warning.startswith("The checkpoint of epoch 2 is passed over and its epoch trained anew: ")
@@ -184,8 +183,6 @@ def test_damaged_record_of_an_older_epoch_costs_its_row_of_the_metrics_alone(sto
     for epoch in (1, 2, 3):
         checkpoint(store, epoch)
     damage(store, read_record(store, "run", 2), "checkpoint.json")
-    for epoch in (1, 3):
-        damage(store, read_record(store, "run", epoch), STEPS)
     run = TrainedRun(
         run_id="run",
         epoch=3,
@@ -201,6 +198,13 @@ def test_damaged_record_of_an_older_epoch_costs_its_row_of_the_metrics_alone(sto
     write_metrics.fn(run, tensorboard=False)
     filesystem, path = store.arrow("runs/run/metrics.parquet")
     assert pq.read_table(path, filesystem=filesystem)["epoch"].to_pylist() == [1, 3]
+    filesystem, path = store.arrow("runs/run/steps.parquet")
+    assert pq.read_table(path, filesystem=filesystem).to_pydict() == {
+        "epoch": [1, 1, 3, 3],
+        "step": [1, 2, 5, 6],
+        "loss": [2.0, 1.0, 2 / 3, 1 / 3],
+        "learning_rate": [0.1, 0.2, 0.1, 0.2],
+    }
 
 
 # The images
