@@ -4,7 +4,7 @@ import os
 import re
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +59,14 @@ class Increase:
     def of(self, name: str, **labels: str) -> float:
         return total(self.now, name, **labels) - total(self._before, name, **labels)
 
-    def wait_for(self, name: str, count: float) -> None:
+    def left(self) -> float | None:
+        """Shards that are left of the table."""
+        return self.now.get("ray_fmnist_shards_left", {}).get((("table", "counted"),))
+
+    def wait_for(self, found: Callable[[], bool]) -> None:
+        """Look until it is there: each process hands on what it counted at its own time."""
         deadline = time.monotonic() + 3 * _EXPORT_SECONDS
-        while self.of(name) < count and time.monotonic() < deadline:
+        while not found() and time.monotonic() < deadline:
             time.sleep(0.5)
             self.now = scrape()
 
@@ -78,7 +83,8 @@ def classified(main_job: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     increase = Increase()
     summary = classify(ClassifyParameters(inputs=[str(folder)], table="counted", max_error_share=1))
     [manifest] = summary.manifests
-    increase.wait_for("ray_fmnist_images_total", manifest.planned)
+    images = "ray_fmnist_images_total"
+    increase.wait_for(lambda: increase.of(images) >= manifest.planned and increase.left() is not None)
     return manifest, increase
 
 
@@ -107,8 +113,7 @@ def test_every_stage_took_some_time(classified: Any, stage: str) -> None:
 
 def test_no_shard_is_left_at_the_end(classified: Any) -> None:
     _, increase = classified
-    series = increase.now["ray_fmnist_shards_left"]
-    assert series[(("table", "counted"),)] == 0
+    assert increase.left() == 0
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +129,7 @@ def trained(main_job: Any, session_store: str) -> Iterator[Any]:
         run=RunParameters(from_model="champion"),
     )
     summary = train(parameters)
-    increase.wait_for("ray_fmnist_checkpoints_total", 2)
+    increase.wait_for(lambda: increase.of("ray_fmnist_checkpoints_total") >= 2)
     yield summary, increase
     ModelRegistry(open_store(session_store)).point("champion", main_job.training.registration.version.version)
 
