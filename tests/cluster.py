@@ -21,6 +21,7 @@ import psutil
 from tests.commands import outside
 from tests.s3_server import free_port
 
+_PROJECT = ("flows", "tasks", "fmnist_model", "infra")
 _START_SECONDS = 60
 _RAY_START = (
     *("-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
@@ -80,22 +81,38 @@ class Cluster:
                 child.kill()
         process.wait()
 
+    def packages(self, name: str) -> list[str]:
+        """Which of Ray's package and this project's own the Python of a node finds, in its folder."""
+        program = f"import importlib.util as found; print(*filter(found.find_spec, {('ray', *_PROJECT)}))"
+        done = subprocess.run(
+            [self.python, "-c", program],
+            cwd=self.folder / name,
+            env=self._environment(name),
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        return done.stdout.split()
+
     def log(self, name: str) -> str:
         return (self.folder / name / "log").read_text()
 
     def _start(self, name: str, options: list[str]) -> None:
         home = self.folder / name
         home.mkdir()
-        own = {"HOME": str(home), "RAY_ENABLE_AUTO_CONNECT": "0", **self.variables, **self._token}
         with (home / "log").open("wb") as log:
             self.nodes[name] = subprocess.Popen(
                 [self.python, *_RAY_START, *options],
                 cwd=home,
-                env=outside() | own,
+                env=self._environment(name),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    def _environment(self, name: str) -> dict[str, str]:
+        own = {"HOME": str(self.folder / name), "RAY_ENABLE_AUTO_CONNECT": "0"}
+        return outside() | own | self.variables | self._token
 
 
 @contextmanager

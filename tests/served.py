@@ -1,4 +1,4 @@
-"""`fmnist serve` as a process of its own, with a store of its own, and what the tests ask of it."""
+"""`fmnist serve` as a process of its own, with a store of its own, and what the tests ask of it and of Prefect."""
 
 import os
 import re
@@ -24,19 +24,11 @@ _OF_THE_CLUSTER = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::_Autosca
 """Processes that Ray keeps whether there is work or not."""
 
 
-class Served:
-    """A running `fmnist serve`."""
+class PrefectApi:
+    """What the tests ask a Prefect server."""
 
-    def __init__(self, process: "subprocess.Popen[str]", log: Path, environment: dict[str, str]) -> None:
-        self.process, self.log, self.environment = process, log, environment
-        self.pages = self._address("Prefect")
-        self.dashboard = self._address("Ray")
-        self.api = httpx.Client(base_url=f"{self.pages}/api", timeout=20, trust_env=False)
-
-    def _address(self, name: str) -> str:
-        found = re.search(rf"^  {name} +(\S+)$", self.log.read_text(), re.MULTILINE)
-        assert found is not None, self.log.read_text()
-        return found[1]
+    def __init__(self, url: str) -> None:
+        self.api = httpx.Client(base_url=url, timeout=20, trust_env=False)
 
     def deployment(self, name: str) -> dict[str, Any]:
         return self.get(f"/deployments/name/{name}/{name}")
@@ -90,6 +82,40 @@ class Served:
         body = {"deployments": {"name": {"any_": [deployment]}}, "sort": "EXPECTED_START_TIME_DESC", "limit": 100}
         return [one for one in self.post("/flow_runs/filter", body) if not one["auto_scheduled"]]
 
+    def tasks(self, name: str, state: str) -> list[dict[str, Any]]:
+        """Task runs whose names contain this, in this state."""
+        body = {"task_runs": {"name": {"like_": name}, "state": {"name": {"any_": [state]}}}}
+        return list(self.post("/task_runs/filter", body))
+
+    def get(self, path: str) -> Any:
+        return self._ask("GET", path)
+
+    def post(self, path: str, body: Any) -> Any:
+        return self._ask("POST", path, json=body)
+
+    @retry(retry=retry_if_exception_type(httpx.TransportError), wait=wait_fixed(1), stop=stop_after_delay(60))
+    def _ask(self, method: str, path: str, **options: Any) -> Any:
+        """Ask again where the server is lost in between and started again, or its database is busy, as Prefect does."""
+        response = self.api.request(method, path, **options)
+        if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+            raise httpx.NetworkError(response.text)
+        return _json(response)
+
+
+class Served(PrefectApi):
+    """A running `fmnist serve`."""
+
+    def __init__(self, process: "subprocess.Popen[str]", log: Path, environment: dict[str, str]) -> None:
+        self.process, self.log, self.environment = process, log, environment
+        self.pages = self._address("Prefect")
+        self.dashboard = self._address("Ray")
+        super().__init__(f"{self.pages}/api")
+
+    def _address(self, name: str) -> str:
+        found = re.search(rf"^  {name} +(\S+)$", self.log.read_text(), re.MULTILINE)
+        assert found is not None, self.log.read_text()
+        return found[1]
+
     def ray_work(self) -> list[str]:
         """Titles of this Ray's worker processes that do, or keep, anything."""
         children = psutil.Process(self.process.pid).children(recursive=True)
@@ -108,7 +134,7 @@ class Served:
         token = os.environ.get("RAY_AUTH_TOKEN") or (Path.home() / ".ray" / "auth_token").read_text().strip()
         headers = {"Authorization": f"Bearer {token}"}
         url = f"{self.dashboard}/api/v0/{what}?limit=1000&detail=0"
-        answer = self._json(httpx.get(url, headers=headers, timeout=30, trust_env=False))
+        answer = _json(httpx.get(url, headers=headers, timeout=30, trust_env=False))
         return list(answer["data"]["result"]["result"])
 
     def has_worker(self) -> bool:
@@ -139,24 +165,6 @@ class Served:
         children = psutil.Process(self.process.pid).children()
         return next(child for child in children if module in child.cmdline())
 
-    def get(self, path: str) -> Any:
-        return self._ask("GET", path)
-
-    def post(self, path: str, body: Any) -> Any:
-        return self._ask("POST", path, json=body)
-
-    @retry(retry=retry_if_exception_type(httpx.TransportError), wait=wait_fixed(1), stop=stop_after_delay(60))
-    def _ask(self, method: str, path: str, **options: Any) -> Any:
-        """Ask again where the server is lost in between and started again, or its database is busy, as Prefect does."""
-        response = self.api.request(method, path, **options)
-        if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
-            raise httpx.NetworkError(response.text)
-        return self._json(response)
-
-    def _json(self, response: httpx.Response) -> Any:
-        assert response.is_success, response.text
-        return response.json()
-
 
 def until(found: Callable[[], Any], seconds: float) -> Any:
     """Ask again and again until the answer is true, and return it."""
@@ -165,6 +173,11 @@ def until(found: Callable[[], Any], seconds: float) -> Any:
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.3)
     return answer
+
+
+def _json(response: httpx.Response) -> Any:
+    assert response.is_success, response.text
+    return response.json()
 
 
 def _title(process: psutil.Process) -> str:

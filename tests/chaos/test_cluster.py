@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,9 @@ from infra.prediction_table import read_rows
 from tasks.splits import load_split
 from tests.cluster import Cluster, ray_cluster
 from tests.commands import typed
+from tests.deployed import deployed
 from tests.s3_server import S3Server
+from tests.served import FINAL, until
 
 pytest_plugins = ["tests.gateways"]
 
@@ -113,15 +115,59 @@ def store(place: Place, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
     return open_store(place.settings["FMNIST_STORE"])
 
 
-def test_main_job_takes_nothing_but_settings_to_a_cluster_that_grows_from_nothing(place: Place) -> None:
+@dataclass
+class DeployedRun:
+    """The main job, started at a Prefect server and done by a worker, and what the server had of it."""
+
+    state: str
+    messages: str
+
+
+@pytest.fixture(scope="module")
+def deployed_run(place: Place, tmp_path_factory: pytest.TempPathFactory) -> DeployedRun:
     """Nodes join when training waits for them, as a cluster's autoscaler would have them do."""
-    arguments = ("run", "--preset", "quick", "--epochs", "2", "--workers", "2")
-    with running(*arguments, **place.environment, FMNIST_RAY_MAX_CPUS="2") as command:
-        command.until(lambda line: "Starting 2 training workers" in line, 120)
+    settings = {name: value for name, value in place.environment.items() if name.startswith("FMNIST_")}
+    grows = {"FMNIST_RAY_MAX_CPUS": "2"}
+    secrets = {name: value for name, value in place.environment.items() if name not in settings}
+    with deployed(tmp_path_factory.mktemp("prefect"), settings | grows, secrets) as prefect:
+        run = prefect.start("train-and-classify", preset="quick", workers="2", recipe={"epochs": 2})
+        until(lambda: prefect.tasks("train network", "Running") or prefect.state(run) in FINAL, 120)
         for name in ("one", "two"):
             place.cluster.add_node(name, cpus=1)
-        out = command.end(240)
-    assert "the same to the image" in out
+        state = prefect.wait(run, seconds=240)
+        # A worker's last lines may come after the state.
+        with suppress(AssertionError):
+            until(lambda: "[rank 1] " in prefect.messages(run), 20)
+        return DeployedRun(state, prefect.messages(run))
+
+
+def test_deployed_main_job_completes_on_a_cluster_that_grows_from_nothing(deployed_run: DeployedRun) -> None:
+    assert deployed_run.state == "Completed", deployed_run.messages
+
+
+def test_deployed_main_job_has_one_row_for_each_test_image(deployed_run: DeployedRun, store: ObjectStore) -> None:
+    [manifest] = committed_batches(store, "fashion-mnist-test")
+    rows = read_rows(store, [manifest], ["image"])["image"].to_pylist()
+    assert sorted(rows) == sorted(_test_images(store))
+    assert (manifest.planned, manifest.predicted, manifest.quarantined) == (len(rows), len(rows), 0)
+
+
+def _test_images(store: ObjectStore) -> Iterator[str]:
+    """URIs, by the Parquet files themselves."""
+    for key in (stat.key for stat in store.list("datasets/fashion-mnist/test/")):
+        filesystem, path = store.arrow(key)
+        for row in range(pq.read_metadata(path, filesystem=filesystem).num_rows):
+            yield f"{store.uri(key)}#row={row}"
+
+
+def test_nodes_that_did_the_deployed_main_job_have_no_copy_of_the_project(
+    deployed_run: DeployedRun, place: Place
+) -> None:
+    assert [place.cluster.packages(name) for name in ("one", "two")] == [["ray"], ["ray"]]
+
+
+def test_what_a_training_worker_logs_is_in_the_log_at_the_server(deployed_run: DeployedRun) -> None:
+    assert "[rank 1] Rank 1 of 2 trains on cpu" in deployed_run.messages
 
 
 @pytest.mark.rounds(full=5, short=1)
