@@ -54,17 +54,16 @@ def ray_connection(settings: Settings) -> Iterator[None]:
     """
     import ray
 
+    shared = ray.is_initialized() and not _ahead
     if _ahead:
         _ahead.pop().result()
-    elif ray.is_initialized():
-        yield
-        return
-    else:
+    if not ray.is_initialized():
         _connect(settings)
     try:
         yield
     finally:
-        ray.shutdown()
+        if not shared:
+            ray.shutdown()
 
 
 _ahead: list["Future[None]"] = []
@@ -72,14 +71,18 @@ _ahead: list["Future[None]"] = []
 
 
 def connect_ahead(*modules: str) -> None:
-    """Begin to connect while this process still imports what it runs; `ray_connection` waits for it.
+    """Begin to connect to the configured cluster while this process still imports what it runs.
 
-    A process comes up in Ray meanwhile, and imports the modules that the steps need which run there.
+    `ray_connection` waits for it. A process comes up in Ray meanwhile, and imports the modules that the steps need
+    which run there. Where no cluster is configured, nothing is begun: one that a thread starts ends with that thread.
     """
     import ray  # whole, before another thread imports parts of it
 
     def connect() -> None:
-        _connect(load_settings())
+        settings = load_settings()
+        if not settings.ray_address:
+            return
+        _connect(settings)
         ray.remote(_import_modules).options(**on_this_node()).remote(modules)
 
     thread = ThreadPoolExecutor(1)
