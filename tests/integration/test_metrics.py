@@ -84,7 +84,7 @@ def classified(main_job: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     summary = classify(ClassifyParameters(inputs=[str(folder)], table="counted", max_error_share=1))
     [manifest] = summary.manifests
     images = "ray_fmnist_images_total"
-    increase.wait_for(lambda: increase.of(images) >= manifest.planned and increase.left() is not None)
+    increase.wait_for(lambda: increase.of(images) >= manifest.planned and increase.left() == 0)
     return manifest, increase
 
 
