@@ -4,14 +4,7 @@ from flows.services import prepare_environment
 
 prepare_environment(console=True)
 
-from prefect.runtime import flow_run  # noqa: E402 # after the environment
-
-from infra.ray_cluster import connect_ahead  # noqa: E402
-
-if flow_run.id:  # or this is imported to be described, and not to run
-    connect_ahead("tasks.training", "tasks.classification")
-
-from flows.classify import classify as _classify  # noqa: E402
+from flows.classify import classify as _classify  # noqa: E402 # after the environment
 from flows.train import train as _train  # noqa: E402
 from flows.train_and_classify import train_and_classify as _train_and_classify  # noqa: E402
 

@@ -1,6 +1,5 @@
 """Ray: the cluster that is configured, or one started for the run, and how Prefect's tasks get there."""
 
-import importlib
 import json
 import logging
 import os
@@ -8,8 +7,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Iterator
+from concurrent.futures import wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,50 +53,9 @@ def ray_connection(settings: Settings) -> Iterator[None]:
     """
     import ray
 
-    shared = ray.is_initialized() and not _ahead
-    if _ahead:
-        _ahead.pop().result()
-    if not ray.is_initialized():
-        _connect(settings)
-    try:
+    if ray.is_initialized():
         yield
-    finally:
-        if not shared:
-            ray.shutdown()
-
-
-_ahead: list["Future[None]"] = []
-"""The connection that this process has begun, and not waited for."""
-
-
-def connect_ahead(*modules: str) -> None:
-    """Begin to connect to the configured cluster while this process still imports what it runs.
-
-    `ray_connection` waits for it. A process comes up in Ray meanwhile, and imports the modules that the steps need
-    which run there. Where no cluster is configured, nothing is begun: one that a thread starts ends with that thread.
-    """
-    import ray  # whole, before another thread imports parts of it
-
-    def connect() -> None:
-        settings = load_settings()
-        if not settings.ray_address:
-            return
-        _connect(settings)
-        ray.remote(_import_modules).options(**on_this_node()).remote(modules)
-
-    thread = ThreadPoolExecutor(1)
-    _ahead.append(thread.submit(connect))
-    thread.shutdown(wait=False)
-
-
-def _import_modules(names: Sequence[str]) -> None:
-    for name in names:
-        importlib.import_module(name)
-
-
-def _connect(settings: Settings) -> None:
-    import ray
-
+        return
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     with _own_signals():
         if settings.ray_address:
@@ -121,6 +79,10 @@ def _connect(settings: Settings) -> None:
             for name, value in _LOCAL_ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
             ray.init(address="local", include_dashboard=False, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 @contextmanager

@@ -10,8 +10,7 @@ from flows.services import _check_that_nodes_reach_prefect, services
 from infra.errors import RequestError
 from infra.prefect_server import prefect_api
 from infra.ray_address import is_this_machine
-from infra.ray_cluster import connect_ahead, ray_connection
-from infra.settings import Settings, load_settings
+from infra.settings import Settings
 
 ELSEWHERE = "192.0.2.77:6379"
 """Of the addresses that RFC 5737 keeps for documentation."""
@@ -39,16 +38,6 @@ def test_own_addresses_are_known(address: str) -> None:
 @pytest.mark.parametrize("address", [ELSEWHERE, "ray://192.0.2.77:10001", "nonesuch.invalid:6379"])
 def test_others_are_not_this_machine(address: str) -> None:
     assert not is_this_machine(address)
-
-
-def test_cluster_that_is_not_there_is_named_where_it_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FMNIST_RAY_ADDRESS", "127.0.0.1:9")
-    connect_ahead()
-    with (
-        pytest.raises(RequestError, match=r"^FMNIST_RAY_ADDRESS: nothing listens at 127\.0\.0\.1:9"),
-        ray_connection(load_settings()),
-    ):
-        pass
 
 
 def test_prefect_server_that_does_not_answer_is_told_in_a_sentence(tmp_path: Path) -> None:
