@@ -37,7 +37,7 @@ STAGES = {
         "its process imports and begins": "Beginning flow run",
         "Ray, data set, checks": "Starting 2 training workers",
         "training workers come up": "Rank 0 of 2 trains",
-        "first step": "Training: epoch ",
+        "first step": "Training: epoch 1",
     },
     "classify": {
         "the worker takes the run": "submitting flow run",
