@@ -27,10 +27,8 @@ def write_metrics(run: TrainedRun, *, tensorboard: bool) -> None:
     store = open_store(load_settings().store)
     folder = f"runs/{run.run_id}"
     # Of checkpoints that are gone, what was gathered before is all that is left.
-    epochs, steps = (
-        _known(store, f"{folder}/metrics.parquet", "epoch"),
-        _known(store, f"{folder}/steps.parquet", "step"),
-    )
+    epochs = _known(store, f"{folder}/metrics.parquet", "epoch")
+    steps = _known(store, f"{folder}/steps.parquet", "step")
     for record in _records(store, run):
         epochs[record.epoch] = {"epoch": record.epoch} | record.metrics
         steps |= {row["step"]: row for row in _step_rows(record)}
