@@ -60,7 +60,7 @@ osd data = {folder}/osd
 osd objectstore = memstore
 memstore device bytes = 16G
 # In pages, so that memory of what was deleted serves again: memory that a virtual machine never used costs its host
-# some 10 us for each 4 KiB, which is 40 ms for a checkpoint of 8 MB.
+# more than all else that an upload costs here.
 memstore page set = true
 osd pool default size = 1
 osd pool default pg num = 8
@@ -76,7 +76,12 @@ rgw dynamic resharding = false
 # What is deleted frees its memory after a minute instead of two hours.
 rgw gc obj min wait = 60
 rgw gc processor period = 60
+# Of the 512 that are usual, a server of a few requests at a time pays for waking one after another.
+rgw thread pool size = 8
 """
+
+KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
+"""Have the daemons keep what they free, for the reason that is told at `memstore page set`: mallopt(3)."""
 
 
 class GatewayError(Exception):
@@ -238,6 +243,7 @@ class _Ceph:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                env=os.environ | KEEP_MEMORY,
             )
         (self._folder / "pids" / program).write_text(str(process.pid))
 

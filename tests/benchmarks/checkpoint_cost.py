@@ -1,13 +1,13 @@
 """What a checkpoint an epoch costs training: in a folder, and on S3.
 
     eval "$(make -s s3-up)"
-    python -m tests.benchmarks.checkpoint_cost [--blocks 40]
+    python -m tests.benchmarks.checkpoint_cost [--blocks 40] [--preset quick]
 
-Two processes on two CPUs train by the preset `full`, and rank 0 writes checkpoints as a worker of `fmnist train` does.
-After an epoch a checkpoint goes into a folder, to S3, or nowhere, in an order drawn anew for each block of three
-epochs; what it costs is seen in the epoch during which it is written. So a machine that is slower for a while slows
-down all three. Before, as much is written to S3 as will be, and deleted, so that the gateway's memory is that of one
-that has run for a while. Writes `checkpoints` of tests/benchmarks/results/training.json.
+Two processes on two CPUs train, by the preset `full` where no other is named, and rank 0 writes checkpoints as a worker
+of `fmnist train` does. After an epoch a checkpoint goes into a folder, to S3, or nowhere, in an order drawn anew for
+each block of three epochs; what it costs is seen in the epoch during which it is written. So a machine that is slower
+for a while slows down all three. Before, as much is written to S3 as will be, and deleted, so that the gateway's memory
+is that of one that has run for a while. Writes `checkpoints`, by preset, of tests/benchmarks/results/training.json.
 """
 
 import argparse
@@ -45,13 +45,13 @@ _DELETED_AFTER_SECONDS = 125
 """`rgw gc obj min wait` and `rgw gc processor period` of infra/ceph/gateway.py, together."""
 
 
-def train(rank: int, blocks: int, folder: str) -> None:
+def train(rank: int, preset: str, blocks: int, folder: str) -> None:
     """What each process does; rank 0 writes checkpoints, and the seconds from each to the next."""
     torch.set_num_threads(1)
     settings = Settings(store="var/test-data")
     store = open_store(settings.store)
     dataset = read_dataset(store, NAME) or import_dataset(store, settings)
-    recipe = replace(PRESETS["full"], epochs=3 * blocks + 2)
+    recipe = replace(PRESETS[preset], epochs=len(PLACES) * blocks + 2)
     training, validation = hold_out(load_split(store, dataset, "train"), recipe.validation_images)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     run = TrainingRun(recipe, training, torch.device("cpu"), dist.group.WORLD, validation=validation)
@@ -118,17 +118,21 @@ def main() -> None:
     """Measure, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, default=40)
+    parser.add_argument("--preset", choices=PRESETS, default="full")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        torch.multiprocessing.spawn(train, (arguments.blocks, arguments.worker), nprocs=2)
+        torch.multiprocessing.spawn(train, (arguments.preset, arguments.blocks, arguments.worker), nprocs=2)
         return
     fill_and_empty(arguments.blocks)
     with tempfile.TemporaryDirectory() as folder:
         program = ("tests.benchmarks.checkpoint_cost", "--worker", folder)
-        found = {"checkpoints": cost(last_json(*program, "--blocks", str(arguments.blocks)))}
+        options = ("--preset", arguments.preset, "--blocks", str(arguments.blocks))
+        found = {arguments.preset: cost(last_json(*program, *options))}
     print(json.dumps(found), flush=True)
-    RESULTS.write_text(json.dumps(json.loads(RESULTS.read_text()) | found, indent=2) + "\n")
+    results = json.loads(RESULTS.read_text())
+    results["checkpoints"] = results.get("checkpoints", {}) | found
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":
