@@ -114,9 +114,9 @@ class ProgressBoard:
         parts: dict[str, int] = ray.get(self._actor.parts.remote(), timeout=10)
         return parts
 
-    def log(self, line: LoggedLine) -> None:
-        """Hand on a line that was logged; returns at once."""
-        self._actor.log.remote(line)
+    def log(self, line: LoggedLine) -> Any:
+        """Hand on a line that was logged; returns at once, what Ray is to answer when the board has it."""
+        return self._actor.log.remote(line)
 
     def read(self) -> dict[str, Any]:
         """The latest entry: its figures, stage, text and share; empty before the first."""

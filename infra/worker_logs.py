@@ -7,6 +7,7 @@ says how many it did not: a thousand shards a second are no reason to flood Pref
 import logging
 import time
 from contextlib import suppress
+from typing import Any
 
 from infra.progress import LoggedLine, ProgressBoard
 
@@ -16,6 +17,7 @@ _LINES_A_SECOND = 5
 _BURST = 20
 _LONGEST = 2_000
 """Characters of a line."""
+_BOARD_SECONDS = 5.0
 
 
 def hand_on_logs(where: str) -> "BoardHandler":
@@ -43,6 +45,8 @@ class BoardHandler(logging.Handler):
         self._allowance = float(_BURST)
         self._looked = time.monotonic()
         self._dropped = 0
+        self._last: Any = None
+        """What Ray answers when the board has the last line, and so those before it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Hand a record on, or count it, or leave it: third parties have to say something of weight."""
@@ -61,5 +65,14 @@ class BoardHandler(logging.Handler):
             text = self.format(record)[:_LONGEST]
             if self._dropped:
                 text += f" (and {self._dropped:,} lines before it that are not shown)"
-            ProgressBoard().log(LoggedLine(record.levelno, self.where, text, record.created))
+            self._last = ProgressBoard().log(LoggedLine(record.levelno, self.where, text, record.created))
             self._dropped = 0
+
+    def await_board(self) -> None:
+        """Wait until the board has what was handed on: a process that is killed before takes it along."""
+        last, self._last = self._last, None
+        if last is not None:
+            with suppress(Exception):  # without the board, the work goes on
+                import ray
+
+                ray.wait([last], timeout=_BOARD_SECONDS)

@@ -86,7 +86,10 @@ class ShardClassifier:
     def work(self, shard: int) -> ShardBooks:
         """Classify a shard, unless another run did it meanwhile."""
         with failures_counted():
-            return self._work(shard)
+            try:
+                return self._work(shard)
+            finally:
+                self._logs.await_board()  # after its last shard, an actor is killed at once
 
     def _work(self, shard: int) -> ShardBooks:
         began = time.perf_counter()

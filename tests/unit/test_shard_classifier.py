@@ -9,11 +9,14 @@ import pytest
 from numpy.typing import NDArray
 
 from fmnist_model.network import NeuralNetwork, save_weights
+from infra.actor_pool import map_shards
+from infra.actor_resources import ActorResources
 from infra.batch_plan import cut_into_shards, write_plan
 from infra.checkpoints import write_checkpoint
 from infra.model_registry import ModelRegistry, ModelVersion
 from infra.object_store import ObjectStore, open_store
 from infra.prediction_table import BatchPlan, ShardBooks, errors_key, existing_parts, part_key, read_books
+from infra.progress import ProgressBoard
 from tasks.inputs import ReadOptions
 from tasks.shard_classifier import ShardClassifier
 from tests.unit.image_inputs import OPTIONS, plan_of, png, save_files, save_tar
@@ -103,6 +106,20 @@ def test_shards_share_the_images_out(store: ObjectStore, model: ModelVersion, im
     assert batch.shards == 4
     assert sum(entry.predicted for entry in books) == 4
     assert existing_parts(store, batch) == [0, 1, 2, 3]
+
+
+@pytest.mark.usefixtures("running_services")
+def test_what_an_actor_logs_is_on_the_board_though_it_is_killed_right_after(
+    store: ObjectStore, model: ModelVersion, images: Path, tmp_path: Path
+):
+    batch, board = plan(store, tmp_path, images, shard_work=1), ProgressBoard()
+    board.take()
+    for shard in range(batch.shards):
+        with map_shards(ShardClassifier, (store.root, batch, model), [shard], ActorResources(), what="it") as results:
+            list(results)
+    lines = [f"{line.where}: {line.text}" for line in board.take()[1] if "quarantine" not in line.text]
+    assert len(lines) == batch.shards
+    assert all(line.startswith(f"shard {shard}: ") for shard, line in enumerate(lines)), lines
 
 
 def test_shard_without_errors_has_no_quarantine(store: ObjectStore, model: ModelVersion, images: Path, tmp_path: Path):
