@@ -1,6 +1,7 @@
-"""Tests of what is not on every machine: skipped where it is absent; in CI its absence is a failure."""
+"""Tests of what is not on every machine: skipped where it is absent; in CI it is installed, or missed by a failure."""
 
 import os
+import subprocess
 from typing import NoReturn
 
 import pytest
@@ -18,3 +19,12 @@ def missing(what: str) -> NoReturn:
     if IN_CI:
         pytest.fail(what)
     pytest.skip(what)
+
+
+def install(package: str, what: str) -> None:
+    """Install a package of Debian's where this is CI; elsewhere end the test with the command that does."""
+    command = f"apt-get install --yes --no-install-recommends {package}"
+    if not IN_CI:
+        missing(f"{what} is not installed: sudo {command}")
+    subprocess.run(["apt-get", "update", "--quiet"], check=True, timeout=120)
+    subprocess.run(command.split(), check=True, timeout=280)

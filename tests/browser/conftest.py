@@ -1,18 +1,16 @@
 """Prefect's own pages in a real browser, before a real server, worker and Ray."""
 
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.absent import IN_CI, missing
+from tests.absent import install
 from tests.served import Served, serving, until
 
 FIRST_SEED = 20_261_123
-_INSTALL = "apt-get install --yes --no-install-recommends chromium"
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -72,10 +70,7 @@ def installed() -> str | None:
 
 def _install() -> str:
     """Chromium, where this is CI; else skip."""
-    if not IN_CI:
-        missing(f"Chromium is not installed: sudo {_INSTALL}")
-    subprocess.run(["apt-get", "update", "--quiet"], check=True, timeout=120)
-    subprocess.run(_INSTALL.split(), check=True, timeout=280)
+    install("chromium", "Chromium")
     program = installed()
     assert program is not None
     return program

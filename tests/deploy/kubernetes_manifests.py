@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from tests.absent import missing
+from tests.absent import install
 from tests.commands import outside
 
 ROOT = Path(__file__).parents[2]
@@ -29,10 +29,9 @@ Manifest = dict[str, Any]
 @cache
 def manifests(overlay: str) -> list[Manifest]:
     """The overlay, rendered."""
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:
-        missing("kubectl, which renders the manifests, is not installed: apt-get install kubernetes-client")
-    command = [kubectl, "kustomize", str(FOLDER / overlay)]
+    if shutil.which("kubectl") is None:
+        install("kubernetes-client", "kubectl")
+    command = ["kubectl", "kustomize", str(FOLDER / overlay)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))

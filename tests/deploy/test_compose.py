@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.absent import IN_CI, missing
+from tests.absent import IN_CI, install, missing
 from tests.deploy.image import CONTAINERS, USER_ID, Image
 from tests.s3_server import free_port
 
@@ -24,7 +24,6 @@ _FILE = CONTAINERS / "compose.yaml"
 _LOCK = Path(__file__).with_name("compose.lock")
 _SECRETS = {"RAY_AUTH_TOKEN", "POSTGRES_PASSWORD", "S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY"}
 _OURS = {"prefect-server", "ray-head", "ray-node", "ray-gpu-node", "worker"}
-_POSTGRES = "apt-get install --yes --no-install-recommends postgresql"
 
 Service = dict[str, Any]
 
@@ -223,10 +222,7 @@ def _programs() -> Path:
     """PostgreSQL's, which Debian keeps out of PATH."""
     for found in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True):
         return found.parent
-    if not IN_CI:
-        missing(f"PostgreSQL is not installed: sudo {_POSTGRES}")
-    subprocess.run(["apt-get", "update", "--quiet"], check=True, timeout=120)
-    subprocess.run(_POSTGRES.split(), check=True, timeout=280)
+    install("postgresql", "PostgreSQL")
     return next(Path("/usr/lib/postgresql").glob("*/bin/initdb")).parent
 
 

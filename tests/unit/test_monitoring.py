@@ -10,21 +10,28 @@ import pytest
 
 from infra.metrics import Counter, Gauge
 from tasks import work_metrics
-from tests.absent import needs
+from tests.absent import install
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "infra" / "monitoring"
 EXPORTED = {f"ray_{found.name}" for found in vars(work_metrics).values() if isinstance(found, Counter | Gauge)}
 
 
-@needs(shutil.which("promtool") is not None, "promtool is not installed: apt-get install prometheus")
+@pytest.fixture(scope="module")
+def promtool() -> str:
+    """Prometheus's tool."""
+    if shutil.which("promtool") is None:
+        install("prometheus", "promtool")
+    return "promtool"
+
+
 @pytest.mark.parametrize(
     "command",
     [["check", "config", "prometheus.yaml"], ["check", "rules", "rules.yaml"], ["test", "rules", "rules_test.yaml"]],
     ids=" ".join,
 )
-def test_promtool_is_content(command: list[str]) -> None:
-    done = subprocess.run(["promtool", *command], cwd=FOLDER, capture_output=True, text=True, check=False)
+def test_promtool_is_content(command: list[str], promtool: str) -> None:
+    done = subprocess.run([promtool, *command], cwd=FOLDER, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
