@@ -35,8 +35,7 @@ def evaluate(
         device: where to run.
         temperature: divides the logits before the softmax; it changes probabilities and no class.
     """
-    labels = torch.from_numpy(data.labels).to(device)
-    return evaluate_logits(predict_logits(network, data.images, device), labels, temperature)
+    return evaluate_logits(predict_logits(network, data.images, device), torch.from_numpy(data.labels), temperature)
 
 
 def calibrate_and_evaluate(

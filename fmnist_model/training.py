@@ -5,7 +5,6 @@ augmentation happen on the device. The global batch and its random draws depend 
 number of ranks, and an epoch needs no random state of the one before it.
 """
 
-import copy
 import io
 import math
 import time
@@ -17,16 +16,17 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn import functional
-from torch.nn.parallel import DistributedDataParallel
 
 from fmnist_model.augmentation import Augmentation, scale
-from fmnist_model.classes import CLASS_NAMES
+from fmnist_model.captured_step import CapturedStep
+from fmnist_model.classes import CLASS_NAMES, IMAGE_SIZE
 from fmnist_model.dataset import LabelledImages
 from fmnist_model.network import NeuralNetwork, logits_of
 from fmnist_model.recipe import TrainingRecipe
+from fmnist_model.training_step import TrainingStep, tensor_cores
 
 _DIVERGED = 3 * math.log(len(CLASS_NAMES))
 """Mean loss of an epoch, in nats, above which nothing is being learned: three times that of guessing."""
@@ -93,6 +93,7 @@ class TrainingRun:
         *,
         validation: LabelledImages | None = None,
         initial: NeuralNetwork | None = None,
+        cuda_graph: bool = True,
     ) -> None:
         """Begin a run, or make the place into which `load_state` brings one back.
 
@@ -103,6 +104,8 @@ class TrainingRun:
             process_group: the ranks that train together; None for one alone.
             validation: images to evaluate each epoch with, the same on every rank.
             initial: weights to begin with; None: random ones by the recipe's seed.
+            cuda_graph: replay the steps as a CUDA graph where one process trains on a GPU; False: begin each kernel
+                from Python, as several do.
         """
         self.recipe = recipe
         self.epochs_done = 0
@@ -113,27 +116,36 @@ class TrainingRun:
         images = torch.from_numpy(data.images).to(device)
         self._augmentation = Augmentation(images, flip=recipe.flip, shift_pixels=recipe.shift_pixels)
         self._labels = torch.from_numpy(data.labels)
-        self._validation = validation
+        self._drawn: tuple[int, Tensor, Tensor] | None = None
         self._batch_size = min(recipe.global_batch_size, len(data))
         self.steps_per_epoch = len(data) // self._batch_size
-
+        self._validation: tuple[Tensor, Tensor] | None = None
+        if validation:
+            self._validation = (
+                torch.from_numpy(validation.images).to(device),
+                torch.from_numpy(validation.labels).to(device),
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            self._network = NeuralNetwork().to(device)
+            network = NeuralNetwork().to(device)
         if initial is not None:
-            self._network.load_state_dict(initial.state_dict())
-        self._average, self._steps_averaged = copy.deepcopy(self._network), 0
-        self._trained: nn.Module = _Trained(self._network)
-        if self._world_size > 1:
-            self._trained = DistributedDataParallel(
-                self._trained, process_group=process_group, gradient_as_bucket_view=True
-            )
-        self._optimizers = _optimizers(self._network, recipe, process_group)
+            network.load_state_dict(initial.state_dict())
+        self._step = TrainingStep(network, recipe, self._batch_size, process_group)
+        self._captures = cuda_graph and device.type == "cuda" and self._world_size == 1
+        self._captured: CapturedStep | None = None
 
     @property
     def network(self) -> NeuralNetwork:
         """The network with the averaged weights, which are those that are validated, kept and used."""
-        return self._average
+        return self._step.average
+
+    def prepare(self) -> None:
+        """Record the step as a CUDA graph, where it is to be one; the next epoch does it otherwise."""
+        if self._captures and self._captured is None:
+            images = torch.zeros(self._batch_size, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8, device=self._device)
+            labels = torch.zeros(self._batch_size, dtype=torch.int64, device=self._device)
+            with tensor_cores(self._device):
+                self._captured = CapturedStep(self._step, images, labels)
 
     def epochs(self, on_step: Callable[[StepProgress], None] | None = None) -> Iterator[EpochMetrics]:
         """Train the epochs that are left, one at a time.
@@ -149,26 +161,33 @@ class TrainingRun:
             yield self._train_epoch(on_step)
 
     def _train_epoch(self, on_step: Callable[[StepProgress], None] | None) -> EpochMetrics:
-        self._trained.train()
+        self._step.train()
         epoch = self.epochs_done + 1
         began = told = time.perf_counter()
-        images, labels = self._draw_epoch(epoch)
+        self.prepare()
+        take = self._captured.take if self._captured else self._step.take
+        images, labels = self._gather(*self._draw(epoch))
         # Summed loss and number of correct predictions of each step.
         outcomes = torch.zeros(self.steps_per_epoch, 2, dtype=torch.float64, device=self._device)
         rates = [self._learning_rate(epoch, step) for step in range(self.steps_per_epoch)]
-        for step, rate in enumerate(rates):
-            outcomes[step] = self._train_step(images[step], labels[step], rate)
-            now = time.perf_counter()
-            if on_step and (now - told > 0.25 or step + 1 == self.steps_per_epoch):
-                told = now
-                on_step(self._progress(epoch, outcomes[: step + 1], now - began))
+        with tensor_cores(self._device):
+            for step, rate in enumerate(rates):
+                outcomes[step] = take(images[step], labels[step], rate)
+                now = time.perf_counter()
+                if on_step and now - told > 0.25 and step + 1 < self.steps_per_epoch:
+                    told = now
+                    on_step(self._progress(epoch, outcomes[: step + 1], now - began))
+        if epoch < self.recipe.epochs:
+            self._draw(epoch + 1)  # while a GPU still has steps to do
+        if on_step:
+            on_step(self._progress(epoch, outcomes, time.perf_counter() - began))
         if self._world_size > 1:
             dist.all_reduce(outcomes, group=self._group)
         step_losses = outcomes[:, 0].cpu().numpy() / self._batch_size
         self._check_converging(epoch, step_losses)
         validation_loss, validation_accuracy = self._validate()
         self._check_finite(epoch, validation_loss)
-        for optimizer in self._optimizers:
+        for optimizer in self._step.optimizers:
             if isinstance(optimizer, ZeroRedundancyOptimizer):
                 optimizer.consolidate_state_dict()  # on rank 0, which saves it
         self.epochs_done = epoch
@@ -185,17 +204,23 @@ class TrainingRun:
             step_learning_rates=np.array(rates),
         )
 
-    def _draw_epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """This rank's slice of each of the epoch's batches: uint8 `[steps, m, 28, 28]` and int64 `[steps, m]`."""
-        # Every rank draws for all images, so that the draws don't depend on the number of ranks.
-        generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self._labels), generator=generator)[: self.steps_per_epoch * self._batch_size]
-        drawn = self._augmentation.draw(order, generator)
-        mine = self._slice(self._batch_size)
-        shape = (self.steps_per_epoch, mine.stop - mine.start)
-        drawn = drawn.reshape(self.steps_per_epoch, self._batch_size, 3)[:, mine].reshape(-1, 3)
-        labels = self._labels[order].reshape(self.steps_per_epoch, self._batch_size)[:, mine]
-        return self._augmentation.take(drawn).reshape(*shape, 28, 28), labels.to(self._device)
+    def _draw(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """What this rank trains on in an epoch: `[steps * m, 3]`, as `Augmentation.draw`, and int64 `[steps, m]`."""
+        if self._drawn is None or self._drawn[0] != epoch:
+            # Every rank draws for all images, so that the draws don't depend on the number of ranks.
+            generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)
+            order = torch.randperm(len(self._labels), generator=generator)[: self.steps_per_epoch * self._batch_size]
+            drawn = self._augmentation.draw(order, generator)
+            mine = self._slice(self._batch_size)
+            drawn = drawn.reshape(self.steps_per_epoch, self._batch_size, 3)[:, mine].reshape(-1, 3)
+            labels = self._labels[order].reshape(self.steps_per_epoch, self._batch_size)[:, mine]
+            self._drawn = epoch, drawn, labels
+        return self._drawn[1:]
+
+    def _gather(self, drawn: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The images as drawn: uint8 `[steps, m, 28, 28]`; and their labels, on the device."""
+        images = self._augmentation.take(drawn).reshape(*labels.shape, IMAGE_SIZE, IMAGE_SIZE)
+        return images, labels.to(self._device)
 
     def _slice(self, count: int) -> slice:
         """Which of `count` things are this rank's."""
@@ -207,32 +232,6 @@ class TrainingRun:
         if done < warm_up:
             return self.recipe.learning_rate * (done + 1) / (warm_up + 1)
         return self.recipe.learning_rate * (1 + math.cos(math.pi * (done - warm_up) / (steps - warm_up))) / 2
-
-    def _train_step(self, images: Tensor, labels: Tensor, learning_rate: float) -> Tensor:
-        """Take one step; this rank's summed loss and number of correct predictions, float64 `[2]`."""
-        for optimizer in self._optimizers:
-            optimizer.zero_grad(set_to_none=True)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * group["share"]
-        logits = self._trained(scale(images))
-        loss = functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.recipe.label_smoothing)
-        # DDP averages over ranks; slices differ by one image at most where the batch does not divide evenly.
-        (loss * (self._world_size / self._batch_size)).backward()  # type: ignore[no-untyped-call]
-        for optimizer in self._optimizers:
-            optimizer.step()
-        with torch.no_grad():
-            self._update_average()
-            return torch.stack([loss.detach(), logits.argmax(1).eq(labels).sum()]).double()
-
-    def _update_average(self) -> None:
-        """Let the averaged weights follow; at first they keep less, or the random ones would stay in them for long.
-
-        `torch.optim.swa_utils.AveragedModel` has its count on the device or brings it there, and waits in every step.
-        """
-        steps = self._steps_averaged
-        kept = min(self.recipe.weight_averaging, (1 + steps) / (10 + steps)) if steps else 0.0
-        torch._foreach_lerp_([*self._average.parameters()], [*self._network.parameters()], 1 - kept)
-        self._steps_averaged += 1
 
     def _check_converging(self, epoch: int, losses: NDArray[np.float64]) -> None:
         before, advice = (epoch - 1) * self.steps_per_epoch, self._advice()
@@ -250,7 +249,7 @@ class TrainingRun:
     def _check_finite(self, epoch: int, validation_loss: float | None) -> None:
         """What the last step made of the weights shows in the loss of no step."""
         step = epoch * self.steps_per_epoch
-        if not all(parameters.isfinite().all() for parameters in self.network.parameters()):
+        if not torch.stack([parameters.isfinite().all() for parameters in self.network.parameters()]).all():
             raise TrainingDiverged(f"The weights are not all finite after epoch {epoch}, step {step}. {self._advice()}")
         if validation_loss is not None and not math.isfinite(validation_loss):
             raise TrainingDiverged(
@@ -261,21 +260,21 @@ class TrainingRun:
         return f"Lower the learning rate ({self.recipe.learning_rate}) or look at the data."
 
     def _validate(self) -> tuple[float | None, float | None]:
-        if self._validation is None or not len(self._validation):
+        if self._validation is None:
             return None, None
-        mine = self._slice(len(self._validation))
+        images, labels = self._validation
+        mine = self._slice(len(labels))
         network = self.network.eval()
         totals = torch.zeros(2, dtype=torch.float64, device=self._device)
         with torch.inference_mode():
             for first in range(mine.start, mine.stop, _EVALUATION_BATCH):
                 some = slice(first, min(first + _EVALUATION_BATCH, mine.stop))
-                labels = torch.from_numpy(self._validation.labels[some]).to(self._device)
-                logits = logits_of(network, scale(torch.from_numpy(self._validation.images[some]).to(self._device)))
-                totals[0] += functional.cross_entropy(logits, labels, reduction="sum")
-                totals[1] += logits.argmax(1).eq(labels).sum()
+                logits = logits_of(network, scale(images[some]))
+                totals[0] += functional.cross_entropy(logits, labels[some], reduction="sum")
+                totals[1] += logits.argmax(1).eq(labels[some]).sum()
         if self._world_size > 1:
             dist.all_reduce(totals, group=self._group)
-        loss, accuracy = (totals / len(self._validation)).tolist()
+        loss, accuracy = (totals / len(labels)).tolist()
         return loss, accuracy
 
     def _progress(self, epoch: int, outcomes: Tensor, seconds: float) -> StepProgress:
@@ -300,8 +299,8 @@ class TrainingRun:
             "recipe": asdict(self.recipe),
             "epochs_done": self.epochs_done,
             "steps_per_epoch": self.steps_per_epoch,
-            "network": self._network.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "network": self._step.network.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self._step.optimizers],
         }
         torch.save(state, buffer)
         return buffer.getvalue()
@@ -329,51 +328,14 @@ class TrainingRun:
                 f"The training state is of a run of {steps} steps an epoch; on these images it is "
                 f"{self.steps_per_epoch}."
             )
-        self._network.load_state_dict(loaded["network"])
+        self._captured = None  # it writes to the state that is replaced
+        self._step.network.load_state_dict(loaded["network"])
         self.network.load_state_dict(weights.state_dict())
-        for optimizer, saved in zip(self._optimizers, loaded["optimizers"], strict=True):
+        for optimizer, saved in zip(self._step.optimizers, loaded["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.epochs_done = loaded["epochs_done"]
-        self._steps_averaged = self.epochs_done * self.steps_per_epoch
+        self._step.steps_averaged = self.epochs_done * self.steps_per_epoch
         return self
 
 
 _STATE = {"recipe", "epochs_done", "steps_per_epoch", "network", "optimizers"}
-
-
-class _Trained(nn.Module):
-    """The network as it is trained, with the matrix products that the device is best at."""
-
-    def __init__(self, network: NeuralNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        return logits_of(self.network, x)
-
-
-def _optimizers(
-    network: NeuralNetwork, recipe: TrainingRecipe, process_group: dist.ProcessGroup | None
-) -> list[torch.optim.Optimizer]:
-    """Muon for the hidden layers' matrices, as its author advises, and AdamW for the output layer and the biases.
-
-    Making a matrix orthogonal costs as much as half a step, so that of several ranks each does some of the matrices.
-
-    Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
-    """
-    *hidden, output = [layer for layer in network.linear_relu_stack if isinstance(layer, nn.Linear)]
-    matrices = [{"params": [layer.weight for layer in hidden], "share": 1.0}]
-    others = [*(layer.bias for layer in hidden), *output.parameters()]
-    if process_group is not None and dist.get_world_size(process_group) > 1:
-        muon: torch.optim.Optimizer = ZeroRedundancyOptimizer(
-            matrices, torch.optim.Muon, process_group=process_group, weight_decay=recipe.weight_decay
-        )
-    else:
-        muon = torch.optim.Muon(matrices, weight_decay=recipe.weight_decay)
-    adamw = torch.optim.AdamW(
-        [{"params": others, "share": recipe.output_learning_rate_share}],
-        betas=(0.9, 0.95),
-        weight_decay=recipe.output_weight_decay,
-        fused=True,
-    )
-    return [muon, adamw]
