@@ -17,7 +17,7 @@ class TrainingRecipe:
     """Share of the steps in which the learning rate rises; then it falls to 0 as half a cosine (arXiv:1608.03983)."""
     output_learning_rate_share: float = 0.1
     """Of the output layer and the biases, by AdamW, as a share of `learning_rate`."""
-    weight_decay: float = 0.05
+    weight_decay: float = 0.15
     """Of the hidden layers' matrices, decoupled (Loshchilov and Hutter, arXiv:1711.05101)."""
     output_weight_decay: float = 0.01
     """Likewise, of the output layer and the biases."""
@@ -28,7 +28,8 @@ class TrainingRecipe:
     shift_pixels: int = 1
     """Move each image by up to so many pixels."""
     weight_averaging: float = 0.997
-    """Share that the average of the weights keeps in each step (Polyak and Juditsky, 1992); 0: the newest alone."""
+    """Share that the average of the weights keeps in each step; after `s` steps (1 + s) / (10 + s) where that is less
+    (Polyak and Juditsky, 1992); 0: the newest alone."""
     validation_images: int = 5_000
     """Held out of the training images, the same ones in every run."""
     initial_weights: str = ""

@@ -1,10 +1,11 @@
 """What the presets reach on the test images, over seeds, and what each part of the recipe is worth.
 
-    python -m tests.benchmarks.accuracy [--preset full] [--seeds 5] [--ablation] [--processes 2]
+    python -m tests.benchmarks.accuracy [--preset full] [--seeds 5] [--ablation] [--processes 2] [--idx FOLDER]
 
-`fmnist_model` alone, one thread a run, as many runs at once as there are CPUs. With --ablation, recipes that differ
-from the preset in one thing are compared on the validation images; the test images choose nothing. Adds to
-tests/benchmarks/results/accuracy.json.
+`fmnist_model` alone: on a GPU one run after the other, else one thread a run, as many runs at once as there are CPUs.
+With --ablation, recipes that differ from the preset in one thing are compared on the validation images; the test images
+choose nothing. --idx names a folder with the data set's four IDX files, with which nothing but PyTorch, NumPy and Arrow
+need be there. Adds to tests/benchmarks/results/accuracy.json.
 """
 
 import argparse
@@ -12,12 +13,21 @@ import json
 import multiprocessing
 import os
 import statistics
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from fmnist_model.dataset import LabelledImages, checked, hold_out
+from fmnist_model.evaluation import evaluate
+from fmnist_model.idx import read_fashion_mnist
+from fmnist_model.network import best_device
 from fmnist_model.recipe import PRESETS, TrainingRecipe
+from fmnist_model.training import TrainingRun
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
 
@@ -29,33 +39,47 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no averaging of the weights": {"weight_averaging": 0.0},
     "label smoothing 0.05": {"label_smoothing": 0.05},
     "no weight decay": {"weight_decay": 0.0},
+    "weight decay 0.05": {"weight_decay": 0.05},
+    "weight decay 0.3": {"weight_decay": 0.3},
     "half the learning rate": {"learning_rate": 0.025},
+    "a batch of 2,048": {"global_batch_size": 2048},
     "a third of the epochs": {"epochs": 20},
 }
 
 
-def run(recipe: TrainingRecipe) -> dict[str, float]:
-    """Train by a recipe on one thread; accuracies on the validation and the test images."""
-    import torch
-
-    from fmnist_model.dataset import hold_out
-    from fmnist_model.evaluation import evaluate
-    from fmnist_model.training import TrainingRun
+@cache
+def fashion_mnist(folder: str | None) -> tuple[LabelledImages, LabelledImages]:
+    """The training and the test images, from IDX files or from the store of the tests."""
+    if folder is not None:
+        arrays = read_fashion_mnist(Path(folder))
+        return labelled(arrays, "train"), labelled(arrays, "t10k")
     from infra.datasets import read_dataset
     from infra.object_store import open_store
     from infra.settings import Settings
     from tasks.dataset import NAME, import_dataset
     from tasks.splits import load_split
 
-    torch.set_num_threads(1)
     settings = Settings(store="var/test-data")
     store = open_store(settings.store)
     dataset = read_dataset(store, NAME) or import_dataset(store, settings)
-    training, validation = hold_out(load_split(store, dataset, "train"), recipe.validation_images)
-    cpu = torch.device("cpu")
-    training_run = TrainingRun(recipe, training, cpu, validation=validation)
+    return load_split(store, dataset, "train"), load_split(store, dataset, "test")
+
+
+def labelled(arrays: dict[str, Any], split: str) -> LabelledImages:
+    """A split of the four IDX files, which are read as arrays that can't be written."""
+    images, labels = arrays[f"{split}-images-idx3-ubyte"], arrays[f"{split}-labels-idx1-ubyte"]
+    return checked(LabelledImages(images.copy(), labels), split)
+
+
+def run(recipe: TrainingRecipe, folder: str | None) -> dict[str, float]:
+    """Train by a recipe; accuracies on the validation and the test images."""
+    device = best_device()
+    torch.set_num_threads(1)
+    data, test = fashion_mnist(folder)
+    training, validation = hold_out(data, recipe.validation_images)
+    training_run = TrainingRun(recipe, training, device, validation=validation)
     epochs = list(training_run.epochs())
-    tested = evaluate(training_run.network, load_split(store, dataset, "test"), cpu)
+    tested = evaluate(training_run.network, test, device)
     return {
         "seed": recipe.seed,
         "validation_accuracy": epochs[-1].validation_accuracy or 0.0,
@@ -65,31 +89,48 @@ def run(recipe: TrainingRecipe) -> dict[str, float]:
     }
 
 
+def device_name() -> str:
+    """What the runs ran on."""
+    return torch.cuda.get_device_name() if best_device().type == "cuda" else f"{os.cpu_count()} CPUs"
+
+
+def run_all(recipes: list[TrainingRecipe], folder: str | None, processes: int) -> Iterator[dict[str, float]]:
+    """The outcome of each recipe."""
+    if best_device().type == "cpu":
+        with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=1) as pool:
+            yield from pool.imap(partial(run, folder=folder), recipes, chunksize=1)
+    else:
+        yield from (run(recipe, folder) for recipe in recipes)
+
+
 def main() -> None:
     """Measure, and add to the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="full")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--ablation", action="store_true")
-    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--idx")
     arguments = parser.parse_args()
 
     preset = PRESETS[arguments.preset]
     changes = ABLATIONS if arguments.ablation else {"as it is": {}}
     seeds = range(arguments.seeds)
     recipes = [replace(preset, **change, seed=seed) for change in changes.values() for seed in seeds]
-    with multiprocessing.get_context("spawn").Pool(arguments.processes, maxtasksperchild=1) as pool:
-        outcomes = []
-        for outcome in pool.imap(run, recipes, chunksize=1):
-            outcomes.append(outcome)
-            print(json.dumps(outcome), flush=True)
+    outcomes = []
+    for outcome in run_all(recipes, arguments.idx, arguments.processes):
+        outcomes.append(outcome)
+        print(json.dumps(outcome), flush=True)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    date = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "cpus": os.cpu_count()}
+    date = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "device": device_name()}
     if arguments.ablation:
         by_change = {}
         for number, name in enumerate(changes):
             some = outcomes[number * len(seeds) : (number + 1) * len(seeds)]
-            by_change[name] = round(statistics.mean(outcome["validation_accuracy"] for outcome in some), 4)
+            accuracies = [outcome["validation_accuracy"] for outcome in some]
+            by_change[name] = {"mean": round(statistics.mean(accuracies), 5)}
+            if len(accuracies) > 1:
+                by_change[name]["standard_error"] = round(statistics.stdev(accuracies) / len(accuracies) ** 0.5, 5)
         results[f"{arguments.preset}, ablation"] = date | {"seeds": len(seeds), "validation_accuracy": by_change}
     else:
         accuracies = [outcome["test_accuracy"] for outcome in outcomes]
