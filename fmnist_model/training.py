@@ -5,6 +5,7 @@ augmentation happen on the device. The global batch and its random draws depend 
 number of ranks, and an epoch needs no random state of the one before it.
 """
 
+import copy
 import io
 import math
 import time
@@ -24,7 +25,7 @@ from fmnist_model.augmentation import Augmentation, scale
 from fmnist_model.captured_step import CapturedStep
 from fmnist_model.classes import CLASS_NAMES, IMAGE_SIZE
 from fmnist_model.dataset import LabelledImages
-from fmnist_model.network import NeuralNetwork, logits_of
+from fmnist_model.network import NeuralNetwork, logits_of, save_weights
 from fmnist_model.recipe import TrainingRecipe
 from fmnist_model.training_step import TrainingStep, tensor_cores
 
@@ -50,6 +51,25 @@ class StepProgress:
     accuracy: float
     images_per_second: float
     """Of all ranks together."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a run was at one time: all that a resumed run needs. Saving it may be left to another thread."""
+
+    network: NeuralNetwork
+    """With the averaged weights."""
+    rest: dict[str, Any]
+
+    def weights(self) -> bytes:
+        """The averaged weights as safetensors."""
+        return save_weights(self.network)
+
+    def state(self) -> bytes:
+        """Everything besides; read it back with `TrainingRun.load_state`."""
+        buffer = io.BytesIO()
+        torch.save(self.rest, buffer)
+        return buffer.getvalue()
 
 
 @dataclass(frozen=True)
@@ -292,9 +312,8 @@ class TrainingRun:
             images_per_second=steps * self._batch_size / seconds,
         )
 
-    def save_state(self) -> bytes:
-        """Everything besides the averaged weights that a resumed run needs; read it back with `load_state`."""
-        buffer = io.BytesIO()
+    def snapshot(self) -> "Snapshot":
+        """What the run is now, to be saved while it goes on."""
         state = {
             "recipe": asdict(self.recipe),
             "epochs_done": self.epochs_done,
@@ -302,15 +321,14 @@ class TrainingRun:
             "network": self._step.network.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self._step.optimizers],
         }
-        torch.save(state, buffer)
-        return buffer.getvalue()
+        return Snapshot(copy.deepcopy(self.network), copy.deepcopy(state))
 
     def load_state(self, weights: NeuralNetwork, state: bytes) -> Self:
         """Go on where another run of the same recipe stood.
 
         Args:
             weights: a network with the averaged weights.
-            state: what `save_state` returned there.
+            state: what `Snapshot.state` returned there.
 
         Raises:
             ValueError: it was another recipe or number of images, or is no such state. Nothing in it is executed.

@@ -239,16 +239,13 @@ class _CheckpointWriter:
             self._thread.shutdown()
 
     def write(self, run: Any, epoch: Any) -> None:
-        from fmnist_model.network import save_weights
-
         self._wait()
-        files = {WEIGHTS: save_weights(run.network), STATE: run.save_state()}
         self._writing = self._thread.submit(
             _write_checkpoint,
             self._store,
+            run.snapshot(),
             run_id=self._config["run"].id,
             epoch=epoch.epoch,
-            files=files,
             metrics={name: value for name in _METRICS if (value := getattr(epoch, name)) is not None},
             steps={"loss": epoch.step_losses.tolist(), "learning_rate": epoch.step_learning_rates.tolist()},
             parameters=self._config["run"].recipe,
@@ -270,8 +267,8 @@ def _yield_to_training() -> None:
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
-def _write_checkpoint(store: ObjectStore, **checkpoint: Any) -> None:
+def _write_checkpoint(store: ObjectStore, snapshot: Any, **checkpoint: Any) -> None:
     began = time.perf_counter()
-    write_checkpoint(store, **checkpoint)
+    write_checkpoint(store, files={WEIGHTS: snapshot.weights(), STATE: snapshot.state()}, **checkpoint)
     CHECKPOINTS.add(1)
     CHECKPOINT_SECONDS.add(time.perf_counter() - began)

@@ -268,14 +268,14 @@ def test_resumed_run_ends_with_the_weights_of_an_undisturbed_one(recipe: Trainin
         if epoch.epoch == interrupted_after:
             break
     weights = load_weights(save_weights(interrupted.network), "model.safetensors")
-    resumed = TrainingRun(recipe, stripes(), CPU).load_state(weights, interrupted.save_state())
+    resumed = TrainingRun(recipe, stripes(), CPU).load_state(weights, interrupted.snapshot().state())
     assert [epoch.epoch for epoch in resumed.epochs()] == list(range(interrupted_after + 1, recipe.epochs + 1))
     assert torch.equal(vector(resumed.network), vector(train(recipe)[0].network))
 
 
 def test_state_of_a_finished_run_leaves_nothing_to_train():
     run, _ = train(RECIPE)
-    resumed = TrainingRun(RECIPE, stripes(), CPU).load_state(run.network, run.save_state())
+    resumed = TrainingRun(RECIPE, stripes(), CPU).load_state(run.network, run.snapshot().state())
     assert list(resumed.epochs()) == []
 
 
@@ -286,13 +286,13 @@ def test_state_of_another_recipe_is_refused(change: dict[str, Any]):
     run, _ = train(replace(RECIPE, epochs=1))
     other = TrainingRun(replace(RECIPE, **{"epochs": 1} | change), stripes(), CPU)
     with pytest.raises(ValueError, match="of another recipe"):
-        other.load_state(run.network, run.save_state())
+        other.load_state(run.network, run.snapshot().state())
 
 
 def test_state_of_a_run_on_another_number_of_images_is_refused():
     run = TrainingRun(RECIPE, stripes(), CPU)
     with pytest.raises(ValueError, match="of a run of 9 steps an epoch; on these images it is 15"):
-        TrainingRun(RECIPE, stripes(1000), CPU).load_state(run.network, run.save_state())
+        TrainingRun(RECIPE, stripes(1000), CPU).load_state(run.network, run.snapshot().state())
 
 
 def saved(value: Any) -> bytes:
@@ -313,7 +313,7 @@ def test_what_is_no_state_is_refused(state: bytes):
 
 def test_truncated_state_is_refused():
     run = TrainingRun(RECIPE, stripes(), CPU)
-    state = run.save_state()
+    state = run.snapshot().state()
     with pytest.raises(ValueError, match="The training state can't be read"):
         run.load_state(run.network, state[: len(state) // 2])
 
@@ -414,7 +414,7 @@ def train_as_rank(rank: int, folder: Path, fashion_mnist: Path) -> None:
                 run = TrainingRun(recipe, data_for(recipe), CPU, group)
                 epochs = [(epoch.loss, epoch.accuracy, epoch.images) for epoch in run.epochs()]
                 if rank == 0:
-                    (folder / f"{name}-{dist.get_world_size(group)}-state").write_bytes(run.save_state())
+                    (folder / f"{name}-{dist.get_world_size(group)}-state").write_bytes(run.snapshot().state())
                 torch.save(
                     {"weights": vector(run.network), "epochs": epochs},
                     folder / f"{name}-{dist.get_world_size(group)}-{rank}",

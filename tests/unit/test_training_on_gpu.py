@@ -100,7 +100,7 @@ def interrupted(device: torch.device) -> tuple[bytes, bytes]:
     for epoch in run.epochs():
         if epoch.epoch == 2:
             break
-    return save_weights(run.network), run.save_state()
+    return save_weights(run.network), run.snapshot().state()
 
 
 def resumed(device: torch.device, weights: bytes, state: bytes) -> TrainingRun:
