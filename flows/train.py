@@ -6,7 +6,7 @@ from flows.parameters import TrainParameters
 from infra.flow_progress import reported
 from infra.flow_run import finished
 from infra.one_at_a_time import one_at_a_time
-from infra.ray_cluster import ClusterTaskRunner, on_ray
+from infra.ray_steps import ClusterTaskRunner, on_ray
 from tasks.dataset import prepare_dataset
 from tasks.evaluation import evaluate_checkpoint
 from tasks.metrics import write_metrics

@@ -7,7 +7,7 @@ from flows.parameters import ClassifyParameters, TrainParameters
 from flows.train import train
 from infra.flow_progress import reported
 from infra.flow_run import finished
-from infra.ray_cluster import ClusterTaskRunner
+from infra.ray_steps import ClusterTaskRunner
 from tasks.dataset import split_uris
 from tasks.report import compare_with_labels
 from tasks.summaries import MainJobSummary

@@ -35,7 +35,7 @@ from infra.object_store import ObjectStore, open_store
 from infra.one_at_a_time import one_at_a_time
 from infra.prediction_table import BatchPlan, ShardBooks
 from infra.progress import ProgressBoard
-from infra.ray_cluster import ClusterTaskRunner, on_ray
+from infra.ray_steps import ClusterTaskRunner, on_ray
 from infra.worker_logs import hand_on_logs
 from tasks.classification import BatchProgress
 from tasks.registration import promote_version
@@ -200,7 +200,7 @@ from prefect.runtime import flow_run
 
 from flows.services import services
 from infra.flow_progress import reported
-from infra.ray_cluster import ClusterTaskRunner, on_ray
+from infra.ray_steps import ClusterTaskRunner, on_ray
 from infra.settings import load_settings
 from tasks.step import step
 
