@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from infra.errors import JobError, RequestError
 
@@ -223,8 +224,25 @@ def _serve(descriptor: int, owner: int) -> None:
         os._exit(1)
 
     threading.Thread(target=stop_with_owner, daemon=True).start()
+    have_writers_wait()
     level = os.environ.get("PREFECT_SERVER_LOGGING_LEVEL", "error").lower()  # info: a line a request
     uvicorn.run(create_app(final=True), fd=descriptor, log_level=level, lifespan="on")
+
+
+def have_writers_wait() -> None:
+    """Have each transaction wait, from its beginning, for those that write.
+
+    Prefect begins most of them as readers. SQLite refuses what such a one writes after another has written, at once and
+    whatever its patience; the server answers 503, and Prefect's client asks again two seconds later.
+    """
+    from prefect.server.database.configurations import AioSqliteConfiguration
+
+    begin = AioSqliteConfiguration.begin_transaction
+
+    def begin_as_writer(self: Any, session: Any, with_for_update: bool = True) -> Any:  # noqa: ARG001
+        return begin(self, session, with_for_update=True)
+
+    AioSqliteConfiguration.begin_transaction = begin_as_writer  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
