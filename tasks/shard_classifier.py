@@ -17,6 +17,7 @@ import pyarrow as pa
 from fmnist_model.images import decode_images
 from infra.ahead import ahead
 from infra.batch_plan import ShardInputs
+from infra.importing import keep_pandas_out, uncollected
 from infra.metrics import Stages
 from infra.model_registry import ModelVersion, read_weights
 from infra.object_store import open_store
@@ -57,10 +58,12 @@ class ShardClassifier:
     """The actor: a model loaded once, then shard after shard; reading, classifying and writing go on at once."""
 
     def __init__(self, store_root: str, plan: BatchPlan, model: ModelVersion) -> None:
-        import torch
+        with uncollected():
+            import torch
 
-        from fmnist_model.classifier import Classifier
-        from fmnist_model.network import best_device, load_weights
+            from fmnist_model.classifier import Classifier
+            from fmnist_model.network import best_device, load_weights
+        keep_pandas_out()
 
         torch.set_num_threads(1)
         self._logs = hand_on_logs("classifier")
