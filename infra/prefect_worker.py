@@ -13,11 +13,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 POOL = "fmnist"
 _GRACE_SECONDS = 10
 _QUERY_SECONDS = "1"
 """Between two looks for runs that are due; Prefect's 10 are for thousands of workers on one server."""
+_OWN_FLOWS, _RUN_MODULE = "flows.", "flows.process"
 
 
 class Worker:
@@ -81,7 +83,9 @@ def end_with_runs(worker: int) -> None:
 def _work(owner: int) -> None:
     """Run the worker in this process until it is told to stop or its owner is gone."""
     from prefect.cli import app
+    from prefect.workers.process import ProcessWorker
 
+    ProcessWorker.job_configuration = run_configuration()
     sys.argv = ["prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "this-machine"]
 
     def stop_with_owner() -> None:
@@ -92,6 +96,26 @@ def _work(owner: int) -> None:
 
     threading.Thread(target=stop_with_owner, daemon=True).start()
     app()
+
+
+def run_configuration() -> Any:
+    """How runs are started: as Prefect does it, but those of our own deployments in one process.
+
+    Prefect starts a process that imports it only to fetch the flow's code, and then goes over into the one that runs
+    it. Our flows are installed where their worker is.
+    """
+    from prefect.utilities.processutils import command_to_string
+    from prefect.workers.process import ProcessJobConfiguration
+
+    class RunConfiguration(ProcessJobConfiguration):
+        def prepare_for_flow_run(self, flow_run: Any, deployment: Any = None, *args: Any, **kwargs: Any) -> None:
+            entrypoint = (deployment and deployment.entrypoint) or ""
+            if self.command is None and entrypoint.startswith(_OWN_FLOWS):
+                self.command = command_to_string([sys.executable, "-m", _RUN_MODULE])
+                self.env["PREFECT__FLOW_ENTRYPOINT"] = entrypoint  # so that it is not asked for
+            super().prepare_for_flow_run(flow_run, deployment, *args, **kwargs)
+
+    return RunConfiguration
 
 
 if __name__ == "__main__":

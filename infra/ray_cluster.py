@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,9 @@ _LOCAL_ENVIRONMENT = {
 _KNOWN = "FMNIST_RAY_ENVIRONMENT"
 """Names, as JSON, what the processes of the cluster were started with; `ray_head` sets it."""
 
+_joined: list[AbstractContextManager[None]] = []
+"""The connection that was made ahead, until it is taken over."""
+
 
 @contextmanager
 def ray_connection(settings: Settings) -> Iterator[None]:
@@ -35,7 +38,10 @@ def ray_connection(settings: Settings) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
-        yield
+        with ExitStack() as joined:
+            if _joined:
+                joined.push(_joined.pop())
+            yield
         return
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     with _own_signals():
@@ -64,6 +70,17 @@ def ray_connection(settings: Settings) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def join_ahead(settings: Settings) -> None:
+    """Connect to the configured cluster now; the next `ray_connection` takes the connection over, and ends it.
+
+    Raises:
+        RequestError: as of `ray_connection`.
+    """
+    connection = ray_connection(settings)
+    connection.__enter__()
+    _joined.append(connection)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from prefect_ray.task_runners import PrefectRayFuture
 
 from infra.errors import JobError
 from infra.placement import on_this_node
+from infra.ray_ahead import await_imports
 from infra.ray_cluster import ray_connection
 from infra.settings import load_settings
 
@@ -49,6 +50,7 @@ def on_ray(task: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """
     import ray
 
+    await_imports()
     with remote_options(**on_this_node()):
         future: PrefectRayFuture[R] = task.submit(*args, **kwargs)
     head = _Head()

@@ -22,6 +22,7 @@ START_SECONDS = 120
 FINAL = ("Completed", "Failed", "Crashed", "Cancelled", "TimedOut")
 _OF_THE_CLUSTER = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::_AutoscalingCoordinatorActor", "ray::IDLE")
 """Processes that Ray keeps whether there is work or not."""
+_FLOW_MODULES = {"flows.process", "prefect.engine"}
 
 
 class PrefectApi:
@@ -153,7 +154,7 @@ class Served(PrefectApi):
         """Processes that run flows, whoever their parent is by now."""
         marked = []
         for process in psutil.process_iter(["cmdline"]):
-            if "prefect.engine" in (process.info["cmdline"] or []):
+            if not _FLOW_MODULES.isdisjoint(process.info["cmdline"] or []):
                 try:
                     own = process.environ().get("FMNIST_STATE_DIR") == self.environment["FMNIST_STATE_DIR"]
                 except psutil.Error:

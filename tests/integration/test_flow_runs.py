@@ -35,6 +35,7 @@ from infra.object_store import ObjectStore, open_store
 from infra.one_at_a_time import one_at_a_time
 from infra.prediction_table import BatchPlan, ShardBooks
 from infra.progress import ProgressBoard
+from infra.ray_ahead import import_ahead
 from infra.ray_steps import ClusterTaskRunner, on_ray
 from infra.worker_logs import hand_on_logs
 from tasks.classification import BatchProgress
@@ -332,19 +333,24 @@ with ray_head():
 
 def test_rays_own_actors_find_their_cluster_beside_another(running_services: None, tmp_path: Path) -> None:
     # Or Ray Train's that removes placement groups of a run that was killed would find none, and stay for ever.
-    (tmp_path / "program.py").write_text(TWO_CLUSTERS)
-    paths = {"PYTHONPATH": str(Path(__file__).parents[2]), "FMNIST_STORE": str(tmp_path / "store")}
+    assert printed(TWO_CLUSTERS, tmp_path) == ["0"]
+
+
+def printed(program: str, folder: Path, **settings: str) -> list[str]:
+    """The words that a program in a process of its own prints."""
+    (folder / "program.py").write_text(program)
+    paths = {"PYTHONPATH": str(Path(__file__).parents[2]), "FMNIST_STORE": str(folder / "store")}
     done = subprocess.run(
-        [sys.executable, tmp_path / "program.py"],
-        cwd=tmp_path,
-        env=os.environ | paths,
+        [sys.executable, folder / "program.py"],
+        cwd=folder,
+        env=os.environ | paths | settings,
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["0"]
+    return done.stdout.split()
 
 
 @pytest.mark.slow
@@ -356,6 +362,56 @@ def test_cluster_of_another_token_is_refused_by_name(running_services: None, tmp
     assert "lets nobody connect" in one_clear_line(result)
     assert "RAY_AUTH_TOKEN" in one_clear_line(result)
     assert result.returncode == 2
+
+
+# Runs that begin ahead
+
+UNUSED = "wave"
+"""A module that nothing else imports."""
+
+
+@step("tells what is imported")
+def is_imported(module: str) -> bool:
+    return module in sys.modules
+
+
+@flow(task_runner=ClusterTaskRunner())
+def has_its_step_imported(module: str) -> bool:
+    import_ahead([module])
+    return on_ray(is_imported, module)
+
+
+def test_step_has_the_process_that_imported_ahead(running_services: None) -> None:
+    assert has_its_step_imported(UNUSED)
+
+
+def test_step_does_not_need_what_could_not_be_imported_ahead(running_services: None) -> None:
+    assert not has_its_step_imported("nonesuch")
+
+
+JOINED = """
+from flows.services import prepare_environment
+
+prepare_environment()
+
+import ray
+
+from infra.ray_cluster import join_ahead, ray_connection
+from infra.settings import load_settings
+
+join_ahead(load_settings())
+job = ray.get_runtime_context().get_job_id()
+with ray_connection(load_settings()):
+    print(ray.get_runtime_context().get_job_id() == job)
+print(ray.is_initialized())
+"""
+
+
+def test_connection_made_ahead_is_taken_over_and_ended(running_services: None, tmp_path: Path) -> None:
+    import ray
+
+    cluster = {"FMNIST_RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    assert printed(JOINED, tmp_path, **cluster) == ["True", "False"]
 
 
 # Runs that are retried

@@ -1,0 +1,53 @@
+"""The process of a deployment's run: Prefect's engine, in a process that has begun before what takes its time.
+
+It joins Ray first of all, and has a process there import what the flow's first step in the cluster needs, while this
+one imports Prefect and the flow. Not in a thread: where two import at once, they meet modules that are half imported.
+"""
+
+import importlib
+import os
+import runpy
+from contextlib import suppress
+
+from flows.services import prepare_environment
+from infra.importing import keep_pandas_out, uncollected
+
+FIRST_STEP = {
+    "classify": ["flows.classify"],
+    "train": ["flows.train", "infra.ray_train"],
+    "train-and-classify": ["flows.train_and_classify", "infra.ray_train"],
+}
+"""By flow, what its first step in the cluster imports."""
+
+
+def main() -> None:
+    """Run the flow run that PREFECT__FLOW_RUN_ID names."""
+    os.setsid()  # as Prefect has it: Ctrl-C is for the worker, which ends its runs in its own time
+    prepare_environment(console=True)
+    # What is wrong is found anew by Prefect and the flow, and told in the run's log.
+    with suppress(Exception), uncollected():
+        _join_ray(os.environ.get("PREFECT__FLOW_NAME", ""))
+    with suppress(Exception), uncollected():
+        for module in ("prefect.flow_engine", "flows.scheduled"):
+            importlib.import_module(module)
+    keep_pandas_out()
+    runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
+
+
+def _join_ray(flow: str) -> None:
+    from infra.settings import load_settings
+
+    settings = load_settings()
+    if flow not in FIRST_STEP or not settings.ray_address:
+        return
+    from infra.progress import ProgressBoard
+    from infra.ray_ahead import import_ahead
+    from infra.ray_cluster import join_ahead
+
+    join_ahead(settings)
+    ProgressBoard()  # first, or it would have the process that imports
+    import_ahead(FIRST_STEP[flow])
+
+
+if __name__ == "__main__":
+    main()
