@@ -134,7 +134,7 @@ def main() -> None:
         results[f"{arguments.preset}, ablation"] = date | {"seeds": len(seeds), "validation_accuracy": by_change}
     else:
         accuracies = [outcome["test_accuracy"] for outcome in outcomes]
-        results[arguments.preset] = date | {
+        results[arguments.preset if best_device().type == "cuda" else f"{arguments.preset}, CPU"] = date | {
             "mean": round(statistics.mean(accuracies), 5),
             "standard_deviation": round(statistics.stdev(accuracies), 5),
             "runs": outcomes,

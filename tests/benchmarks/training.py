@@ -187,7 +187,8 @@ def main() -> None:
             run["killed"] = last_json("tests.benchmarks.training", "--killed", **killed)
             print(json.dumps(run), flush=True)
             runs.append(run)
-    result = summarize(runs)
+    before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    result = summarize(runs) | {name: before[name] for name in ("checkpoints",) if name in before}
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 
