@@ -48,6 +48,23 @@ def running_at_a_random_moment(name: str, draw: random.Random, served: Served, s
     raise AssertionError(f"seed {seed}: {name} is always done before it can be cancelled")
 
 
+def test_run_cancelled_while_its_process_begins_leaves_ray_empty(
+    served: Served, re_score: str, cancel_seed: int
+) -> None:
+    """It may have joined Ray by then, and its flow has not begun."""
+    draw = random.Random(cancel_seed)
+    name = draw.choice(["train", "classify"])
+    run = served.start(name, **({} if name == "train" else {"table": f"cancelled-early-{cancel_seed}"}))
+    until(served.flow_processes, 30)
+    time.sleep(draw.uniform(0, 2))
+    served.set_state(run, "CANCELLING", "Cancelling")
+    began = time.monotonic()
+    until(lambda: not served.ray_leftovers() and not served.flow_processes(), EMPTY_SECONDS)
+    empty = time.monotonic() - began
+    assert served.wait(run) == "Cancelled"
+    print(f"seed {cancel_seed}: {name} cancelled as it began, Ray empty after {empty:.1f} s")
+
+
 def test_run_cancelled_while_its_workers_start_leaves_ray_empty(served: Served, re_score: str) -> None:
     run = served.start("train", preset="full")
     # It outlives the run's own processes, to remove the placement group.
