@@ -5,12 +5,14 @@ one imports Prefect and the flow. Not in a thread: where two import at once, the
 """
 
 import importlib
+import json
 import os
 import runpy
 from contextlib import suppress
 
 from flows.services import prepare_environment
 from infra.importing import keep_pandas_out, uncollected
+from infra.prefect_worker import PREFECT_SETTINGS
 
 FIRST_STEP = {
     "classify": ["flows.classify"],
@@ -23,6 +25,7 @@ FIRST_STEP = {
 def main() -> None:
     """Run the flow run that PREFECT__FLOW_RUN_ID names."""
     os.setsid()  # as Prefect has it: Ctrl-C is for the worker, which ends its runs in its own time
+    os.environ.update(json.loads(os.environ.pop(PREFECT_SETTINGS, "{}")))
     prepare_environment(console=True)
     # What is wrong is found anew by Prefect and the flow, and told in the run's log.
     with suppress(Exception), uncollected():

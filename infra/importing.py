@@ -20,7 +20,8 @@ def uncollected() -> Iterator[None]:
 def keep_pandas_out() -> None:
     """Have pyarrow not import pandas, which it does to tell a list from a pandas object, and which takes 0.2 s.
 
-    For processes of our own, where there are no such objects. Importing pandas by name, and `to_pandas`, go on to work.
+    For processes of our own, where there are no such objects: `pyarrow.array` would take one for any sequence, and its
+    NaN for a number. Importing pandas by name, and `to_pandas`, go on to work.
     """
     import pyarrow
 

@@ -4,6 +4,7 @@ It ends with the process that started it, however that ends, and so do the flow 
 end, have some seconds to say so to Prefect, and are killed then.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -19,7 +20,9 @@ POOL = "fmnist"
 _GRACE_SECONDS = 10
 _QUERY_SECONDS = "1"
 """Between two looks for runs that are due; Prefect's 10 are for thousands of workers on one server."""
-_OWN_FLOWS, _RUN_MODULE = "flows.", "flows.process"
+_OWN_FLOWS, _RUN_MODULE = "flows.scheduled.", "flows.process"
+PREFECT_SETTINGS = "FMNIST_PREFECT_SETTINGS"
+"""Hands a run, as JSON, the Prefect settings of its deployment, which those of the worker would override."""
 
 
 class Worker:
@@ -83,9 +86,11 @@ def end_with_runs(worker: int) -> None:
 def _work(owner: int) -> None:
     """Run the worker in this process until it is told to stop or its owner is gone."""
     from prefect.cli import app
-    from prefect.workers.process import ProcessWorker
+    from prefect.workers import process
 
-    ProcessWorker.job_configuration = run_configuration()
+    own_runs: set[Any] = set()
+    process.ProcessWorker.job_configuration = run_configuration(own_runs)
+    process.load_flow_from_flow_run = flow_resolver(own_runs)  # type: ignore[attr-defined]
     sys.argv = ["prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "this-machine"]
 
     def stop_with_owner() -> None:
@@ -98,11 +103,14 @@ def _work(owner: int) -> None:
     app()
 
 
-def run_configuration() -> Any:
+def run_configuration(own_runs: set[Any]) -> Any:
     """How runs are started: as Prefect does it, but those of our own deployments in one process.
 
     Prefect starts a process that imports it only to fetch the flow's code, and then goes over into the one that runs
     it. Our flows are installed where their worker is.
+
+    Args:
+        own_runs: ids of the flow runs that are begun so are added to it.
     """
     from prefect.utilities.processutils import command_to_string
     from prefect.workers.process import ProcessJobConfiguration
@@ -112,10 +120,29 @@ def run_configuration() -> Any:
             entrypoint = (deployment and deployment.entrypoint) or ""
             if self.command is None and entrypoint.startswith(_OWN_FLOWS):
                 self.command = command_to_string([sys.executable, "-m", _RUN_MODULE])
+                settings = {name: value for name, value in self.env.items() if name.startswith("PREFECT_") and value}
+                self.env[PREFECT_SETTINGS] = json.dumps(settings)
                 self.env["PREFECT__FLOW_ENTRYPOINT"] = entrypoint  # so that it is not asked for
+                own_runs.add(flow_run.id)
             super().prepare_for_flow_run(flow_run, deployment, *args, **kwargs)
 
     return RunConfiguration
+
+
+def flow_resolver(own_runs: set[Any]) -> Any:
+    """What the worker gets a cancelled run's flow by, to call its hooks.
+
+    Our flows have none, and the worker is spared to import them, Ray and all.
+    """
+    from prefect import Flow
+    from prefect.flows import load_flow_from_flow_run
+
+    async def resolve(flow_run: Any, *args: Any, **kwargs: Any) -> Any:
+        if flow_run.id in own_runs:
+            return Flow(lambda: None, name="without-hooks")
+        return await load_flow_from_flow_run(flow_run, *args, **kwargs)
+
+    return resolve
 
 
 if __name__ == "__main__":

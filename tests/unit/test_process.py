@@ -9,9 +9,12 @@ from flows.process import FIRST_STEP
 from infra.deployments import DEFINITIONS
 
 
-def test_each_deployment_has_its_first_step_imported_ahead() -> None:
-    deployments = yaml.safe_load(DEFINITIONS.read_text())["deployments"]
-    assert {deployment["name"] for deployment in deployments} == set(FIRST_STEP)
+def test_each_deployed_flow_has_its_first_step_imported_ahead() -> None:
+    entrypoints = [one["entrypoint"] for one in yaml.safe_load(DEFINITIONS.read_text())["deployments"]]
+    flows = [
+        getattr(importlib.import_module(module), name) for module, _, name in (e.rpartition(".") for e in entrypoints)
+    ]
+    assert {flow.name for flow in flows} == set(FIRST_STEP)
 
 
 @pytest.mark.parametrize("flow", sorted(FIRST_STEP))
