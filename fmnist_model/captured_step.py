@@ -1,5 +1,6 @@
 """A training step as a CUDA graph, for networks so small that a GPU would wait for Python to begin each kernel."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import zip_longest
@@ -40,7 +41,8 @@ class CapturedStep:
         with _left_as_it_was(step):
             stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream(images.device))
-            with torch.cuda.stream(stream):
+            with torch.cuda.stream(stream), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*without (CUDA|accelerator) graph capture")  # these are few
                 for _ in range(_WARM_UP_STEPS):
                     self._record()
             torch.cuda.current_stream(images.device).wait_stream(stream)
@@ -77,10 +79,12 @@ def _left_as_it_was(step: TrainingStep) -> Iterator[None]:
     """Undo, in place, what steps do to the weights, their average and the optimizers' state, which begins as zeros."""
     with torch.no_grad():
         before = [tensor.clone() for tensor in _tensors(step)]
-    yield
-    with torch.no_grad():
-        for tensor, value in zip_longest(_tensors(step), before):
-            tensor.zero_() if value is None else tensor.copy_(value)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip_longest(_tensors(step), before):
+                tensor.zero_() if value is None else tensor.copy_(value)
 
 
 def _tensors(step: TrainingStep) -> Iterator[Tensor]:

@@ -7,6 +7,7 @@ number of ranks, and an epoch needs no random state of the one before it.
 
 import copy
 import io
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -29,10 +30,15 @@ from fmnist_model.network import NeuralNetwork, logits_of, save_weights
 from fmnist_model.recipe import TrainingRecipe
 from fmnist_model.training_step import TrainingStep, tensor_cores
 
+_log = logging.getLogger(__name__)
+
 _DIVERGED = 3 * math.log(len(CLASS_NAMES))
 """Mean loss of an epoch, in nats, above which nothing is being learned: three times that of guessing."""
 
 _EVALUATION_BATCH = 1024
+
+_TOLD_SECONDS = 0.25
+"""Between two reports of progress, at least."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,7 @@ class TrainingRun:
         """
         self.recipe = recipe
         self.epochs_done = 0
+        self._told = time.perf_counter()
         self._device = device
         self._group = process_group
         self._rank = dist.get_rank(process_group) if process_group else 0
@@ -164,14 +171,20 @@ class TrainingRun:
         if self._captures and self._captured is None:
             images = torch.zeros(self._batch_size, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8, device=self._device)
             labels = torch.zeros(self._batch_size, dtype=torch.int64, device=self._device)
-            with tensor_cores(self._device):
-                self._captured = CapturedStep(self._step, images, labels)
+            try:
+                with tensor_cores(self._device):
+                    self._captured = CapturedStep(self._step, images, labels)
+            except RuntimeError as error:
+                self._captures = False
+                _log.warning(
+                    "The steps are not replayed as a CUDA graph, and take longer: %s", str(error).split("\n")[0]
+                )
 
     def epochs(self, on_step: Callable[[StepProgress], None] | None = None) -> Iterator[EpochMetrics]:
         """Train the epochs that are left, one at a time.
 
         Args:
-            on_step: told four times a second at most how far this rank is.
+            on_step: told four times a second at most how far this rank is, and after the last step.
 
         Raises:
             TrainingDiverged: the loss became NaN, infinite or larger than that of guessing, or a weight NaN or
@@ -183,8 +196,8 @@ class TrainingRun:
     def _train_epoch(self, on_step: Callable[[StepProgress], None] | None) -> EpochMetrics:
         self._step.train()
         epoch = self.epochs_done + 1
-        began = told = time.perf_counter()
         self.prepare()
+        began = time.perf_counter()
         take = self._captured.take if self._captured else self._step.take
         images, labels = self._gather(*self._draw(epoch))
         # Summed loss and number of correct predictions of each step.
@@ -194,13 +207,12 @@ class TrainingRun:
             for step, rate in enumerate(rates):
                 outcomes[step] = take(images[step], labels[step], rate)
                 now = time.perf_counter()
-                if on_step and now - told > 0.25 and step + 1 < self.steps_per_epoch:
-                    told = now
-                    on_step(self._progress(epoch, outcomes[: step + 1], now - began))
+                is_last = epoch == self.recipe.epochs and step + 1 == self.steps_per_epoch
+                if on_step and (is_last or now - self._told > _TOLD_SECONDS):
+                    self._told = now
+                    on_step(self._progress(epoch, outcomes[: step + 1], began))
         if epoch < self.recipe.epochs:
             self._draw(epoch + 1)  # while a GPU still has steps to do
-        if on_step:
-            on_step(self._progress(epoch, outcomes, time.perf_counter() - began))
         if self._world_size > 1:
             dist.all_reduce(outcomes, group=self._group)
         step_losses = outcomes[:, 0].cpu().numpy() / self._batch_size
@@ -297,10 +309,11 @@ class TrainingRun:
         loss, accuracy = (totals / len(labels)).tolist()
         return loss, accuracy
 
-    def _progress(self, epoch: int, outcomes: Tensor, seconds: float) -> StepProgress:
+    def _progress(self, epoch: int, outcomes: Tensor, began: float) -> StepProgress:
         steps, mine = len(outcomes), self._slice(self._batch_size)
         images = max(1, steps * (mine.stop - mine.start))
         loss, correct = outcomes.sum(0).tolist()
+        seconds = time.perf_counter() - began  # not before: a GPU has its steps done only now
         return StepProgress(
             epoch=epoch,
             epochs=self.recipe.epochs,
@@ -351,6 +364,9 @@ class TrainingRun:
         self.network.load_state_dict(weights.state_dict())
         for optimizer, saved in zip(self._step.optimizers, loaded["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+            for group in optimizer.param_groups:
+                if "capturable" in group:
+                    group["capturable"] = False  # or it would be as where the state was saved
         self.epochs_done = loaded["epochs_done"]
         self._step.steps_averaged = self.epochs_done * self.steps_per_epoch
         return self

@@ -351,33 +351,64 @@ def test_malicious_pickle_as_state_is_refused_and_not_executed(tmp_path: Path, e
     assert planted.exists(), "the pickle was not armed, so the test above shows nothing"
 
 
+def test_snapshot_stays_what_it_was_while_training_goes_on():
+    run = TrainingRun(RECIPE, stripes(), CPU)
+    epochs = run.epochs()
+    next(epochs)
+    snapshot = run.snapshot()
+    weights, state = save_weights(run.network), snapshot.state()
+    next(epochs)
+    assert (snapshot.weights(), snapshot.state()) == (weights, state)
+    assert run.snapshot().state() != state
+    assert run.snapshot().weights() != weights
+
+
+def test_run_goes_on_without_a_graph_that_can_not_be_recorded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def refused(*_: Any) -> None:
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    monkeypatch.setattr("fmnist_model.training.CapturedStep", refused)
+    run = TrainingRun(RECIPE, stripes(), CPU)
+    run._captures = True  # as on a GPU
+    assert len(list(run.epochs())) == RECIPE.epochs
+    assert caplog.messages == ["The steps are not replayed as a CUDA graph, and take longer: operation not permitted"]
+
+
 # Progress
 
 
-def told(recipe: TrainingRecipe) -> list[StepProgress]:
+@pytest.fixture(params=[0.0, 60.0], ids=["after each step", "at the end"])
+def told(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[StepProgress]:
+    """Progress of a run that may be told of each step, or of the last alone."""
+    monkeypatch.setattr("fmnist_model.training._TOLD_SECONDS", request.param)
     progress: list[StepProgress] = []
-    list(TrainingRun(recipe, stripes(), CPU).epochs(progress.append))
+    list(TrainingRun(RECIPE, stripes(), CPU).epochs(progress.append))
     return progress
 
 
-def test_progress_never_goes_back():
-    steps = [(progress.epoch, progress.step) for progress in told(RECIPE)]
+def test_progress_never_goes_back(told: list[StepProgress]):
+    steps = [(progress.epoch, progress.step) for progress in told]
     assert steps == sorted(set(steps))
 
 
-def test_progress_ends_at_the_last_step():
-    last = told(RECIPE)[-1]
+def test_progress_ends_at_the_last_step(told: list[StepProgress]):
+    last = told[-1]
     assert (last.step, last.epoch) == (last.steps, last.epochs) == (27, 3)
 
 
-def test_progress_is_told_at_the_end_of_each_epoch():
-    assert {9, 18, 27} <= {progress.step for progress in told(RECIPE)}
+def test_progress_at_the_end_of_an_epoch_is_the_epochs_outcome(told: list[StepProgress]):
+    epoch = train(RECIPE)[1][-1]
+    assert (told[-1].loss, told[-1].accuracy) == (epoch.loss, epoch.accuracy)
 
 
-def test_progress_at_the_end_of_an_epoch_is_the_epochs_outcome():
+def test_progress_is_not_told_more_often_than_can_be_read(monkeypatch: pytest.MonkeyPatch):
+    """However short the epochs: on a GPU they are over in milliseconds."""
+    monkeypatch.setattr("fmnist_model.training._TOLD_SECONDS", 60.0)
     progress: list[StepProgress] = []
-    for epoch in TrainingRun(RECIPE, stripes(), CPU).epochs(progress.append):
-        assert (progress[-1].loss, progress[-1].accuracy) == (epoch.loss, epoch.accuracy)
+    list(TrainingRun(replace(RECIPE, epochs=20), stripes(64), CPU).epochs(progress.append))
+    assert len(progress) == 1
 
 
 # Ranks
