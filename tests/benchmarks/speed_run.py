@@ -113,6 +113,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--idx")
     arguments = parser.parse_args()
+    if arguments.seeds < 2:
+        parser.error("--seeds: at least 2, to tell how far they are apart.")
     found: dict[str, Any] = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "device": torch.cuda.get_device_name(),
