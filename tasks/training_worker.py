@@ -4,8 +4,6 @@ Nothing here imports Prefect, which each worker's process would have to import b
 """
 
 import logging
-import os
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -221,11 +219,15 @@ def _progress_poster(run: Any, workers: int, run_id: str, task_run_id: str | Non
 
 
 class _CheckpointWriter:
-    """Writes checkpoints in the background, one at a time; a failed one is raised at the next, or at the end."""
+    """Writes checkpoints in the background, one at a time; a failed one is raised at the next, or at the end.
+
+    By a thread like any other: where other programs use the CPUs, one that yields to them (SCHED_IDLE, a nice value) is
+    put aside while it has Python's lock, and training waits with it, for epochs of four times their length.
+    """
 
     def __init__(self, store: ObjectStore, config: dict[str, Any]) -> None:
         self._store, self._config = store, config
-        self._thread = ThreadPoolExecutor(1, initializer=_yield_to_training)
+        self._thread = ThreadPoolExecutor(1)
         self._writing: Future[Any] | None = None
 
     def __enter__(self) -> "_CheckpointWriter":
@@ -255,16 +257,6 @@ class _CheckpointWriter:
     def _wait(self) -> None:
         if self._writing is not None:
             self._writing.result()
-
-
-def _yield_to_training() -> None:
-    """Have this thread run while a worker waits for another, and leave the CPU at once when it goes on: sched(7).
-
-    A nice value alone gained nothing.
-    """
-    if sys.platform == "linux":
-        with suppress(OSError):  # a container may forbid it
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _write_checkpoint(store: ObjectStore, snapshot: Any, **checkpoint: Any) -> None:
