@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn import functional
 
 from fmnist_model.augmentation import Augmentation, scale
@@ -160,6 +159,7 @@ class TrainingRun:
         self._step = TrainingStep(network, recipe, self._batch_size, process_group)
         self._captures = cuda_graph and device.type == "cuda" and self._world_size == 1
         self._captured: CapturedStep | None = None
+        self._shared_states: list[dict[str, Any]] = []
 
     @property
     def network(self) -> NeuralNetwork:
@@ -219,9 +219,8 @@ class TrainingRun:
         self._check_converging(epoch, step_losses)
         validation_loss, validation_accuracy = self._validate()
         self._check_finite(epoch, validation_loss)
-        for optimizer in self._step.optimizers:
-            if isinstance(optimizer, ZeroRedundancyOptimizer):
-                optimizer.consolidate_state_dict()  # on rank 0, which saves it
+        if self._world_size > 1:
+            self._shared_states = self._step.optimizer_states()  # for a snapshot, which is of rank 0 alone
         self.epochs_done = epoch
         return EpochMetrics(
             epoch=epoch,
@@ -326,13 +325,14 @@ class TrainingRun:
         )
 
     def snapshot(self) -> "Snapshot":
-        """What the run is now, to be saved while it goes on."""
+        """What the run is now, to be saved while it goes on; of one rank of several, only after an epoch."""
+        states = self._step.optimizer_states() if self._world_size == 1 else self._shared_states
         state = {
             "recipe": asdict(self.recipe),
             "epochs_done": self.epochs_done,
             "steps_per_epoch": self.steps_per_epoch,
             "network": self._step.network.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self._step.optimizers],
+            "optimizers": states,
         }
         return Snapshot(copy.deepcopy(self.network), copy.deepcopy(state))
 

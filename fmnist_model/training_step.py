@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -42,6 +43,7 @@ class TrainingStep:
         self.optimizers = _optimizers(network, recipe, process_group)
         self.peak_rate = recipe.learning_rate
         self._recipe = recipe
+        self._group = process_group
         self._loss_scale = (dist.get_world_size(process_group) if process_group else 1) / global_batch_size
         self._trained: nn.Module = _Trained(network)
         if process_group is not None and dist.get_world_size(process_group) > 1:
@@ -99,6 +101,25 @@ class TrainingStep:
         """
         with torch.no_grad():
             torch._foreach_lerp_([*self.average.parameters()], [*self.network.parameters()], weight)
+
+    def optimizer_states(self) -> list[dict[str, Any]]:
+        """The state of each optimizer, as it is where one rank trains alone. To be called on all ranks at once."""
+        return [
+            self._whole_state(optimizer) if isinstance(optimizer, ZeroRedundancyOptimizer) else optimizer.state_dict()
+            for optimizer in self.optimizers
+        ]
+
+    def _whole_state(self, optimizer: ZeroRedundancyOptimizer) -> dict[str, Any]:
+        """What `consolidate_state_dict` makes on rank 0, by making a tensor byte by byte: 50 ms instead of 5."""
+        parameters = optimizer.param_groups[0]["params"]
+        state = {}
+        for number, parameter in enumerate(parameters):
+            own = optimizer.optim.state.get(parameter, {})  # of one rank, so that the sum is what it has
+            momentum = own["momentum_buffer"].clone() if own else torch.zeros_like(parameter, requires_grad=False)
+            dist.all_reduce(momentum, group=self._group)
+            state[number] = {"momentum_buffer": momentum}
+        group = optimizer.optim.param_groups[0] | {"params": [*range(len(parameters))]}
+        return {"state": state, "param_groups": [group]}
 
 
 @contextmanager
