@@ -24,6 +24,7 @@ from infra.checkpoints import (
     remove_checkpoint,
     write_checkpoint,
 )
+from infra.cpu_contention import CpuContention, yield_cpu
 from infra.datasets import DatasetRecord
 from infra.model_registry import ModelRegistry, read_weights
 from infra.object_store import ObjectStore, open_store
@@ -218,16 +219,21 @@ def _progress_poster(run: Any, workers: int, run_id: str, task_run_id: str | Non
     return post
 
 
+_CALM = 0.25
+"""Share of its time for which a rank may have waited for a CPU since the last checkpoint, if the next one is to be sent
+by a thread that yields. It is 0.07 with as many ranks as CPUs, and 0.51 beside as many other busy programs."""
+
+
 class _CheckpointWriter:
     """Writes checkpoints in the background, one at a time; a failed one is raised at the next, or at the end.
 
-    By a thread like any other: where other programs use the CPUs, one that yields to them (SCHED_IDLE, a nice value) is
-    put aside while it has Python's lock, and training waits with it, for epochs of four times their length.
+    Where CPUs are not wanted by other programs, by a thread that has one when the rank waits for another. Elsewhere by
+    one like any other: training would wait for it, for epochs of four times their length.
     """
 
     def __init__(self, store: ObjectStore, config: dict[str, Any]) -> None:
         self._store, self._config = store, config
-        self._thread = ThreadPoolExecutor(1)
+        self._contention = CpuContention()
         self._writing: Future[Any] | None = None
 
     def __enter__(self) -> "_CheckpointWriter":
@@ -235,14 +241,13 @@ class _CheckpointWriter:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        try:
-            self._wait()
-        finally:
-            self._thread.shutdown()
+        self._wait()
 
     def write(self, run: Any, epoch: Any) -> None:
         self._wait()
-        self._writing = self._thread.submit(
+        calm = self._contention.share_waited() < _CALM
+        thread = ThreadPoolExecutor(1, initializer=yield_cpu if calm else None)
+        self._writing = thread.submit(
             _write_checkpoint,
             self._store,
             run.snapshot(),
@@ -253,6 +258,7 @@ class _CheckpointWriter:
             parameters=self._config["run"].recipe,
             data_version=self._config["data_version"],
         )
+        thread.shutdown(wait=False)  # once it is done
 
     def _wait(self) -> None:
         if self._writing is not None:
