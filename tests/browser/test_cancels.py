@@ -7,7 +7,7 @@ from typing import Any
 from tests.served import FINAL, Served, until
 
 EMPTY_SECONDS = 15
-WORD_SECONDS = 5
+WORD_SECONDS = 10
 """For which Prefect's worker still ends what has the id of a run that it cancelled: a retry, too."""
 
 
