@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ POOL = "fmnist"
 _GRACE_SECONDS = 10
 _QUERY_SECONDS = "1"
 """Between two looks for runs that are due; Prefect's 10 are for thousands of workers on one server."""
+_EARLIER = timedelta(seconds=2)
+"""From when the worker reads a run's state until it listens; a run can't be cancelled and retried in less."""
 _OWN_FLOWS, _RUN_MODULE = "flows.scheduled.", "flows.process"
 PREFECT_SETTINGS = "FMNIST_PREFECT_SETTINGS"
 """Hands a run, as JSON, the Prefect settings of its deployment, which those of the worker would override."""
@@ -86,11 +89,13 @@ def end_with_runs(worker: int) -> None:
 def _work(owner: int) -> None:
     """Run the worker in this process until it is told to stop or its owner is gone."""
     from prefect.cli import app
+    from prefect.runner import _flow_run_executor
     from prefect.workers import process
 
     own_runs: set[Any] = set()
     process.ProcessWorker.job_configuration = run_configuration(own_runs)
     process.load_flow_from_flow_run = flow_resolver(own_runs)  # type: ignore[attr-defined]
+    _flow_run_executor.FlowRunCancellingObserver = cancelling_observer()  # type: ignore[attr-defined]
     sys.argv = ["prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "this-machine"]
 
     def stop_with_owner() -> None:
@@ -127,6 +132,29 @@ def run_configuration(own_runs: set[Any]) -> Any:
             super().prepare_for_flow_run(flow_run, deployment, *args, **kwargs)
 
     return RunConfiguration
+
+
+def cancelling_observer() -> Any:
+    """What tells a run's executor that the run is to be cancelled.
+
+    Prefect's has the words of the last minute told again when it begins, and a run that is retried after a Cancel would
+    be ended by the word of that one.
+    """
+    from prefect._internal.observers import FlowRunCancellingObserver
+
+    class CancellingObserver(FlowRunCancellingObserver):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self._not_before = datetime.now(UTC) - _EARLIER
+
+        async def _consume_events(self) -> None:
+            if (told := self._events_subscriber) is not None:
+                self._events_subscriber = (  # type: ignore[assignment]
+                    event async for event in told if event.occurred >= self._not_before
+                )
+            await super()._consume_events()  # type: ignore[no-untyped-call]
+
+    return CancellingObserver
 
 
 def flow_resolver(own_runs: set[Any]) -> Any:

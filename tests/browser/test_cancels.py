@@ -7,8 +7,6 @@ from typing import Any
 from tests.served import FINAL, Served, until
 
 EMPTY_SECONDS = 15
-WORD_SECONDS = 10
-"""For which Prefect's worker still ends what has the id of a run that it cancelled: a retry, too."""
 
 
 def test_cancelled_run_leaves_ray_empty_and_the_next_one_is_not_held_up(
@@ -25,7 +23,6 @@ def test_cancelled_run_leaves_ray_empty_and_the_next_one_is_not_held_up(
     print(f"seed {cancel_seed}: {name} {state}, Ray empty after {empty:.1f} s")
     assert state == "Cancelled"
     if name == "classify":
-        time.sleep(WORD_SECONDS)
         served.set_state(run, "SCHEDULED", "AwaitingRetry")
         until(lambda: served.state(run) == "Completed", 60)
         assert "10,000 images" in served.run(run)["state"]["message"]

@@ -4,15 +4,18 @@ import asyncio
 import importlib
 import json
 import sys
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
+from prefect.events.schemas.events import Event, Resource
 
 from flows.process import FIRST_STEP
-from infra.prefect_worker import PREFECT_SETTINGS, flow_resolver, run_configuration
+from infra.prefect_worker import PREFECT_SETTINGS, cancelling_observer, flow_resolver, run_configuration
 
 
 def prepared(entrypoint: str | None, **configured: Any) -> Any:
@@ -55,6 +58,34 @@ def test_flows_of_ours_have_no_hooks() -> None:
         flow = getattr(importlib.import_module("flows.scheduled"), name.replace("-", "_"))
         assert not flow.on_cancellation_hooks
         assert not flow.on_crashed_hooks
+
+
+def told_of_cancels(*seconds_ago: float) -> int:
+    """How many of these words, all of one run, its executor hears."""
+    run, heard = uuid4(), []
+    observer = cancelling_observer()(on_cancelling=heard.append)
+    observer.add_in_flight_flow_run_id(run)
+
+    async def words() -> AsyncIterator[Event]:
+        for seconds in seconds_ago:
+            yield Event(
+                occurred=datetime.now(UTC) - timedelta(seconds=seconds),
+                event="prefect.flow-run.Cancelling",
+                resource=Resource({"prefect.resource.id": f"prefect.flow-run.{run}"}),
+            )
+
+    observer._events_subscriber = words()
+    asyncio.run(observer._consume_events())
+    return len(heard)
+
+
+def test_cancel_since_a_run_began_is_heard() -> None:
+    assert told_of_cancels(0) == 1
+
+
+def test_retry_is_not_ended_by_the_cancel_before_it() -> None:
+    """Of which Prefect tells again whoever listens within a minute."""
+    assert told_of_cancels(50, 5) == 0
 
 
 def test_command_of_a_deployment_stays() -> None:
