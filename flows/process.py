@@ -8,7 +8,9 @@ import importlib
 import json
 import os
 import runpy
-from contextlib import suppress
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from flows.services import prepare_environment
 from infra.importing import keep_pandas_out, uncollected
@@ -27,14 +29,22 @@ def main() -> None:
     os.setsid()  # as Prefect has it: Ctrl-C is for the worker, which ends its runs in its own time
     os.environ.update(json.loads(os.environ.pop(PREFECT_SETTINGS, "{}")))
     prepare_environment(console=True)
-    # What is wrong is found anew by Prefect and the flow, and told in the run's log.
-    with suppress(Exception), uncollected():
+    with ahead("joining Ray"), uncollected():
         _join_ray(os.environ.get("PREFECT__FLOW_NAME", ""))
-    with suppress(Exception), uncollected():
+    with ahead("importing the flow"), uncollected():
         for module in ("prefect.flow_engine", "flows.scheduled"):
             importlib.import_module(module)
     keep_pandas_out()
     runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
+
+
+@contextmanager
+def ahead(what: str) -> Iterator[None]:
+    """Begin something that is done anew if it fails: by Prefect or the flow, which tell it in the run's log."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 (whatever it is, it is met again where it can be told)
+        print(f"Ahead of the run, {what} failed: {type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
 
 
 def _join_ray(flow: str) -> None:
