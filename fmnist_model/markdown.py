@@ -2,20 +2,24 @@
 
 import base64
 import re
+import string
 from collections.abc import Collection, Iterable, Sequence
 
 from fmnist_model.page import visible
 
+_SIGNS = "".join(set(string.punctuation) - set(",./%-"))
+"""What may be of markdown's or HTML's own signs, and is itself behind a backslash."""
+
 
 def plain(text: str) -> str:
     """Text that is to stand as it is, on one line, in a paragraph or a table."""
-    # A character that is written by its number is never part of markdown's or HTML's own signs.
-    return re.sub(r"[^\w\s,./%…-]|_", lambda found: f"&#{ord(found[0])};", visible(text))
+    # Not by their numbers, which Prefect's older pages, the first that one sees, show as such.
+    return re.sub(f"[{re.escape(_SIGNS)}]", r"\\\g<0>", visible(text))
 
 
 def code(text: str) -> str:
     """The same in letters of equal width: names and addresses."""
-    # Not between backticks, where characters can't be written by their numbers and a table's | would end the cell.
+    # Not between backticks, where no sign can be put behind a backslash.
     return f"<code>{plain(text)}</code>"
 
 

@@ -3,6 +3,7 @@
 import re
 import time
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.pages import cancel, choose, open_form, open_run, quick_run, submit_form
@@ -26,6 +27,15 @@ def test_schedules_make_runs(served: Served) -> None:
 
 def test_report_of_a_batch_shows_its_pictures(served: Served, re_score: str, page: Page) -> None:
     _look_at_pictures(page, served, re_score, "classification-report")
+
+
+@pytest.mark.parametrize("pages", ["", "/v2"], ids=["older pages", "newer pages"])
+def test_names_in_a_report_stand_as_they_are(served: Served, re_score: str, page: Page, pages: str) -> None:
+    artifact = served.artifacts(re_score)["classification-report"]["id"]
+    page.goto(f"{served.pages}{pages}/artifacts/artifact/{artifact}")
+    report = f"{served.environment['FMNIST_STORE']}/predictions/predictions/batch="
+    expect(page.get_by_text(f"file://{report}").first).to_be_visible()
+    expect(page.get_by_text("&#")).to_have_count(0)
 
 
 def test_quick_run_with_nothing_new_is_green_and_says_so(served: Served, re_score: str, page: Page) -> None:

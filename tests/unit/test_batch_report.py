@@ -215,14 +215,14 @@ def test_any_name_stands_on_the_page_as_it_is(hostile: str) -> None:
 
 
 def said_by(markdown: str) -> str:
-    """The text, with characters that are written by their numbers as themselves."""
-    return re.sub(r"&#(\d+);", lambda found: chr(int(found[1])), markdown)
+    """The text, without the backslashes before its signs."""
+    return re.sub(r"\\(.)", r"\1", markdown)
 
 
 @pytest.mark.parametrize("hostile", [*HOSTILE, "|\\|`|``", "&lt;", "a\u202eb\x00c", "https://x.org", "# x", "~~x~~"])
 def test_any_name_in_markdown_is_letters_alone(hostile: str) -> None:
     written = plain(hostile)
-    assert not set(re.sub(r"&#\d+;", "", written)) & set("|`<>[]()*_\\&\"'~#:\n\x00\u202e")
+    assert not set(re.sub(r"\\[!-~]", "", written)) & set("|`<>[]()*_\\&\"'~#:\n\x00\u202e")
     assert said_by(written) == "".join(c if c.isprintable() else ascii(c)[1:-1] for c in hostile)
     assert code(hostile) == f"<code>{written}</code>"
 
@@ -233,7 +233,7 @@ def test_hostile_name_leaves_the_tables_of_the_markdown_whole(hostile: str) -> N
         BATCH, least_confident=[shown(uri=hostile)] * 20, reasons=[QuarantineReason(hostile, 1, hostile)] * 11
     )
     tables = [line for line in render_batch_markdown(batch, hostile).splitlines() if line.startswith("|")]
-    columns = [line.count("|") - 1 for line in tables]
+    columns = [re.sub(r"\\.", "", line).count("|") - 1 for line in tables]
     assert columns == [2] * 12 + [5] * 12 + [2] * 22 + [3] * 13
 
 

@@ -31,8 +31,8 @@ def markdown(result: TestResult) -> str:
 
 
 def said_by(markdown: str) -> str:
-    """The text, with characters that are written by their numbers as themselves."""
-    return re.sub(r"&#(\d+);", lambda found: chr(int(found[1])), markdown)
+    """The text, without the backslashes before its signs."""
+    return re.sub(r"\\(.)", r"\1", markdown)
 
 
 def test_it_is_small_enough_for_an_artifact(markdown: str) -> None:
@@ -68,7 +68,8 @@ def test_any_text_leaves_its_table_whole(result: TestResult) -> None:
     run = replace(RUN, run_id="a|b`\n<script>", facts={"model": "| <script>alert(1)</script> `x` |"})
     written = render_report_markdown(run, result, PAGE)
     assert "<script>" not in written
-    assert {line.count("|") for line in written.splitlines() if line.startswith("|")} == {3}
+    bare = re.sub(r"\\.", "", written)
+    assert {line.count("|") for line in bare.splitlines() if line.startswith("|")} == {3}
 
 
 def test_flawless_and_uncalibrated_model_is_told_as_such(result: TestResult) -> None:
