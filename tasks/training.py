@@ -43,8 +43,8 @@ def train_network(run: RunToTrain, dataset: DatasetRecord, workers: str) -> Trai
     import ray
 
     settings = load_settings()
-    limit = cluster_limit()
-    count = choose_workers(workers, cpus=limit.cpus, gpus=limit.gpus, gpus_by_now=cluster_size().gpus)
+    size, limit = cluster_size(), cluster_limit()
+    count = choose_workers(workers, cpus=limit.cpus, gpus=limit.gpus, gpus_by_now=size.gpus)
     ProgressBoard().post("start workers", f"Starting {count} training workers", run_id=run.id)
     # Decoded once, while the workers start, and shared by those of a node.
     held_out = run.recipe["validation_images"]
@@ -75,6 +75,8 @@ def train_network(run: RunToTrain, dataset: DatasetRecord, workers: str) -> Trai
         run_config=RunConfig(
             name=attempt, storage_path=str(scratch), failure_config=FailureConfig(max_failures=_RESTARTS)
         ),
+        has_room=size == limit,
+        ends_with_run=not settings.ray_address,
     )
     try:
         outcome = trainer.fit().return_value

@@ -1,0 +1,116 @@
+"""What a run's own Ray and Prefect server do without, and still do."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+from prefect import flow, get_run_logger
+from prefect.client.orchestration import SyncPrefectClient, get_client
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data")
+
+ONLOOKERS = {"log_monitor.py", "monitor.py", "dashboard.py"}
+
+
+@pytest.fixture
+def client(running_services: None) -> Iterator[SyncPrefectClient]:
+    with get_client(sync_client=True) as client:
+        yield client
+
+
+def programs() -> set[str]:
+    """Names of the files that this process's children were started with."""
+    commands = [child.cmdline() for child in psutil.Process().children(recursive=True)]
+    return {Path(word).name for command in commands for word in command}
+
+
+def test_ray_runs_without_the_processes_that_watch_it(running_services: None) -> None:
+    running = programs()
+    assert "raylet" in running
+    assert running & ONLOOKERS == set()
+
+
+def test_node_agent_misses_no_dashboard(main_job: Any) -> None:
+    from ray._private.worker import _global_node
+
+    [log] = Path(_global_node.get_logs_dir_path()).glob("dashboard_agent.log")
+    assert "Get dashboard http address failed" not in log.read_text()
+
+
+def test_training_starts_no_actor_for_what_it_does_not_use(main_job: Any) -> None:
+    from ray._private.state import actors
+
+    started = {actor["ActorClassName"] for actor in actors().values()}
+    assert {"TrainController", "RayTrainWorker"} <= started
+    assert not {name for name in started if "Dataset" in name or "Coordinator" in name or "Cleaner" in name}
+
+
+def started_by(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the trainer would start its controller with."""
+    arguments: dict[str, Any] = {}
+
+    def note(_: Any, **found: Any) -> Any:
+        arguments.update(found)
+        return SimpleNamespace(error=None)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ray.train.torch.TorchTrainer._initialize_and_run_controller", note)
+        trainer.fit()
+    return arguments
+
+
+@pytest.mark.parametrize(
+    ("workers", "has_room", "asks"),
+    [(2, True, False), (2, False, True), ((1, 2), True, True)],
+    ids=["as many as fit", "more than fit by now", "a range"],
+)
+def test_trainer_asks_the_autoscaler_where_there_may_be_more_room(
+    workers: Any, has_room: bool, asks: bool, main_job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.train import ScalingConfig
+
+    from infra.ray_train import Trainer, _FixedSize
+
+    trainer = Trainer(print, scaling_config=ScalingConfig(num_workers=workers), has_room=has_room, ends_with_run=True)
+    assert asks != isinstance(started_by(trainer, monkeypatch)["scaling_policy"], _FixedSize)
+
+
+@pytest.mark.parametrize("ends_with_run", [True, False])
+def test_trainer_has_its_placement_group_removed_where_the_cluster_stays(
+    ends_with_run: bool, main_job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.train import ScalingConfig
+
+    from infra.ray_train import Trainer
+
+    trainer = Trainer(print, scaling_config=ScalingConfig(num_workers=2), has_room=True, ends_with_run=ends_with_run)
+    callbacks = [type(found).__mro__[1].__name__ for found in started_by(trainer, monkeypatch)["callbacks"]]
+    assert ("PlacementGroupCleanerCallback" in callbacks) != ends_with_run
+
+
+@flow(name="test: logs a line")
+def logs_a_line() -> None:
+    get_run_logger().info("to be deleted")
+
+
+def lines_once_there_are(expected: int, client: SyncPrefectClient, run: Any) -> int:
+    """Of the run's log; after twenty seconds, however many there are."""
+    wanted = {"logs": {"flow_run_id": {"any_": [str(run)]}}}
+    deadline = time.monotonic() + 20
+    while (found := len(client._client.post("/logs/filter", json=wanted).json())) != expected:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    return found
+
+
+def test_server_still_does_its_work_in_the_background(client: SyncPrefectClient) -> None:
+    run = logs_a_line(return_state=True).state_details.flow_run_id
+    assert run is not None
+    assert lines_once_there_are(3, client, run) == 3  # of the flow's own, and those of its beginning and its end
+    client.delete_flow_run(run)  # the server leaves its log to a task in the background
+    assert lines_once_there_are(0, client, run) == 0
