@@ -1,4 +1,4 @@
-"""The live line on the terminal: what the progress board says, four times a second."""
+"""The live line on the terminal: what the progress board says, twice a second."""
 
 import contextlib
 import threading
@@ -55,7 +55,7 @@ class ProgressLine:
         # Without its board a run goes on; it only says no more how far it is.
         with contextlib.suppress(Exception):
             board = ProgressBoard()
-            while not ended.wait(0.25):
+            while not ended.wait(0.5):
                 entry = board.read()
                 if entry and entry != self._entry:
                     self._show(entry)

@@ -7,7 +7,7 @@ from flows.services import StartUp
 
 
 class Timeline:
-    """Seconds by stage, as the progress line saw the stages begin (it looks four times a second)."""
+    """Seconds by stage, as the progress line saw the stages begin (it looks twice a second)."""
 
     def __init__(self, line: ProgressLine, started: StartUp) -> None:
         self._line, self._started = line, started

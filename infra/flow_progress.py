@@ -1,7 +1,7 @@
 """What a flow run shows while it works: one progress artifact, what its workers log, and that it is being cancelled.
 
-A thread of the flow's process looks at the progress board once a second, so that what it costs Prefect's API depends on
-the time that a run takes, and not on how many steps or shards it has.
+A thread of the flow's process looks at the progress board once or twice a second, so that what it costs Prefect's API
+depends on the time that a run takes, and not on how many steps or shards it has.
 """
 
 import contextvars
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, ParamSpec, TypeVar, cast
 
+from infra.prefect_server import is_for_this_run_alone
 from infra.progress import LoggedLine, ProgressBoard
 
 P = ParamSpec("P")
@@ -23,6 +24,9 @@ R = TypeVar("R")
 _LOOK_SECONDS = 0.5
 _ARTIFACT_SECONDS = 1.4
 """Between two updates of a progress artifact; each is a call of Prefect's API."""
+_UNSEEN_LOOK_SECONDS = 1.0
+_UNSEEN_ARTIFACT_SECONDS = 10.0
+"""The same where Prefect's API is the run's own, and has no pages."""
 _LOG_SECONDS = 10.0
 """Between two lines in the log that say how far a stage is: of a run's page, the log is what renews itself."""
 _CANCEL_LOOK_SECONDS = 5.0
@@ -80,6 +84,9 @@ class _Reporter:
         context = FlowRunContext.get()
         if context is None or context.flow_run is None:
             raise RuntimeError("What is reported is a flow run; this is none.")
+        unseen = is_for_this_run_alone()
+        self._look_seconds = _UNSEEN_LOOK_SECONDS if unseen else _LOOK_SECONDS
+        self._artifact_seconds = _UNSEEN_ARTIFACT_SECONDS if unseen else _ARTIFACT_SECONDS
         self._flow_run_id = context.flow_run.id
         self._log: Any = get_run_logger()
         self._artifacts: dict[str, Any] = {}
@@ -99,7 +106,7 @@ class _Reporter:
 
         looked = time.monotonic()
         with get_client(sync_client=True) as client:
-            while not self.ended.wait(_LOOK_SECONDS):
+            while not self.ended.wait(self._look_seconds):
                 # What is shown is worth less than what is done: without the board or the API, the work goes on.
                 with suppress(Exception):
                     self._show(client)
@@ -126,7 +133,7 @@ class _Reporter:
             self._log.info("%s", entry["text"])
         if entry["share"] is None:
             self._shown = entry
-        elif begins or now - self._drawn > _ARTIFACT_SECONDS or self.ended.is_set():
+        elif begins or now - self._drawn > self._artifact_seconds or self.ended.is_set():
             self._drawn = now
             self._show_artifact(client, entry)
             self._shown = entry
