@@ -36,7 +36,7 @@ _DIVERGED = 3 * math.log(len(CLASS_NAMES))
 
 _EVALUATION_BATCH = 1024
 
-_TOLD_SECONDS = 0.25
+_TOLD_SECONDS = 0.5
 """Between two reports of progress, at least."""
 
 
@@ -58,23 +58,44 @@ class StepProgress:
     """Of all ranks together."""
 
 
-@dataclass(frozen=True)
 class Snapshot:
-    """What a run was at one time: all that a resumed run needs. Saving it may be left to another thread."""
+    """What a run was at one time: all that a resumed run needs. Saving it may be left to another thread.
 
-    network: NeuralNetwork
-    """With the averaged weights."""
-    rest: dict[str, Any]
+    The next one may be taken into its memory: memory that a process gives back and takes again costs more than all else
+    that there is to a snapshot, on a virtual machine above all.
+    """
+
+    def __init__(self, network: NeuralNetwork, rest: dict[str, Any], into: "Snapshot | None" = None) -> None:
+        self._network: NeuralNetwork = into._network if into else copy.deepcopy(network)
+        if into:
+            self._network.load_state_dict(network.state_dict())
+        self._rest: dict[str, Any] = _copied(rest, into._rest if into else None)
+        self._file: io.BytesIO = into._file if into else io.BytesIO()
 
     def weights(self) -> bytes:
         """The averaged weights as safetensors."""
-        return save_weights(self.network)
+        return save_weights(self._network)
 
     def state(self) -> bytes:
         """Everything besides; read it back with `TrainingRun.load_state`."""
-        buffer = io.BytesIO()
-        torch.save(self.rest, buffer)
-        return buffer.getvalue()
+        self._file.seek(0)
+        torch.save(self._rest, self._file)
+        self._file.truncate()
+        return self._file.getvalue()
+
+
+def _copied(value: Any, into: Any) -> Any:
+    """A deep copy; tensors go into those at the same places in `into`, where they fit."""
+    if isinstance(value, Tensor):
+        same = isinstance(into, Tensor) and (value.shape, value.dtype) == (into.shape, into.dtype)
+        return into.copy_(value) if same else value.detach().clone()
+    if isinstance(value, dict):
+        parts = into if isinstance(into, dict) else {}
+        return {name: _copied(part, parts.get(name)) for name, part in value.items()}
+    if isinstance(value, list):
+        items = into if isinstance(into, list) and len(into) == len(value) else [None] * len(value)
+        return [_copied(item, there) for item, there in zip(value, items, strict=True)]
+    return copy.deepcopy(value)
 
 
 @dataclass(frozen=True)
@@ -184,7 +205,7 @@ class TrainingRun:
         """Train the epochs that are left, one at a time.
 
         Args:
-            on_step: told four times a second at most how far this rank is, and after the last step.
+            on_step: told twice a second at most how far this rank is, and after the last step.
 
         Raises:
             TrainingDiverged: the loss became NaN, infinite or larger than that of guessing, or a weight NaN or
@@ -324,8 +345,12 @@ class TrainingRun:
             images_per_second=steps * self._batch_size / seconds,
         )
 
-    def snapshot(self) -> "Snapshot":
-        """What the run is now, to be saved while it goes on; of one rank of several, only after an epoch."""
+    def snapshot(self, into: Snapshot | None = None) -> Snapshot:
+        """What the run is now, to be saved while it goes on; of one rank of several, only after an epoch.
+
+        Args:
+            into: an earlier snapshot of this run that is saved, or not needed: its memory becomes the new one's.
+        """
         states = self._step.optimizer_states() if self._world_size == 1 else self._shared_states
         state = {
             "recipe": asdict(self.recipe),
@@ -334,7 +359,7 @@ class TrainingRun:
             "network": self._step.network.state_dict(),
             "optimizers": states,
         }
-        return Snapshot(copy.deepcopy(self.network), copy.deepcopy(state))
+        return Snapshot(self.network, state, into)
 
     def load_state(self, weights: NeuralNetwork, state: bytes) -> Self:
         """Go on where another run of the same recipe stood.

@@ -234,23 +234,30 @@ class _CheckpointWriter:
     def __init__(self, store: ObjectStore, config: dict[str, Any]) -> None:
         self._store, self._config = store, config
         self._contention = CpuContention()
+        self._plain, self._yielding = ThreadPoolExecutor(1), ThreadPoolExecutor(1, initializer=yield_cpu)
         self._writing: Future[Any] | None = None
+        self._snapshot: Any = None
+        """The one that was written last; the next is taken into its memory."""
 
     def __enter__(self) -> "_CheckpointWriter":
         self._store.check_conditional_writes()  # which the first write would do, in the midst of training
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._wait()
+        try:
+            self._wait()
+        finally:
+            self._plain.shutdown()
+            self._yielding.shutdown()
 
     def write(self, run: Any, epoch: Any) -> None:
         self._wait()
-        calm = self._contention.share_waited() < _CALM
-        thread = ThreadPoolExecutor(1, initializer=yield_cpu if calm else None)
+        self._snapshot = run.snapshot(into=self._snapshot)
+        thread = self._yielding if self._contention.share_waited() < _CALM else self._plain
         self._writing = thread.submit(
             _write_checkpoint,
             self._store,
-            run.snapshot(),
+            self._snapshot,
             run_id=self._config["run"].id,
             epoch=epoch.epoch,
             metrics={name: value for name in _METRICS if (value := getattr(epoch, name)) is not None},
@@ -258,7 +265,6 @@ class _CheckpointWriter:
             parameters=self._config["run"].recipe,
             data_version=self._config["data_version"],
         )
-        thread.shutdown(wait=False)  # once it is done
 
     def _wait(self) -> None:
         if self._writing is not None:

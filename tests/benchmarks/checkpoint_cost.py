@@ -31,6 +31,7 @@ from fmnist_model.recipe import PRESETS
 from fmnist_model.training import TrainingRun
 from infra.datasets import read_dataset
 from infra.object_store import open_store
+from infra.ray_cluster import ON_THIS_MACHINE
 from infra.settings import Settings
 from tasks.dataset import NAME, import_dataset
 from tasks.splits import load_split
@@ -128,7 +129,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         program = ("tests.benchmarks.checkpoint_cost", "--worker", folder)
         options = ("--preset", arguments.preset, "--blocks", str(arguments.blocks))
-        found = {arguments.preset: cost(last_json(*program, *options))}
+        found = {arguments.preset: cost(last_json(*program, *options, **ON_THIS_MACHINE))}
     print(json.dumps(found), flush=True)
     results = json.loads(RESULTS.read_text())
     results["checkpoints"] = results.get("checkpoints", {}) | found

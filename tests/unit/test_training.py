@@ -364,6 +364,18 @@ def test_snapshot_stays_what_it_was_while_training_goes_on():
     assert run.snapshot().weights() != weights
 
 
+def test_snapshot_in_the_memory_of_an_earlier_one_is_like_one_of_its_own():
+    run = TrainingRun(RECIPE, stripes(), CPU)
+    epochs = run.epochs()
+    next(epochs)
+    early = run.snapshot()
+    before = early.state()
+    next(epochs)
+    fresh, late = run.snapshot(), run.snapshot(into=early)
+    assert (late.weights(), late.state()) == (fresh.weights(), fresh.state())
+    assert before != late.state(), "what was read of the early one has changed with it"
+
+
 def test_run_goes_on_without_a_graph_that_can_not_be_recorded(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
