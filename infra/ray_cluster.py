@@ -11,9 +11,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra import ray_alone
 from infra.errors import RequestError
 from infra.ray_address import check_ray_address
+from infra.ray_alone import without_onlookers
 from infra.settings import Settings, load_settings
 
 ON_THIS_MACHINE = {
@@ -68,9 +68,9 @@ def ray_connection(settings: Settings) -> Iterator[None]:
                     "token, in RAY_AUTH_TOKEN or in the file that RAY_AUTH_TOKEN_PATH names, must be this one's, too."
                 ) from None
         else:
-            for name, value in (ON_THIS_MACHINE | ray_alone.ENVIRONMENT).items():
+            for name, value in ON_THIS_MACHINE.items():
                 os.environ.setdefault(name, value)
-            with ray_alone.without_onlookers():
+            with without_onlookers():
                 ray.init(address="local", include_dashboard=False, **quiet)
     try:
         yield

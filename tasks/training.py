@@ -11,6 +11,7 @@ from infra.datasets import DatasetRecord
 from infra.errors import JobError, JobStopped
 from infra.flow_run import task_run_id
 from infra.progress import ProgressBoard
+from infra.ray_alone import is_alone
 from infra.ray_cluster import cluster_limit, cluster_size
 from infra.settings import load_settings
 from tasks.step import step
@@ -76,7 +77,7 @@ def train_network(run: RunToTrain, dataset: DatasetRecord, workers: str) -> Trai
             name=attempt, storage_path=str(scratch), failure_config=FailureConfig(max_failures=_RESTARTS)
         ),
         has_room=size == limit,
-        ends_with_run=not settings.ray_address,
+        ends_with_run=is_alone(),
     )
     try:
         outcome = trainer.fit().return_value

@@ -66,7 +66,7 @@ class TrainingMetrics:
         self._step, self._at = steps_done, time.perf_counter()
 
     def at(self, progress: Any) -> None:
-        """Count up to a step, as `TrainingRun.epochs` tells of it: four times a second at most."""
+        """Count up to a step, as `TrainingRun.epochs` tells of it: twice a second at most."""
         steps, now = progress.step - self._step, time.perf_counter()
         TRAINING_STEPS.add(steps)
         TRAINING_IMAGES.add(steps * progress.global_batch_size)

@@ -25,6 +25,23 @@ def fmnist(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[
     )
 
 
+def printed(program: str, folder: Path, **settings: str) -> list[str]:
+    """The words that a program in a process of its own prints, which finds the session's services."""
+    (folder / "program.py").write_text(program)
+    paths = {"PYTHONPATH": str(Path(__file__).parents[1]), "FMNIST_STORE": str(folder / "store")}
+    done = subprocess.run(
+        [sys.executable, folder / "program.py"],
+        cwd=folder,
+        env=os.environ | paths | settings,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
 def one_clear_line(result: "subprocess.CompletedProcess[str]") -> str:
     """The line beginning with `fmnist:`; nothing else may look like an accident."""
     assert "Traceback" not in result.stderr + result.stdout

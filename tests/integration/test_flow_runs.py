@@ -44,7 +44,7 @@ from tasks.run import begin_run
 from tasks.shard_classifier import shard_name
 from tasks.step import step
 from tasks.training_run import RunToTrain
-from tests.commands import fmnist, one_clear_line
+from tests.commands import fmnist, one_clear_line, printed
 
 T = TypeVar("T")
 
@@ -316,6 +316,7 @@ prepare_environment()
 
 import ray
 
+from infra.ray_alone import is_alone
 from infra.ray_cluster import ray_head
 
 
@@ -323,34 +324,17 @@ from infra.ray_cluster import ray_head
 def count_actors():
     from ray.util.state import list_actors
 
-    return len(list_actors())
+    return len(list_actors()), is_alone()
 
 
 with ray_head():
-    print(ray.get(count_actors.remote()))
+    print(*ray.get(count_actors.remote()))
 """
 
 
 def test_rays_own_actors_find_their_cluster_beside_another(running_services: None, tmp_path: Path) -> None:
     # Or Ray Train's that removes placement groups of a run that was killed would find none, and stay for ever.
-    assert printed(TWO_CLUSTERS, tmp_path) == ["0"]
-
-
-def printed(program: str, folder: Path, **settings: str) -> list[str]:
-    """The words that a program in a process of its own prints."""
-    (folder / "program.py").write_text(program)
-    paths = {"PYTHONPATH": str(Path(__file__).parents[2]), "FMNIST_STORE": str(folder / "store")}
-    done = subprocess.run(
-        [sys.executable, folder / "program.py"],
-        cwd=folder,
-        env=os.environ | paths | settings,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+    assert printed(TWO_CLUSTERS, tmp_path) == ["0", "False"]
 
 
 @pytest.mark.slow

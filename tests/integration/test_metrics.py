@@ -13,6 +13,7 @@ import pytest
 from flows.parameters import ClassifyParameters, RecipeParameters, RunParameters, TrainParameters
 from infra.model_registry import ModelRegistry
 from infra.object_store import open_store
+from tests.commands import printed
 from tests.unit.image_inputs import picture, save_files
 
 pytestmark = pytest.mark.slow
@@ -20,6 +21,9 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 _EXPORT_SECONDS = 11
 """A little more than a process keeps to itself what it counted."""
+
+OF_A_CLUSTER_THAT_STAYS = "ray_cluster_active_nodes"
+"""A metric that the Ray of a single command does not have."""
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -159,7 +163,36 @@ def test_names_in_rules_dashboard_and_page_are_those_that_are_scraped(classified
     named = {name for file in files for name in re.findall(r"\bray_[a-z_0-9]+\b", file.read_text())}
     with_gpus_alone = {name for name in named if name.startswith(("ray_node_gpu", "ray_node_gram"))}
     assert {name for name in ours if name not in named} == set()
-    assert named - shown - with_gpus_alone - {"ray_head"} == set()
+    assert named - shown - with_gpus_alone - {"ray_head", OF_A_CLUSTER_THAT_STAYS} == set()
+
+
+COUNTS_ITS_NODES = """
+from flows.services import prepare_environment
+
+prepare_environment()
+
+import time
+import urllib.request
+
+import ray
+
+from infra.ray_cluster import ray_head
+
+with ray_head():
+    [node] = ray.nodes()
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        time.sleep(1)
+        page = urllib.request.urlopen(url, timeout=10).read().decode()
+        if counted := [line for line in page.splitlines() if line.startswith("ray_cluster_active_nodes{")]:
+            print(*{line.split()[-1] for line in counted})
+            break
+"""
+
+
+def test_cluster_that_stays_counts_its_nodes(running_services: None, tmp_path: Path) -> None:
+    assert printed(COUNTS_ITS_NODES, tmp_path) == ["1.0"]
 
 
 def lose_a_worker() -> None:

@@ -11,6 +11,8 @@ import pytest
 from prefect import flow, get_run_logger
 from prefect.client.orchestration import SyncPrefectClient, get_client
 
+from infra.ray_alone import is_alone
+
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data")
 
 ONLOOKERS = {"log_monitor.py", "monitor.py", "dashboard.py"}
@@ -32,6 +34,12 @@ def test_ray_runs_without_the_processes_that_watch_it(running_services: None) ->
     running = programs()
     assert "raylet" in running
     assert running & ONLOOKERS == set()
+
+
+def test_what_runs_on_it_knows_that_it_ends_with_the_run(running_services: None) -> None:
+    import ray
+
+    assert ray.get(ray.remote(is_alone).options(num_cpus=0).remote())
 
 
 def test_node_agent_misses_no_dashboard(main_job: Any) -> None:

@@ -54,6 +54,16 @@ def test_losses_on_a_gpu_are_those_on_a_cpu(cuda_graph: bool):
     np.testing.assert_allclose(epochs[1].step_losses, epochs[0].step_losses, rtol=0.02)
 
 
+def test_snapshot_in_the_memory_of_an_earlier_one_is_like_one_of_its_own():
+    run = TrainingRun(RECIPE, stripes(), GPU)
+    epochs = run.epochs()
+    next(epochs)
+    early = run.snapshot()
+    next(epochs)
+    fresh, late = run.snapshot(), run.snapshot(into=early)
+    assert (late.weights(), late.state()) == (fresh.weights(), fresh.state())
+
+
 @pytest.mark.parametrize("cuda_graph", [True, False])
 def test_weights_on_a_gpu_are_those_on_a_cpu(cuda_graph: bool):
     assert moved(trained(CPU), trained(GPU, cuda_graph=cuda_graph)) < 0.2
