@@ -94,6 +94,8 @@ class _Reporter:
         self._logged = self._drawn = 0.0
         self._stage = ""
         self._shown: dict[str, Any] = {}
+        self._undrawn: dict[str, Any] = {}
+        """What was seen last, where its artifact is not due yet."""
         self._cancelling_since: float | None = None
         self.ended = threading.Event()
         self.cancelled = False
@@ -127,6 +129,9 @@ class _Reporter:
             return
         now = time.monotonic()
         begins = entry["stage"] != self._stage
+        if begins and self._undrawn:  # or a short stage would end as it began
+            self._show_artifact(client, self._undrawn)
+            self._undrawn = {}
         self._stage = entry["stage"]
         if begins or now - self._logged > _LOG_SECONDS:
             self._logged = now
@@ -136,7 +141,9 @@ class _Reporter:
         elif begins or now - self._drawn > self._artifact_seconds or self.ended.is_set():
             self._drawn = now
             self._show_artifact(client, entry)
-            self._shown = entry
+            self._shown, self._undrawn = entry, {}
+        else:
+            self._undrawn = entry
 
     def _hand_on(self, line: LoggedLine) -> None:
         """Log what a worker logged, as of the time when it did."""

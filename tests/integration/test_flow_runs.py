@@ -20,7 +20,7 @@ import httpx
 import psutil
 import pytest
 import torch
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.client.orchestration import SyncPrefectClient, get_client
 
 from fmnist_model.network import NeuralNetwork, save_weights
@@ -165,6 +165,34 @@ def test_flow_run_shows_nothing_of_the_one_before_it(client: SyncPrefectClient, 
     run = shows_nothing(return_state=True).state_details.flow_run_id
     assert run is not None
     assert artifacts_of(client, run) == []
+
+
+@flow(name="test: goes through a stage")
+@reported
+def goes_through_a_stage() -> None:
+    board = ProgressBoard()
+    for stage, share in (("first", 0.2), ("first", 0.9), ("second", None)):
+        board.post(stage, stage, share)
+        time.sleep(2.5)  # longer than between two looks, and shorter than between two updates of an artifact
+
+
+def test_artifact_of_a_stage_tells_what_was_seen_of_it_last(client: SyncPrefectClient) -> None:
+    run = goes_through_a_stage(return_state=True).state_details.flow_run_id
+    assert run is not None
+    assert [(found["key"], found["data"]) for found in artifacts_of(client, run)] == [("first-progress", 90)]
+
+
+@flow(name="test: logs a line")
+def logs_a_line() -> None:
+    get_run_logger().info("to be deleted")
+
+
+def test_server_of_a_run_still_does_its_work_in_the_background(client: SyncPrefectClient) -> None:
+    run = logs_a_line(return_state=True).state_details.flow_run_id
+    assert run is not None
+    assert until(lambda: "to be deleted" in log_of(client, run), 20)
+    client.delete_flow_run(run)  # the server leaves its log to a task in the background
+    assert until(lambda: not log_of(client, run), 20)
 
 
 def test_progress_of_a_batch_counts_shards_that_are_being_done(running_services: None) -> None:
