@@ -78,10 +78,13 @@ class Snapshot:
         return save_weights(self._network)
 
     def state(self) -> bytes:
-        """Everything besides; read it back with `TrainingRun.load_state`."""
+        """Everything besides; read it back with `TrainingRun.load_state`.
+
+        Without a checksum, which takes two thirds of the time that it takes to write these bytes: keep one beside them.
+        """
         self._file.seek(0)
         with config.patch("save.compute_crc32", False):  # type: ignore[attr-defined]
-            torch.save(self._rest, self._file)  # whoever keeps the bytes has a stronger sum of them
+            torch.save(self._rest, self._file)
         self._file.truncate()
         return self._file.getvalue()
 
