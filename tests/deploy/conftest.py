@@ -16,7 +16,7 @@ def image() -> Iterator[Image]:
     """The image's files, made by the steps of its Containerfile."""
     python = readable_python()
     if python is None:
-        missing("no Python 3.11 with venv that another user may run: apt-get install python3-venv")
+        missing("no Python 3.11 with venv that another user may run: sudo apt-get install --yes python3-venv")
     # Not among pytest's own folders, which no other user may enter; with a short path, for Ray's sockets lie in it.
     with TemporaryDirectory(prefix="image-") as folder:
         Path(folder).chmod(0o755)
