@@ -54,7 +54,8 @@ class CapturedStep:
         self._images.copy_(images)
         self._labels.copy_(labels)
         self._share.fill_(learning_rate / self._step.peak_rate)
-        self._weight.fill_(self._step.next_weight())
+        if self._step.averages:
+            self._weight.fill_(self._step.next_weight())
         self._graph.replay()
         return self._outcome
 
@@ -68,9 +69,10 @@ class CapturedStep:
             torch._foreach_sub_(newest, before)
             torch._foreach_mul_(newest, self._share)
             torch._foreach_add_(newest, before)
-            ahead = torch._foreach_sub(newest, average)
-            torch._foreach_mul_(ahead, self._weight)
-            torch._foreach_add_(average, ahead)
+            if self._step.averages:
+                ahead = torch._foreach_sub(newest, average)
+                torch._foreach_mul_(ahead, self._weight)
+                torch._foreach_add_(average, ahead)
         return outcome
 
 
@@ -89,7 +91,8 @@ def _left_as_it_was(step: TrainingStep) -> Iterator[None]:
 
 def _tensors(step: TrainingStep) -> Iterator[Tensor]:
     yield from step.network.parameters()
-    yield from step.average.parameters()
+    if step.averages:
+        yield from step.average.parameters()
     for optimizer in step.optimizers:
         for state in optimizer.state.values():
             yield from (value for value in state.values() if isinstance(value, Tensor))

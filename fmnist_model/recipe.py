@@ -27,9 +27,9 @@ class TrainingRecipe:
     """Mirror half of the images."""
     shift_pixels: int = 1
     """Move each image by up to so many pixels."""
-    weight_averaging: float = 0.997
-    """Share that the average of the weights keeps in each step; after `s` steps (1 + s) / (10 + s) where that is less
-    (Polyak and Juditsky, 1992); 0: the newest alone."""
+    weight_averaging: float = 0.0
+    """Share that an average of the weights keeps in each step; after `s` steps (1 + s) / (10 + s) where that is less
+    (Polyak and Juditsky, 1992). It is then what is validated, kept and used. 0: no average, the weights themselves."""
     validation_images: int = 5_000
     """Held out of the training images, the same ones in every run."""
     initial_weights: str = ""

@@ -74,7 +74,7 @@ class Snapshot:
         self._file: io.BytesIO = into._file if into else io.BytesIO()
 
     def weights(self) -> bytes:
-        """The averaged weights as safetensors."""
+        """The weights that are kept and used, as safetensors: averaged, where the recipe says so."""
         return save_weights(self._network)
 
     def state(self) -> bytes:
@@ -133,7 +133,7 @@ class TrainingDiverged(ArithmeticError):
 
 
 class TrainingRun:
-    """A network being trained: weights and their average, optimizers, and how many epochs are done."""
+    """A network being trained: weights, their average if any, optimizers, and how many epochs are done."""
 
     def __init__(
         self,
@@ -189,7 +189,7 @@ class TrainingRun:
 
     @property
     def network(self) -> NeuralNetwork:
-        """The network with the averaged weights, which are those that are validated, kept and used."""
+        """The network that is validated, kept and used: with averaged weights, where the recipe says so."""
         return self._step.average
 
     def prepare(self) -> None:
@@ -361,7 +361,8 @@ class TrainingRun:
             "recipe": asdict(self.recipe),
             "epochs_done": self.epochs_done,
             "steps_per_epoch": self.steps_per_epoch,
-            "network": self._step.network.state_dict(),
+            # Without an average, the weights that are kept beside this are these.
+            "network": self._step.network.state_dict() if self._step.averages else {},
             "optimizers": states,
         }
         return Snapshot(self.network, state, into)
@@ -370,7 +371,7 @@ class TrainingRun:
         """Go on where another run of the same recipe stood.
 
         Args:
-            weights: a network with the averaged weights.
+            weights: a network with what `Snapshot.weights` returned there.
             state: what `Snapshot.state` returned there.
 
         Raises:
@@ -390,7 +391,8 @@ class TrainingRun:
                 f"{self.steps_per_epoch}."
             )
         self._captured = None  # it writes to the state that is replaced
-        self._step.network.load_state_dict(loaded["network"])
+        if self._step.averages:
+            self._step.network.load_state_dict(loaded["network"])
         self.network.load_state_dict(weights.state_dict())
         for optimizer, saved in zip(self._step.optimizers, loaded["optimizers"], strict=True):
             optimizer.load_state_dict(saved)

@@ -1,4 +1,4 @@
-"""One step of training: forward, backward, the optimizers, and the average of the weights."""
+"""One step of training: forward, backward, the optimizers, and an average of the weights."""
 
 import copy
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from fmnist_model.recipe import TrainingRecipe
 
 
 class TrainingStep:
-    """A network, its optimizers and the average of its weights, and what a step does to them."""
+    """A network, its optimizers and an average of its weights, and what a step does to them."""
 
     def __init__(
         self,
@@ -36,8 +36,10 @@ class TrainingStep:
             process_group: the ranks that train together; None for one alone.
         """
         self.network = network
-        self.average = copy.deepcopy(network)
-        """With the averaged weights."""
+        self.averages = recipe.weight_averaging > 0
+        """Whether the weights are averaged."""
+        self.average = copy.deepcopy(network) if self.averages else network
+        """With the averaged weights; the network itself where there are none."""
         self.steps_averaged = 0
         """Steps that are in the average."""
         self.optimizers = _optimizers(network, recipe, process_group)
@@ -67,7 +69,8 @@ class TrainingStep:
             This rank's summed loss and number of correct predictions, float64 `[2]`, on the device.
         """
         outcome = self.move(images, labels, learning_rate)
-        self.follow(self.next_weight())
+        if self.averages:
+            self.follow(self.next_weight())
         return outcome
 
     def move(self, images: Tensor, labels: Tensor, learning_rate: float) -> Tensor:

@@ -7,7 +7,10 @@ Two processes on two CPUs train, by the preset `full` where no other is named, a
 of `fmnist train` does. After an epoch a checkpoint goes into a folder, to S3, or nowhere, in an order drawn anew for
 each block of three epochs; what it costs is seen in the epoch during which it is written. So a machine that is slower
 for a while slows down all three. Before, as much is written to S3 as will be, and deleted, so that the gateway's memory
-is that of one that has run for a while. Writes `checkpoints`, by preset, of tests/benchmarks/results/training.json.
+is that of one that has run for a while.
+
+Told besides, since it hardly varies: the CPU time that a checkpoint on S3 takes where nothing is trained, of the worker
+and of Ceph's processes. Writes `checkpoints`, by preset, of tests/benchmarks/results/training.json.
 """
 
 import argparse
@@ -20,13 +23,15 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from fmnist_model.dataset import hold_out
+from fmnist_model.dataset import LabelledImages, hold_out
 from fmnist_model.recipe import PRESETS
 from fmnist_model.training import TrainingRun
 from infra.datasets import read_dataset
@@ -41,7 +46,11 @@ from tests.benchmarks.classification import last_json
 from tests.benchmarks.training import RESULTS
 
 PLACES = ("nowhere", "folder", "s3")
+GATEWAY = Path(__file__).parent.parent.parent / "var" / "ceph"
+"""Where `make s3-up` keeps its own."""
 _CHECKPOINT_BYTES = 8_100_000
+_CHECKPOINTS = 50
+"""Whose CPU time is taken."""
 _DELETED_AFTER_SECONDS = 125
 """`rgw gc obj min wait` and `rgw gc processor period` of infra/ceph/gateway.py, together."""
 
@@ -57,19 +66,20 @@ def train(rank: int, preset: str, blocks: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     run = TrainingRun(recipe, training, torch.device("cpu"), dist.group.WORLD, validation=validation)
     with ExitStack() as stack:
-        places = open_places(stack, folder, dataset.version) if rank == 0 else {}
+        places = {}
+        if rank == 0:
+            for place, root in (("folder", f"file://{folder}/store"), ("s3", "s3://fmnist")):
+                places[place] = stack.enter_context(open_writer(root, dataset.version))
         seconds = timed(run, places, blocks)
     if rank == 0:
         print(json.dumps(seconds))
     dist.destroy_process_group()
 
 
-def open_places(stack: ExitStack, folder: str, data_version: str) -> dict[str, Any]:
-    """What writes checkpoints into a folder, and to S3."""
-    name = f"checkpoint-cost-{os.getpid()}"
-    config = {"run": RunToTrain(id=name, recipe={}), "data_version": data_version}
-    stores = {"folder": open_store(f"file://{folder}/store"), "s3": open_store(f"s3://fmnist/{name}")}
-    return {place: stack.enter_context(_CheckpointWriter(store, config)) for place, store in stores.items()}
+def open_writer(root: str, data_version: str) -> _CheckpointWriter:
+    """What writes a worker's checkpoints, into a folder of this process's own."""
+    run = RunToTrain(id="checkpoint-cost", recipe={})
+    return _CheckpointWriter(open_store(f"{root}/{run.id}-{os.getpid()}"), {"run": run, "data_version": data_version})
 
 
 def timed(run: TrainingRun, places: dict[str, Any], blocks: int) -> dict[str, list[float]]:
@@ -104,6 +114,35 @@ def cost(seconds: dict[str, list[float]]) -> dict[str, Any]:
     return found
 
 
+def cpu_milliseconds(preset: str) -> dict[str, float]:
+    """CPU time of a checkpoint on S3, by process, and its bytes; its content is that of an untrained network's."""
+    images = LabelledImages(np.zeros((640, 28, 28), np.uint8), np.arange(640) % 10)
+    recipe = replace(PRESETS[preset], epochs=1, global_batch_size=64, learning_rate=1e-6)
+    run = TrainingRun(recipe, images, torch.device("cpu"))
+    [done] = run.epochs()
+    with open_writer("s3://fmnist", "none") as writer:
+        for number in range(_CHECKPOINTS + 1):
+            if number == 1:  # the first makes the connection
+                before = cpu_seconds()
+            writer.write(run, replace(done, epoch=number))
+            writer._wait()
+        spent = {name: seconds - before[name] for name, seconds in cpu_seconds().items()}
+        stored = list(writer._store.list(""))
+        for stat in stored:
+            writer._store.delete(stat.key)
+    size = sum(stat.size for stat in stored) / (_CHECKPOINTS + 1)
+    return {"bytes": round(size)} | {name: round(1000 * of / _CHECKPOINTS, 1) for name, of in spent.items()}
+
+
+def cpu_seconds() -> dict[str, float]:
+    """User and system time that this process and Ceph's have used, the latter to a hundredth: proc_pid_stat(5)."""
+    found = {"worker": time.process_time()}
+    for path in (GATEWAY / "pids").iterdir():
+        fields = Path(f"/proc/{path.read_text()}/stat").read_text().rpartition(")")[2].split()
+        found[path.name] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return found
+
+
 def fill_and_empty(blocks: int) -> None:
     """Have the gateway use the memory that it will need; it frees what was deleted within two minutes."""
     store = open_store(f"s3://fmnist/fill-{os.getpid()}")
@@ -130,6 +169,7 @@ def main() -> None:
         program = ("tests.benchmarks.checkpoint_cost", "--worker", folder)
         options = ("--preset", arguments.preset, "--blocks", str(arguments.blocks))
         found = {arguments.preset: cost(last_json(*program, *options, **ON_THIS_MACHINE))}
+    found[arguments.preset]["cpu_milliseconds"] = cpu_milliseconds(arguments.preset)
     print(json.dumps(found), flush=True)
     results = json.loads(RESULTS.read_text())
     results["checkpoints"] = results.get("checkpoints", {}) | found

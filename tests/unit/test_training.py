@@ -37,6 +37,7 @@ RECIPE = TrainingRecipe(
     validation_images=0,
     seed=5,
 )
+NOT_AVERAGED = replace(RECIPE, weight_averaging=0.0)
 
 
 def train(recipe: TrainingRecipe, data: LabelledImages | None = None) -> tuple[TrainingRun, list[EpochMetrics]]:
@@ -233,6 +234,13 @@ def test_average_keeps_what_the_recipe_says_once_there_are_steps_enough():
         torch.testing.assert_close(vector(run.network), average, rtol=1e-4, atol=1e-6)
 
 
+def test_run_without_an_average_keeps_the_weights_themselves():
+    """Averaging changes what is kept, and not where the weights go."""
+    averaged, plain = train(RECIPE)[0], train(NOT_AVERAGED)[0]
+    assert torch.equal(vector(plain.network), vector(averaged._step.network))
+    assert not torch.equal(vector(plain.network), vector(averaged.network))
+
+
 # Repeating
 
 
@@ -261,7 +269,11 @@ def test_every_epoch_has_an_order_of_its_own():
 # Resuming
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, replace(RECIPE, flip=True, shift_pixels=2)], ids=["plain", "augmented"])
+@pytest.mark.parametrize(
+    "recipe",
+    [RECIPE, replace(RECIPE, flip=True, shift_pixels=2), NOT_AVERAGED],
+    ids=["plain", "augmented", "not averaged"],
+)
 @pytest.mark.parametrize("interrupted_after", [1, 2])
 def test_resumed_run_ends_with_the_weights_of_an_undisturbed_one(recipe: TrainingRecipe, interrupted_after: int):
     interrupted = TrainingRun(recipe, stripes(), CPU)
@@ -352,8 +364,9 @@ def test_malicious_pickle_as_state_is_refused_and_not_executed(tmp_path: Path, e
     assert planted.exists(), "the pickle was not armed, so the test above shows nothing"
 
 
-def test_snapshot_stays_what_it_was_while_training_goes_on():
-    run = TrainingRun(RECIPE, stripes(), CPU)
+@pytest.mark.parametrize("recipe", [RECIPE, NOT_AVERAGED], ids=["averaged", "not averaged"])
+def test_snapshot_stays_what_it_was_while_training_goes_on(recipe: TrainingRecipe):
+    run = TrainingRun(recipe, stripes(), CPU)
     epochs = run.epochs()
     next(epochs)
     snapshot = run.snapshot()
@@ -364,8 +377,15 @@ def test_snapshot_stays_what_it_was_while_training_goes_on():
     assert run.snapshot().weights() != weights
 
 
-def test_snapshot_in_the_memory_of_an_earlier_one_is_like_one_of_its_own():
-    run = TrainingRun(RECIPE, stripes(), CPU)
+def test_snapshot_holds_weights_twice_only_where_they_are_averaged():
+    averaged, plain = (TrainingRun(recipe, stripes(), CPU).snapshot() for recipe in (RECIPE, NOT_AVERAGED))
+    assert len(averaged.weights()) == len(plain.weights())
+    assert len(averaged.state()) - len(plain.state()) == pytest.approx(len(plain.weights()), rel=0.01)
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, NOT_AVERAGED], ids=["averaged", "not averaged"])
+def test_snapshot_in_the_memory_of_an_earlier_one_is_like_one_of_its_own(recipe: TrainingRecipe):
+    run = TrainingRun(recipe, stripes(), CPU)
     epochs = run.epochs()
     next(epochs)
     early = run.snapshot()

@@ -32,6 +32,7 @@ RECIPE = TrainingRecipe(
     validation_images=0,
     seed=5,
 )
+NOT_AVERAGED = replace(RECIPE, weight_averaging=0.0)
 
 
 def moved(run: TrainingRun, other: TrainingRun) -> float:
@@ -69,9 +70,10 @@ def test_weights_on_a_gpu_are_those_on_a_cpu(cuda_graph: bool):
     assert moved(trained(CPU), trained(GPU, cuda_graph=cuda_graph)) < 0.2
 
 
-def test_graph_goes_where_kernels_begun_one_at_a_time_go():
+@pytest.mark.parametrize("recipe", [RECIPE, NOT_AVERAGED], ids=["averaged", "not averaged"])
+def test_graph_goes_where_kernels_begun_one_at_a_time_go(recipe: TrainingRecipe):
     run, plain = (
-        next(TrainingRun(RECIPE, stripes(), GPU, cuda_graph=cuda_graph).epochs()) for cuda_graph in (True, False)
+        next(TrainingRun(recipe, stripes(), GPU, cuda_graph=cuda_graph).epochs()) for cuda_graph in (True, False)
     )
     np.testing.assert_allclose(run.step_losses, plain.step_losses, rtol=2e-3)
 
@@ -91,8 +93,9 @@ def test_recording_leaves_weights_average_and_optimizers_as_they_were():
     assert not any(state.any() for state in states)
 
 
-def test_recording_in_the_midst_of_a_run_leaves_it_as_it_was():
-    run = TrainingRun(RECIPE, stripes(), GPU)
+@pytest.mark.parametrize("recipe", [RECIPE, NOT_AVERAGED], ids=["averaged", "not averaged"])
+def test_recording_in_the_midst_of_a_run_leaves_it_as_it_was(recipe: TrainingRecipe):
+    run = TrainingRun(recipe, stripes(), GPU)
     next(run.epochs())
     before = [tensor.detach().clone() for tensor in _tensors(run._step)]
     run._captured = None
