@@ -171,6 +171,7 @@ def test_run_interrupted_before_its_first_checkpoint_is_not_said_to_have_one(
     assert way_on("2026-11-23T00-00-00-0000") == "The run had no checkpoint yet: begin it again."
 
 
+@pytest.mark.slow
 def test_interrupted_run_exits_130_leaves_nothing_running_and_can_be_resumed(
     own_store: dict[str, str], tmp_path: Path
 ) -> None:

@@ -566,6 +566,7 @@ def test_record_of_another_checkpoint_is_refused(store: ObjectStore) -> None:
         read_record(store, "run", 2)
 
 
+@pytest.mark.slow
 def test_fifty_processes_register_fifty_versions(store: ObjectStore) -> None:
     numbers = in_processes(50, register, store.root)
 
