@@ -61,7 +61,6 @@ class CapturedStep:
 
     def _record(self) -> Tensor:
         newest: list[Tensor] = [*self._step.network.parameters()]
-        average: list[Tensor] = [*self._step.average.parameters()]
         with torch.no_grad():
             before = [parameter.clone() for parameter in newest]
         outcome = self._step.move(self._images, self._labels, self._step.peak_rate)
@@ -70,6 +69,7 @@ class CapturedStep:
             torch._foreach_mul_(newest, self._share)
             torch._foreach_add_(newest, before)
             if self._step.averages:
+                average: list[Tensor] = [*self._step.average.parameters()]
                 ahead = torch._foreach_sub(newest, average)
                 torch._foreach_mul_(ahead, self._weight)
                 torch._foreach_add_(average, ahead)

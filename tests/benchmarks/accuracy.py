@@ -38,6 +38,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no mirroring": {"flip": False},
     "no shift": {"shift_pixels": 0},
     "shift by up to 2 pixels": {"shift_pixels": 2},
+    "no averaging of the weights": {"weight_averaging": 0.0},
     "label smoothing 0.05": {"label_smoothing": 0.05},
     "no weight decay": {"weight_decay": 0.0},
     "weight decay 0.05": {"weight_decay": 0.05},
