@@ -13,7 +13,8 @@ from playwright.sync_api import Page, sync_playwright
 from tests.browser.conftest import installed
 from tests.browser.pages import open_form, open_run
 from tests.conftest import TEST_DATA
-from tests.served import Served, serving, until
+from tests.served import Served, serving
+from tests.waiting import until
 
 SIZE = {"width": 1300, "height": 1000}
 
@@ -21,7 +22,7 @@ SIZE = {"width": 1300, "height": 1000}
 def take(page: Page, served: Served, folder: Path) -> None:
     """A run at work, the form, and the report of a batch."""
     [first] = [run["id"] for run in served.runs("train") if run["name"] == "first-model"]
-    until(lambda: served.progress(first, "train") > 60, 120)
+    served.wait_for_progress(first, "train", beyond=60)
     open_run(page, served, first, "Logs")
     page.get_by_role("combobox", name="log sort order").click()
     page.get_by_role("option", name="Newest to oldest").click()
@@ -29,7 +30,7 @@ def take(page: Page, served: Served, folder: Path) -> None:
     page.locator("main").evaluate("main => main.scrollBy(0, 110)")
     page.screenshot(path=folder / "prefect-run.png")
     served.wait(first)
-    [re_score] = until(lambda: served.runs("classify"), 60)
+    [re_score] = until(lambda: served.runs("classify"))
     served.wait(re_score["id"])
     open_form(page, served, "classify")
     page.screenshot(path=folder / "prefect-form.png")
