@@ -24,7 +24,7 @@ serve: .venv/.installed ## Prefect's server and pages, Ray, a worker and the dep
 
 test: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## Run the tests
 	@$(bin)/python -m pytest tests/unit --numprocesses logical --maxprocesses 4 --dist loadfile
-	@$(bin)/python -m pytest tests/integration -m "not slow"
+	@$(bin)/python -m pytest tests/integration -m "not slow" --numprocesses logical --maxprocesses 2 --dist loadscope
 
 slow: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## Run what would take the tests beyond ten minutes
 	@$(bin)/python -m pytest tests/integration -m slow

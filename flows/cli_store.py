@@ -12,7 +12,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from flows.printing import Json, print_json
+from flows.printing import Json, print_json, print_table
 from infra.errors import JobError
 from infra.object_store import open_store
 from infra.settings import load_settings
@@ -81,7 +81,7 @@ def prune(
         for removal in pruned.removed:
             where = Text(removal.uri.removeprefix(f"{root.root}/"))
             table.add_row(removal.kind, where, f"{removal.objects:,}", decimal(removal.size), removal.reason)
-        console.print(table)
+        print_table(table)
     what = f"{len(pruned.removed):,} things with {decimal(pruned.size)}" if pruned.removed else "nothing"
     console.print(
         f"{'Would remove' if dry_run else 'Removed'} {what} from {root.root}; {pruned.kept_checkpoints:,} checkpoints "
@@ -98,9 +98,10 @@ def _left_alone(runs: list[str], hours: float) -> str:
 
 
 def _print_settings(root: str, settings: dict[str, str]) -> None:
-    table = Table(title=root, title_justify="left", title_style="bold", show_header=False, box=box.SIMPLE)
+    Console().print(Text(root, style="bold"), soft_wrap=True)
+    table = Table(show_header=False, box=box.SIMPLE)
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in settings.items():
         table.add_row(name, Text(value))
-    Console().print(table)
+    print_table(table)

@@ -194,7 +194,7 @@ def _manifest_uri(manifest: BatchManifest, settings: Settings) -> str:
 
 def _print_rows(console: Console, title: str, rows: list[tuple[str, str]]) -> None:
     """Print names and values; long values are not folded, so that they can be copied."""
-    console.print(title, style="bold", highlight=False)
+    console.print(title, style="bold", highlight=False, soft_wrap=True)
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         gap = "  " if width else ""

@@ -15,3 +15,14 @@ def open_folder() -> Iterator[Path]:
         yield Path(folder)
         for path in Path(folder).iterdir():
             path.chmod(0o755)
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread() -> Iterator[None]:
+    """For what is so small, and on a machine that others use too, more threads only wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,70 +1,39 @@
-"""Training learns, repeats itself to the bit, goes on where it stood, and ends alike with any number of ranks."""
+"""Training learns, repeats itself to the bit, and goes on where it stood."""
 
 import io
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fmnist_model.augmentation import Augmentation, scale
-from fmnist_model.dataset import LabelledImages, from_table
+from fmnist_model.dataset import LabelledImages
 from fmnist_model.network import NeuralNetwork, load_weights, save_weights
-from fmnist_model.recipe import PRESETS, TrainingRecipe
-from fmnist_model.training import EpochMetrics, StepProgress, TrainingDiverged, TrainingRun
+from fmnist_model.recipe import TrainingRecipe
+from fmnist_model.training import StepProgress, TrainingDiverged, TrainingRun
 from tests.unit.striped_images import stripes, vector
+from tests.unit.toy_training import CPU, RECIPE, train, trained
 
-CPU = torch.device("cpu")
-RECIPE = TrainingRecipe(
-    epochs=3,
-    global_batch_size=64,
-    learning_rate=0.04,
-    warm_up=0.2,
-    weight_decay=0.05,
-    flip=False,
-    shift_pixels=0,
-    weight_averaging=0.5,
-    validation_images=0,
-    seed=5,
-)
 NOT_AVERAGED = replace(RECIPE, weight_averaging=0.0)
-
-
-def train(recipe: TrainingRecipe, data: LabelledImages | None = None) -> tuple[TrainingRun, list[EpochMetrics]]:
-    run = TrainingRun(recipe, data or stripes(), CPU)
-    return run, list(run.epochs())
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """For a network this small, and on a machine that others use too, more threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 
 # Learning
 
 
 def test_loss_falls_epoch_by_epoch():
-    losses = [epoch.loss for epoch in train(RECIPE)[1]]
+    losses = [epoch.loss for epoch in trained(RECIPE)[1]]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0] / 5
 
 
 def test_separable_classes_are_learned():
-    assert train(RECIPE)[1][-1].accuracy > 0.99
+    assert trained(RECIPE)[1][-1].accuracy > 0.99
 
 
 def test_augmented_images_are_learned():
@@ -72,7 +41,7 @@ def test_augmented_images_are_learned():
 
 
 def test_epochs_are_numbered_from_one():
-    assert [epoch.epoch for epoch in train(RECIPE)[1]] == [1, 2, 3]
+    assert [epoch.epoch for epoch in trained(RECIPE)[1]] == [1, 2, 3]
 
 
 def test_first_loss_is_of_the_seeded_network():
@@ -173,15 +142,15 @@ def test_step_waits_for_no_value():
 
 
 def test_step_losses_are_the_epochs_loss():
-    for epoch in train(RECIPE)[1]:
+    for epoch in trained(RECIPE)[1]:
         assert len(epoch.step_losses) == len(epoch.step_learning_rates) == 9
         assert epoch.step_losses.mean() == pytest.approx(epoch.loss)
 
 
 def test_learning_rate_rises_and_falls():
-    rates = np.concatenate([epoch.step_learning_rates for epoch in train(replace(RECIPE, epochs=10))[1]])
+    rates = np.concatenate([epoch.step_learning_rates for epoch in train(replace(RECIPE, epochs=10), stripes(128))[1]])
     peak = int(rates.argmax())
-    assert peak == 18
+    assert peak == 4
     assert rates[peak] == RECIPE.learning_rate
     assert (np.diff(rates[: peak + 1]) > 0).all()
     assert (np.diff(rates[peak:]) < 0).all()
@@ -203,7 +172,7 @@ def test_validation_is_of_the_averaged_weights_and_of_the_images_as_they_are():
 
 
 def test_run_without_validation_images_has_no_validation_figures():
-    [epoch] = train(replace(RECIPE, epochs=1))[1]
+    [epoch] = trained(replace(RECIPE, epochs=1))[1]
     assert (epoch.validation_loss, epoch.validation_accuracy) == (None, None)
 
 
@@ -219,7 +188,7 @@ def test_validation_images_are_not_learned():
 
 
 def test_run_begins_with_the_weights_it_is_given():
-    initial = train(RECIPE)[0].network
+    initial = trained(RECIPE)[0].network
     [epoch] = TrainingRun(replace(RECIPE, epochs=1, learning_rate=1e-20), stripes(), CPU, initial=initial).epochs()
     assert epoch.accuracy > 0.99
 
@@ -236,7 +205,7 @@ def test_average_keeps_what_the_recipe_says_once_there_are_steps_enough():
 
 def test_run_without_an_average_keeps_the_weights_themselves():
     """Averaging changes what is kept, and not where the weights go."""
-    averaged, plain = train(RECIPE)[0], train(NOT_AVERAGED)[0]
+    averaged, plain = trained(RECIPE)[0], trained(NOT_AVERAGED)[0]
     assert torch.equal(vector(plain.network), vector(averaged._step.network))
     assert not torch.equal(vector(plain.network), vector(averaged.network))
 
@@ -246,11 +215,11 @@ def test_run_without_an_average_keeps_the_weights_themselves():
 
 @pytest.mark.parametrize("recipe", [RECIPE, replace(RECIPE, flip=True, shift_pixels=2)], ids=["plain", "augmented"])
 def test_same_seed_gives_the_same_weights(recipe: TrainingRecipe):
-    assert torch.equal(vector(train(recipe)[0].network), vector(train(recipe)[0].network))
+    assert torch.equal(vector(train(recipe)[0].network), vector(trained(recipe)[0].network))
 
 
 def test_other_seed_gives_other_weights():
-    first, second = (vector(train(replace(RECIPE, seed=seed))[0].network) for seed in (5, 6))
+    first, second = (vector(trained(replace(RECIPE, seed=seed))[0].network) for seed in (5, 6))
     assert not torch.equal(first, second)
 
 
@@ -283,11 +252,11 @@ def test_resumed_run_ends_with_the_weights_of_an_undisturbed_one(recipe: Trainin
     weights = load_weights(save_weights(interrupted.network), "model.safetensors")
     resumed = TrainingRun(recipe, stripes(), CPU).load_state(weights, interrupted.snapshot().state())
     assert [epoch.epoch for epoch in resumed.epochs()] == list(range(interrupted_after + 1, recipe.epochs + 1))
-    assert torch.equal(vector(resumed.network), vector(train(recipe)[0].network))
+    assert torch.equal(vector(resumed.network), vector(trained(recipe)[0].network))
 
 
 def test_state_of_a_finished_run_leaves_nothing_to_train():
-    run, _ = train(RECIPE)
+    run, _ = trained(RECIPE)
     resumed = TrainingRun(RECIPE, stripes(), CPU).load_state(run.network, run.snapshot().state())
     assert list(resumed.epochs()) == []
 
@@ -296,7 +265,7 @@ def test_state_of_a_finished_run_leaves_nothing_to_train():
     "change", [{"epochs": 4}, {"learning_rate": 1e-3}, {"seed": 6}, {"flip": True}, {"global_batch_size": 32}]
 )
 def test_state_of_another_recipe_is_refused(change: dict[str, Any]):
-    run, _ = train(replace(RECIPE, epochs=1))
+    run, _ = trained(replace(RECIPE, epochs=1))
     other = TrainingRun(replace(RECIPE, **{"epochs": 1} | change), stripes(), CPU)
     with pytest.raises(ValueError, match="of another recipe"):
         other.load_state(run.network, run.snapshot().state())
@@ -432,7 +401,7 @@ def test_progress_ends_at_the_last_step(told: list[StepProgress]):
 
 
 def test_progress_at_the_end_of_an_epoch_is_the_epochs_outcome(told: list[StepProgress]):
-    epoch = train(RECIPE)[1][-1]
+    epoch = trained(RECIPE)[1][-1]
     assert (told[-1].loss, told[-1].accuracy) == (epoch.loss, epoch.accuracy)
 
 
@@ -442,154 +411,6 @@ def test_progress_is_not_told_more_often_than_can_be_read(monkeypatch: pytest.Mo
     progress: list[StepProgress] = []
     list(TrainingRun(replace(RECIPE, epochs=20), stripes(64), CPU).epochs(progress.append))
     assert len(progress) == 1
-
-
-# Ranks
-
-SHARED = {
-    "batch that divides": replace(RECIPE, global_batch_size=60),
-    "batch that does not divide": replace(RECIPE, global_batch_size=61),
-    "augmented": replace(RECIPE, global_batch_size=61, flip=True, shift_pixels=2),
-    "fewer images than ranks": replace(RECIPE, epochs=1, global_batch_size=1),
-}
-DIVERGING = replace(RECIPE, learning_rate=1e16)
-
-
-def data_for(recipe: TrainingRecipe) -> LabelledImages:
-    return stripes(20 if recipe.global_batch_size == 1 else 250)
-
-
-def first_hundred_losses(data: Path, group: dist.ProcessGroup | None = None) -> Any:
-    """Of the preset `full` on a sixth of Fashion-MNIST, and with as many steps as on the whole."""
-    with np.load(data) as arrays:
-        images = LabelledImages(arrays["images"], arrays["labels"])
-    run = TrainingRun(replace(PRESETS["full"], epochs=360), images, CPU, group)
-    epochs = islice(run.epochs(), -(-100 // run.steps_per_epoch))
-    return np.concatenate([epoch.step_losses for epoch in epochs])[:100]
-
-
-def own_momenta(run: TrainingRun) -> dict[int, Tensor]:
-    """Of the hidden layers' matrices that this rank alone does, by number."""
-    optimizer: Any = run._step.optimizers[0]
-    matrices = enumerate(optimizer.param_groups[0]["params"])
-    return {
-        number: optimizer.optim.state[matrix]["momentum_buffer"]
-        for number, matrix in matrices
-        if matrix in optimizer.optim.state
-    }
-
-
-def train_as_rank(rank: int, folder: Path, fashion_mnist: Path) -> None:
-    """What each of four processes runs: first all four of them train together, then ranks 0 and 1."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=4)
-    for group in (dist.group.WORLD, dist.new_group([0, 1])):
-        if isinstance(group, dist.ProcessGroup):
-            for name, recipe in SHARED.items():
-                run = TrainingRun(recipe, data_for(recipe), CPU, group)
-                epochs = [(epoch.loss, epoch.accuracy, epoch.images) for epoch in run.epochs()]
-                if rank == 0:
-                    (folder / f"{name}-{dist.get_world_size(group)}-state").write_bytes(run.snapshot().state())
-                torch.save(
-                    {"weights": vector(run.network), "epochs": epochs, "momenta": own_momenta(run)},
-                    folder / f"{name}-{dist.get_world_size(group)}-{rank}",
-                )
-            losses = first_hundred_losses(fashion_mnist, group)
-            torch.save(losses, folder / f"losses-{dist.get_world_size(group)}-{rank}")
-            with pytest.raises(TrainingDiverged):
-                list(TrainingRun(DIVERGING, stripes(), CPU, group).epochs())
-            (folder / f"diverged-{dist.get_world_size(group)}-{rank}").touch()
-    dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def fashion_mnist(data_store: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first part of its training images."""
-    file = tmp_path_factory.mktemp("data") / "train.npz"
-    [part, *_] = sorted(Path(data_store.removeprefix("file://")).glob("datasets/*/train/*.parquet"))
-    data = from_table([pq.read_table(part)], str(part))
-    np.savez(file, images=data.images, labels=data.labels)
-    return file
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory, fashion_mnist: Path) -> Path:
-    """A folder with what each rank of two and of four processes was left with."""
-    folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(train_as_rank, (folder, fashion_mnist), nprocs=4)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def alone() -> dict[str, tuple[Tensor, list[tuple[float, float, int]]]]:
-    outcomes = {}
-    for name, recipe in SHARED.items():
-        run, epochs = train(recipe, data_for(recipe))
-        outcomes[name] = (vector(run.network), [(epoch.loss, epoch.accuracy, epoch.images) for epoch in epochs])
-    return outcomes
-
-
-@pytest.fixture(scope="module")
-def losses_alone(fashion_mnist: Path) -> Any:
-    return first_hundred_losses(fashion_mnist)
-
-
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_first_hundred_losses_are_those_of_one_alone(ranks: Path, losses_alone: Any, world_size: int):
-    together = torch.load(ranks / f"losses-{world_size}-0", weights_only=False)
-    assert len(together) == 100
-    np.testing.assert_allclose(together, losses_alone, rtol=1e-4)
-
-
-@pytest.mark.parametrize("name", [name for name in SHARED if name != "fewer images than ranks"])
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_ranks_together_go_where_one_alone_goes(ranks: Path, alone: Any, world_size: int, name: str):
-    """Within what Muon makes of rounding: directions of which a small batch says nothing move by bfloat16's noise."""
-    together, single = torch.load(ranks / f"{name}-{world_size}-0")["weights"], alone[name][0]
-    begin = vector(TrainingRun(SHARED[name], data_for(SHARED[name]), CPU).network)
-    assert (together - single).norm() < 0.2 * (single - begin).norm()
-
-
-@pytest.mark.parametrize("name", SHARED)
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_ranks_together_report_the_curve_of_one_alone(ranks: Path, alone: Any, world_size: int, name: str):
-    together = torch.load(ranks / f"{name}-{world_size}-0")["epochs"]
-    np.testing.assert_allclose(together, alone[name][1], rtol=1e-3)
-
-
-@pytest.mark.parametrize("name", SHARED)
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_all_ranks_end_with_the_same_weights(ranks: Path, world_size: int, name: str):
-    first, *others = (torch.load(ranks / f"{name}-{world_size}-{rank}")["weights"] for rank in range(world_size))
-    assert all(torch.equal(first, other) for other in others)
-
-
-@pytest.mark.parametrize("name", SHARED)
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_state_that_ranks_together_saved_is_taken_up_by_one_alone(ranks: Path, world_size: int, name: str):
-    """As an elastic run does whose workers are fewer or more after a restart."""
-    saved = (ranks / f"{name}-{world_size}-state").read_bytes()
-    run = TrainingRun(SHARED[name], data_for(SHARED[name]), CPU).load_state(NeuralNetwork(), saved)
-    muon = run._step.optimizers[0]
-    momenta = [muon.state[weight]["momentum_buffer"] for weight in muon.param_groups[0]["params"]]
-    assert [list(momentum.shape) for momentum in momenta] == [[512, 784], [512, 512]]
-    assert all(momentum.any() for momentum in momenta)
-
-
-@pytest.mark.parametrize("name", SHARED)
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_saved_momenta_are_those_of_the_ranks_that_have_them(ranks: Path, world_size: int, name: str):
-    saved = torch.load(ranks / f"{name}-{world_size}-state", weights_only=True)["optimizers"][0]["state"]
-    of_ranks = [torch.load(ranks / f"{name}-{world_size}-{rank}")["momenta"] for rank in range(world_size)]
-    assert sorted(number for own in of_ranks for number in own) == [0, 1]
-    for own in of_ranks:
-        for number, momentum in own.items():
-            assert torch.equal(saved[number]["momentum_buffer"], momentum)
-
-
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_divergence_is_told_on_every_rank(ranks: Path, world_size: int):
-    assert all((ranks / f"diverged-{world_size}-{rank}").exists() for rank in range(world_size))
 
 
 # Augmentation
