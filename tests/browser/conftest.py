@@ -1,4 +1,8 @@
-"""Prefect's own pages in a real browser, before a real server, worker and Ray."""
+"""Prefect's own pages in a real browser, before a real server, worker and Ray.
+
+A lost run keeps its turn for a minute, and is found out after two. So files with tests that lose runs come first by
+name, then those that train nothing, and those that look at what became of the lost ones and that train come last.
+"""
 
 import shutil
 from collections.abc import Iterator

@@ -1,13 +1,9 @@
 """What an operator does in Prefect's own pages."""
 
-import re
-import time
-
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import EMPTY_SECONDS
-from tests.browser.pages import cancel, choose, open_form, open_run, quick_run, submit_form
+from tests.browser.pages import look_at_pictures, open_form, open_run, quick_run
 from tests.served import Served
 from tests.waiting import until
 
@@ -26,7 +22,7 @@ def test_schedules_make_runs(served: Served) -> None:
 
 
 def test_report_of_a_batch_shows_its_pictures(served: Served, re_score: str, page: Page) -> None:
-    _look_at_pictures(page, served, re_score, "classification-report")
+    look_at_pictures(page, served, re_score, "classification-report")
 
 
 @pytest.mark.parametrize("pages", ["", "/v2"], ids=["older pages", "newer pages"])
@@ -60,64 +56,3 @@ def test_value_out_of_bounds_is_refused_with_a_sentence(served: Served, re_score
     submit.click()
     expect(page.get_by_text("'no table/name' does not match").first).to_be_visible()
     assert len(served.runs("classify")) == before
-
-
-def test_run_by_the_form_shows_its_progress_its_logs_and_its_pictures(
-    served: Served, re_score: str, page: Page
-) -> None:
-    submit = open_form(page, served, "train")
-    choose(page, "Preset", "quick")
-    page.get_by_label("Run Name").fill("from-the-form")
-    submit_form(page, submit)
-    [run] = [run["id"] for run in served.runs("train") if run["name"] == "from-the-form"]
-    assert served.run(run)["parameters"]["parameters"]["preset"] == "quick"
-    served.wait_for_progress(run, "train", beyond=0)
-    first = _shown_progress(page, served, run)
-    until(lambda: _shown_progress(page, served, run) != first)  # it moves
-    until(lambda: "Rank 1 of 2 trains on cpu" in served.messages(run))  # lines come in batches
-    open_run(page, served, run, "Logs")
-    expect(page.get_by_text("[rank 1] Rank 1 of 2 trains on cpu").first).to_be_visible()
-    page.get_by_role("combobox", name="log sort order").click()
-    page.get_by_role("option", name="Newest to oldest").click()
-    shown = page.get_by_text(re.compile(r"\[rank 0\] Epoch \d of 6")).count()
-    expect(page.get_by_text(f"[rank 0] Epoch {shown + 1} of 6").first).to_be_visible()  # the page renews itself
-    page.goto("about:blank")  # drawing it takes a CPU from the run
-    assert served.wait(run) == "Completed", served.messages(run)
-    _look_at_pictures(page, served, run, "training-report")
-
-
-def test_cancelled_run_leaves_ray_empty_and_is_resumed_by_a_retry(served: Served, re_score: str, page: Page) -> None:
-    run = served.start("train", preset="full", recipe={"epochs": 30})
-    served.wait_for_progress(run, "train", beyond=10)
-    cancel(page, served, run)
-    began = time.monotonic()
-    until(lambda: not served.ray_leftovers(), EMPTY_SECONDS)
-    assert served.wait(run, seconds=EMPTY_SECONDS - (time.monotonic() - began)) == "Cancelled"
-    expect(page.get_by_text("Cancelled").first).to_be_visible()
-    page.goto("about:blank")
-    served.set_state(run, "SCHEDULED", "AwaitingRetry")
-    until(lambda: served.messages(run).count("Rank 0 of 2 trains") == 2)
-    again = until(lambda: served.messages(run).rpartition("Rank 0 of 2 trains")[2].partition("Epoch ")[2])
-    assert int(again.split()[0]) > 3  # it went on, and did not begin anew
-    served.set_state(run, "CANCELLING", "Cancelling")
-    assert served.wait(run, seconds=EMPTY_SECONDS) == "Cancelled"
-
-
-def _shown_progress(page: Page, served: Served, run: str) -> str:
-    artifact = served.artifacts(run)["train-progress"]["id"]
-    page.goto(f"{served.pages}/v2/artifacts/artifact/{artifact}")
-    return page.get_by_text("Progress:").first.inner_text()
-
-
-def _look_at_pictures(page: Page, served: Served, run: str, key: str) -> None:
-    """The report is listed by the run's page, and each of its pictures is drawn."""
-    open_run(page, served, run, "Artifacts")
-    page.get_by_test_id("flow-run-artifacts-grid").get_by_text(key).first.click()
-    page.get_by_role("link", name=re.compile("^[0-9a-f]{8}$")).first.click()  # the newest of that key
-    page.get_by_test_id("show-raw-data-button").wait_for()
-    pictures = page.locator("main img[src^='data:image']")
-    pictures.first.wait_for()
-    page.wait_for_function("() => [...document.querySelectorAll('main img')].every(image => image.complete)")
-    widths = pictures.evaluate_all("images => images.map(image => image.naturalWidth)")
-    assert len(widths) >= 3
-    assert all(width > 0 for width in widths), widths
