@@ -1,7 +1,7 @@
 """Prefect's own pages in a real browser, before a real server, worker and Ray.
 
-A lost run keeps its turn for a minute, and is found out after two. So files with tests that lose runs come first by
-name, then those that train nothing, and those that look at what became of the lost ones and that train come last.
+A lost training is found out after two minutes, and keeps others from starting until then. So the file whose tests lose
+runs comes first by name, then those that train nothing; what became of the lost ones, and trainings, come last.
 """
 
 import shutil
