@@ -27,7 +27,7 @@ test: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## 
 	@$(bin)/python -m pytest tests/integration -m "not slow" --numprocesses logical --maxprocesses 2 --dist loadscope
 
 slow: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## Run what would take the tests beyond ten minutes
-	@$(bin)/python -m pytest tests/integration -m slow --numprocesses logical --maxprocesses 2 --dist loadscope
+	@$(bin)/python -m pytest tests/integration -m slow
 
 browser: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## Test Prefect's pages in Chromium, and cancels
 	@$(bin)/python -m pytest -s --timeout 900 tests/browser $(if $(cancels),--cancels $(cancels))

@@ -175,10 +175,11 @@ def test_run_interrupted_before_its_first_checkpoint_is_not_said_to_have_one(
 def test_interrupted_run_exits_130_leaves_nothing_running_and_can_be_resumed(
     own_store: dict[str, str], tmp_path: Path
 ) -> None:
-    with started("train", "--preset", "quick", "--epochs", "200", wait_for="epoch 2/", **own_store) as process:
+    # The first checkpoint is written during the second epoch, and is whole before the second is begun.
+    with started("train", "--preset", "quick", "--epochs", "200", wait_for="epoch 3/", **own_store) as process:
         children = descendants(process)
         os.kill(process.pid, signal.SIGINT)
-        errors = process.communicate(timeout=60)[1]
+        errors = process.communicate(timeout=120)[1]
     assert process.returncode == 130
     assert "Interrupted. Its checkpoints are kept; `fmnist train --resume " in errors
     assert "Traceback" not in errors
