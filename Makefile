@@ -30,13 +30,13 @@ slow: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## 
 	@$(bin)/python -m pytest tests/integration -m slow
 
 browser: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## Test Prefect's pages in Chromium, and cancels
-	@$(bin)/python -m pytest -s --timeout 900 tests/browser $(if $(cancels),--cancels $(cancels))
+	@$(bin)/python -m pytest -s tests/browser $(if $(cancels),--cancels $(cancels))
 
 screenshots: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## Make the pictures of the README anew
 	@$(bin)/python -m tests.browser.screenshots docs
 
 chaos: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## Faults and kills, many rounds; short=1: few
-	@$(bin)/python -m pytest -s --timeout 900 tests/chaos $(if $(short),--short)
+	@$(bin)/python -m pytest -s tests/chaos $(if $(short),--short)
 
 deployment: .venv/.installed-dev ## Test the container image's parts, Compose and the Kubernetes manifests
 	@$(bin)/python -m pytest tests/deploy

@@ -20,9 +20,9 @@ import psutil
 
 from tests.commands import outside
 from tests.s3_server import free_port
-from tests.waiting import PATIENCE_SECONDS
 
 _PROJECT = ("flows", "tasks", "fmnist_model", "infra")
+_START_SECONDS = 60
 _RAY_START = (
     *("-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
     "--object-store-memory=200000000",
@@ -67,7 +67,7 @@ class Cluster:
         self._until_up(name)
 
     def _until_up(self, name: str) -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + _START_SECONDS
         while "Ray runtime started" not in (log := self.log(name)):
             assert self.nodes[name].poll() is None, log
             assert time.monotonic() < deadline, log

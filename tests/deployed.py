@@ -15,10 +15,10 @@ from infra.deployments import DEFINITIONS
 from infra.prefect_worker import end_with_runs
 from tests.commands import outside
 from tests.s3_server import free_port
-from tests.served import PrefectApi
-from tests.waiting import PATIENCE_SECONDS, until
+from tests.served import PrefectApi, until
 
 _PREFECT = (sys.executable, "-m", "prefect")
+_START_SECONDS = 90
 _OF_THE_TESTS = ("PREFECT_", "RAY_", "DO_NOT_TRACK", "AWS_")
 _ALONE = {
     # No run but those that are asked for: no schedule starts one, and no new champion.
@@ -50,7 +50,7 @@ def deployed(folder: Path, settings: dict[str, str], environment: dict[str, str]
     at_server = {"PREFECT_HOME": str(folder), "PREFECT_API_URL": url, "DO_NOT_TRACK": "1"}
     server = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with _process(folder / "server.log", server, at_server | _ALONE) as process:
-        until(lambda: _answers(url) or process.poll() is not None)
+        until(lambda: _answers(url) or process.poll() is not None, _START_SECONDS)
         assert process.poll() is None, (folder / "server.log").read_text()
         with TemporaryDirectory() as checkout:
             definitions = Path(checkout) / "infra" / DEFINITIONS.name
@@ -63,7 +63,7 @@ def deployed(folder: Path, settings: dict[str, str], environment: dict[str, str]
                     env=_clean(at_server),
                     capture_output=True,
                     text=True,
-                    timeout=PATIENCE_SECONDS,
+                    timeout=_START_SECONDS,
                     check=False,
                 )
                 assert done.returncode == 0, done.stdout + done.stderr

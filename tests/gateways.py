@@ -18,7 +18,6 @@ import pytest
 from infra.ceph.gateway import INSTALL_COMMAND
 from tests.absent import IN_CI, missing
 from tests.s3_server import S3Server, free_port
-from tests.waiting import PATIENCE_SECONDS
 
 CEPH_SCRIPT = Path(__file__).parents[1] / "infra" / "ceph" / "gateway.py"
 
@@ -72,7 +71,7 @@ def rclone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server
 
 
 def _await_listener(port: int) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + 30
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()

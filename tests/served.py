@@ -6,7 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ import psutil
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from tests.s3_server import free_port
-from tests.waiting import PATIENCE_SECONDS, until
 
+START_SECONDS = 120
+PROGRESS_SECONDS = 120
 FINAL = ("Completed", "Failed", "Crashed", "Cancelled", "TimedOut")
 _OF_THE_CLUSTER = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::_AutoscalingCoordinatorActor", "ray::IDLE")
 """Processes that Ray keeps whether there is work or not."""
@@ -56,7 +58,7 @@ class PrefectApi:
         body = {"state": {"type": kind, "name": name}}
         assert self.post(f"/flow_runs/{flow_run}/set_state", body)["status"] == "ACCEPT"
 
-    def wait(self, flow_run: str, *states: str, seconds: float = PATIENCE_SECONDS) -> str:
+    def wait(self, flow_run: str, *states: str, seconds: float = 150) -> str:
         """Wait until a run is in one of these states, or any final one."""
         return until(lambda: (state := self.state(flow_run)) in (*states, *FINAL) and state, seconds)
 
@@ -85,18 +87,16 @@ class PrefectApi:
             assert reached or self.state(flow_run) not in FINAL, self.messages(flow_run)
             return reached
 
-        until(is_beyond)
+        until(is_beyond, PROGRESS_SECONDS)
 
     def runs(self, deployment: str) -> list[dict[str, Any]]:
         """Runs of a deployment that were not made by its schedule, the newest first."""
         body = {"deployments": {"name": {"any_": [deployment]}}, "sort": "EXPECTED_START_TIME_DESC", "limit": 100}
         return [one for one in self.post("/flow_runs/filter", body) if not one["auto_scheduled"]]
 
-    def tasks(self, name: str, state: str, flow_run: str | None = None) -> list[dict[str, Any]]:
-        """Task runs, of a flow run or of any, whose names contain this, in this state."""
-        body: dict[str, Any] = {"task_runs": {"name": {"like_": name}, "state": {"name": {"any_": [state]}}}}
-        if flow_run is not None:
-            body["flow_runs"] = {"id": {"any_": [flow_run]}}
+    def tasks(self, name: str, state: str) -> list[dict[str, Any]]:
+        """Task runs whose names contain this, in this state."""
+        body = {"task_runs": {"name": {"like_": name}, "state": {"name": {"any_": [state]}}}}
         return list(self.post("/task_runs/filter", body))
 
     def get(self, path: str) -> Any:
@@ -178,6 +178,15 @@ class Served(PrefectApi):
         return next(child for child in children if module in child.cmdline())
 
 
+def until(found: Callable[[], Any], seconds: float) -> Any:
+    """Ask again and again until the answer is true, and return it."""
+    deadline = time.monotonic() + seconds
+    while not (answer := found()):
+        assert time.monotonic() < deadline, f"waited in vain for {seconds:.0f} s; the last answer was {answer!r}"
+        time.sleep(0.3)
+    return answer
+
+
 def _json(response: httpx.Response) -> Any:
     assert response.is_success, response.text
     return response.json()
@@ -204,7 +213,7 @@ def serving(folder: Path, data_store: str) -> Iterator[Served]:
         command = [str(Path(sys.executable).parent / "fmnist"), "serve", "--port", str(free_port())]
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, text=True, cwd=folder)
     try:
-        until(lambda: "Ctrl-C ends all" in log.read_text() or process.poll() is not None)
+        until(lambda: "Ctrl-C ends all" in log.read_text() or process.poll() is not None, START_SECONDS)
         assert process.poll() is None, log.read_text()
         yield Served(process, log, environment)
     finally:

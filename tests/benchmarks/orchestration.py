@@ -52,8 +52,7 @@ STAGES = {
 def starts(runs: int) -> dict[str, Any]:
     """Medians of the seconds of each stage, and of all."""
     from tests.conftest import TEST_DATA
-    from tests.served import Served, serving
-    from tests.waiting import until
+    from tests.served import Served, serving, until
 
     def measure(served: Served, name: str, number: int) -> dict[str, float]:
         parameters = {"preset": "quick"} if name == "train" else {"table": f"table-{number}"}
@@ -61,7 +60,7 @@ def starts(runs: int) -> dict[str, Any]:
         before = datetime.now(UTC)
         run = served.start(name, **parameters)
         last = list(STAGES[name].values())[-1]
-        until(lambda: last in served.messages(run))
+        until(lambda: last in served.messages(run), 180)
         lines = served.logs(run)
         served.wait(run)
         times = {}
@@ -80,7 +79,7 @@ def starts(runs: int) -> dict[str, Any]:
     os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])  # for the bare flows, which are not installed
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder), TEST_DATA.as_uri()) as served:
         served.wait(next(run["id"] for run in served.runs("train") if run["name"] == "first-model"))
-        served.wait(until(lambda: served.runs("classify"))[0]["id"])
+        served.wait(until(lambda: served.runs("classify"), 60)[0]["id"])
         measured = {name: [measure(served, name, number) for number in range(runs)] for name in STAGES}
         bare = {}
         for name in STAGES:
@@ -98,11 +97,10 @@ def starts(runs: int) -> dict[str, Any]:
 
 def wait_until_idle(served: Any) -> None:
     """Until no run goes on: each training makes a champion, and that starts a run of `classify` some seconds later."""
-    from tests.served import FINAL
-    from tests.waiting import until
+    from tests.served import FINAL, until
 
     time.sleep(_EVENT_SECONDS)
-    until(lambda: all(run["state_name"] in FINAL for name in STAGES for run in served.runs(name)))
+    until(lambda: all(run["state_name"] in FINAL for name in STAGES for run in served.runs(name)), 120)
 
 
 def classify_counted(folder: str, images: str, shard_images: int) -> None:

@@ -1,26 +1,16 @@
-"""Prefect's own pages in a real browser, before a real server, worker and Ray.
-
-A lost training is found out after two minutes, and keeps others from starting until then. So the file whose tests lose
-runs comes first by name, then those that train nothing; what became of the lost ones, and trainings, come last.
-"""
+"""Prefect's own pages in a real browser, before a real server, worker and Ray."""
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.absent import install
-from tests.served import Served, serving
-from tests.waiting import until
+from tests.served import Served, serving, until
 
 FIRST_SEED = 20_261_123
-PAGE_MILLISECONDS = 60_000
-"""After which a page is held for broken that does not show what it should."""
-EMPTY_SECONDS = 15
-"""In which Ray has none of a run's work after its end."""
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -45,42 +35,9 @@ def re_score(served: Served) -> str:
     """The first model was trained, which made it champion: the run of `classify` that this started, when it is done."""
     [first] = [run["id"] for run in served.runs("train") if run["name"] == "first-model"]
     assert served.wait(first) == "Completed", served.messages(first)
-    [run] = until(lambda: served.runs("classify"))
+    [run] = until(lambda: served.runs("classify"), 60)
     assert served.wait(run["id"]) == "Completed", served.messages(run["id"])
     return str(run["id"])
-
-
-@dataclass(frozen=True)
-class LostRuns:
-    """Flow runs whose processes were killed."""
-
-    unseen: str
-    """A training whose worker was killed before: nobody says that it is lost, until the server finds it out."""
-    seen: str
-    """A classification whose worker was there."""
-
-
-@pytest.fixture(scope="session")
-def lost_runs(served: Served, re_score: str) -> LostRuns:
-    """Kill both, and see that Ray ends what they did."""
-    until(served.has_worker)  # another test may have killed it
-    unseen = served.start("train", preset="full")
-    served.wait_for_progress(unseen, "train", beyond=10)
-    served.worker().kill()
-    _kill_process_of(unseen, served)
-    until(served.has_worker)
-    seen = served.start("classify", table="lost", resources={"worker_cpus": 0.5})
-    until(lambda: served.tasks("classify", "Running", flow_run=seen))
-    _kill_process_of(seen, served)
-    return LostRuns(unseen, seen)
-
-
-def _kill_process_of(run: str, served: Served) -> None:
-    """Kill the only flow run's process."""
-    [process] = served.flow_processes()
-    assert served.state(run) == "Running"
-    process.kill()
-    until(lambda: not served.ray_leftovers(), EMPTY_SECONDS)
 
 
 @pytest.fixture(scope="session")
@@ -89,7 +46,6 @@ def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         try:
-            expect.set_options(timeout=PAGE_MILLISECONDS)
             yield browser
         finally:
             browser.close()
@@ -99,7 +55,7 @@ def browser() -> Iterator[Browser]:
 def page(browser: Browser, tmp_path: Path) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1400, "height": 1000})
     page = context.new_page()
-    page.set_default_timeout(PAGE_MILLISECONDS)
+    page.set_default_timeout(30_000)
     try:
         yield page
     finally:

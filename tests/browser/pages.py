@@ -1,6 +1,5 @@
 """Steps on Prefect's pages, by what a person sees there."""
 
-import re
 import time
 
 from playwright.sync_api import Locator, Page
@@ -53,6 +52,12 @@ def open_run(page: Page, served: Served, flow_run: str, tab: str) -> None:
     page.goto(f"{served.pages}/v2/runs/flow-run/{flow_run}?tab={tab}")
 
 
+def newest_first(page: Page) -> None:
+    """Sort the log that is shown."""
+    page.get_by_role("combobox", name="log sort order").click()
+    page.get_by_role("option", name="Newest to oldest").click()
+
+
 def cancel(page: Page, served: Served, flow_run: str) -> None:
     """Cancel a run by the menu of its page."""
     open_run(page, served, flow_run, "Logs")
@@ -60,17 +65,3 @@ def cancel(page: Page, served: Served, flow_run: str) -> None:
     menu.first.click()
     page.get_by_role("menuitem", name="Cancel").click()
     page.get_by_role("alertdialog").get_by_role("button", name="Cancel Flow Run").click()
-
-
-def look_at_pictures(page: Page, served: Served, run: str, key: str) -> None:
-    """The report is listed by the run's page, and each of its pictures is drawn."""
-    open_run(page, served, run, "Artifacts")
-    page.get_by_test_id("flow-run-artifacts-grid").get_by_text(key).first.click()
-    page.get_by_role("link", name=re.compile("^[0-9a-f]{8}$")).first.click()  # the newest of that key
-    page.get_by_test_id("show-raw-data-button").wait_for()
-    pictures = page.locator("main img[src^='data:image']")
-    pictures.first.wait_for()
-    page.wait_for_function("() => [...document.querySelectorAll('main img')].every(image => image.complete)")
-    widths = pictures.evaluate_all("images => images.map(image => image.naturalWidth)")
-    assert len(widths) >= 3
-    assert all(width > 0 for width in widths), widths

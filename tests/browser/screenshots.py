@@ -11,10 +11,9 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 
 from tests.browser.conftest import installed
-from tests.browser.pages import open_form, open_run
+from tests.browser.pages import newest_first, open_form, open_run
 from tests.conftest import TEST_DATA
-from tests.served import Served, serving
-from tests.waiting import until
+from tests.served import Served, serving, until
 
 SIZE = {"width": 1300, "height": 1000}
 
@@ -24,13 +23,12 @@ def take(page: Page, served: Served, folder: Path) -> None:
     [first] = [run["id"] for run in served.runs("train") if run["name"] == "first-model"]
     served.wait_for_progress(first, "train", beyond=60)
     open_run(page, served, first, "Logs")
-    page.get_by_role("combobox", name="log sort order").click()
-    page.get_by_role("option", name="Newest to oldest").click()
+    newest_first(page)
     page.get_by_text("Epoch 4 of 6").first.wait_for()
     page.locator("main").evaluate("main => main.scrollBy(0, 110)")
     page.screenshot(path=folder / "prefect-run.png")
     served.wait(first)
-    [re_score] = until(lambda: served.runs("classify"))
+    [re_score] = until(lambda: served.runs("classify"), 60)
     served.wait(re_score["id"])
     open_form(page, served, "classify")
     page.screenshot(path=folder / "prefect-form.png")

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from fmnist_model.images import encode_png
-from tests.served import Served
-from tests.waiting import until
+from tests.served import Served, until
 
 
 def test_batch_over_its_error_share_and_with_another_class_mix_is_announced(
@@ -21,7 +20,7 @@ def test_batch_over_its_error_share_and_with_another_class_mix_is_announced(
     run = served.start("classify", inputs=[str(tmp_path)])
     assert served.wait(run) == "Failed"
     words = "3 of 63 images could not be classified, more than the 1.0% allowed"
-    until(lambda: words in served.messages(run))  # the last lines are written after the state
+    until(lambda: words in served.messages(run), 15)  # the last lines are written after the state
 
     over = event(served, "fmnist.batch.over-error-share", run)
     assert over["resource"]["prefect.resource.id"] == "fmnist.table.predictions"
@@ -51,7 +50,7 @@ def event(served: Served, name: str, run: str) -> dict[str, Any]:
         events = served.post("/events/filter", {"filter": {"event": {"name": [name]}}})["events"]
         return [one for one in events if f"prefect.flow-run.{run}" in resources(one)]
 
-    [emitted] = until(found)
+    [emitted] = until(found, 30)
     return dict(emitted)
 
 

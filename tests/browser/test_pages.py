@@ -1,28 +1,32 @@
 """What an operator does in Prefect's own pages."""
 
+import re
+import time
+
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.pages import look_at_pictures, open_form, open_run, quick_run
-from tests.served import Served
-from tests.waiting import until
+from tests.browser.pages import cancel, choose, newest_first, open_form, open_run, quick_run, submit_form
+from tests.served import Served, until
+
+CANCEL_SECONDS = 15
 
 
 def test_promoted_model_starts_a_re_score(served: Served, re_score: str) -> None:
     assert served.run(re_score)["created_by"]["type"] == "AUTOMATION"
-    until(lambda: "10,000 images classified" in served.messages(re_score))
+    until(lambda: "10,000 images classified" in served.messages(re_score), 15)
 
 
 def test_schedules_make_runs(served: Served) -> None:
     body = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}, "sort": "EXPECTED_START_TIME_ASC", "limit": 200}
     for name in ("train", "classify", "train-and-classify"):
         wanted = body | {"deployments": {"name": {"any_": [name]}}}
-        made = until(lambda wanted=wanted: served.post("/flow_runs/filter", wanted))
+        made = until(lambda wanted=wanted: served.post("/flow_runs/filter", wanted), 90)
         assert made[0]["auto_scheduled"]
 
 
 def test_report_of_a_batch_shows_its_pictures(served: Served, re_score: str, page: Page) -> None:
-    look_at_pictures(page, served, re_score, "classification-report")
+    _look_at_pictures(page, served, re_score, "classification-report")
 
 
 @pytest.mark.parametrize("pages", ["", "/v2"], ids=["older pages", "newer pages"])
@@ -39,7 +43,7 @@ def test_quick_run_with_nothing_new_is_green_and_says_so(served: Served, re_scor
     newest = served.runs("classify")[0]
     assert served.wait(newest["id"]) == "Completed"
     words = "Nothing new: table predictions holds all 10,000 images"
-    until(lambda: words in served.messages(newest["id"]))
+    until(lambda: words in served.messages(newest["id"]), 15)
     open_run(page, served, newest["id"], "Logs")
     expect(page.get_by_text(words).first).to_be_visible()
 
@@ -56,3 +60,66 @@ def test_value_out_of_bounds_is_refused_with_a_sentence(served: Served, re_score
     submit.click()
     expect(page.get_by_text("'no table/name' does not match").first).to_be_visible()
     assert len(served.runs("classify")) == before
+
+
+def test_run_by_the_form_shows_its_progress_its_logs_and_its_pictures(
+    served: Served, re_score: str, page: Page
+) -> None:
+    submit = open_form(page, served, "train")
+    choose(page, "Preset", "quick")
+    page.get_by_label("Run Name").fill("from-the-form")
+    submit_form(page, submit)
+    [run] = [run["id"] for run in served.runs("train") if run["name"] == "from-the-form"]
+    assert served.run(run)["parameters"]["parameters"]["preset"] == "quick"
+    served.wait_for_progress(run, "train", beyond=0)
+    seen = {_shown_progress(page, served, run) for _ in range(4)}
+    assert len(seen) > 1, seen  # it moves
+    until(lambda: "Rank 1 of 2 trains on cpu" in served.messages(run), 15)  # lines come in batches
+    open_run(page, served, run, "Logs")
+    expect(page.get_by_text("[rank 1] Rank 1 of 2 trains on cpu").first).to_be_visible()
+    newest_first(page)
+    coming = min(served.messages(run).count("[rank 0] Epoch ") + 1, 6)
+    expect(page.get_by_text(f"[rank 0] Epoch {coming} of 6").first).to_be_visible(timeout=60_000)  # it renews itself
+    page.goto("about:blank")  # drawing it takes a CPU from the run
+    assert served.wait(run) == "Completed", served.messages(run)
+    open_run(page, served, run, "Logs")
+    newest_first(page)
+    expect(page.get_by_text("[rank 0] Epoch 6 of 6").first).to_be_visible()
+    _look_at_pictures(page, served, run, "training-report")
+
+
+def test_cancelled_run_leaves_ray_empty_and_is_resumed_by_a_retry(served: Served, re_score: str, page: Page) -> None:
+    run = served.start("train", preset="full", recipe={"epochs": 30})
+    served.wait_for_progress(run, "train", beyond=10)
+    cancel(page, served, run)
+    began = time.monotonic()
+    until(lambda: not served.ray_leftovers(), CANCEL_SECONDS)
+    assert served.wait(run, seconds=CANCEL_SECONDS - (time.monotonic() - began)) == "Cancelled"
+    expect(page.get_by_text("Cancelled").first).to_be_visible()
+    page.goto("about:blank")
+    served.set_state(run, "SCHEDULED", "AwaitingRetry")
+    until(lambda: served.messages(run).count("Rank 0 of 2 trains") == 2, 60)
+    again = until(lambda: served.messages(run).rpartition("Rank 0 of 2 trains")[2].partition("Epoch ")[2], 60)
+    assert int(again.split()[0]) > 3  # it went on, and did not begin anew
+    served.set_state(run, "CANCELLING", "Cancelling")
+    assert served.wait(run, seconds=CANCEL_SECONDS) == "Cancelled"
+
+
+def _shown_progress(page: Page, served: Served, run: str) -> str:
+    artifact = served.artifacts(run)["train-progress"]["id"]
+    page.goto(f"{served.pages}/v2/artifacts/artifact/{artifact}")
+    return page.get_by_text("Progress:").first.inner_text()
+
+
+def _look_at_pictures(page: Page, served: Served, run: str, key: str) -> None:
+    """The report is listed by the run's page, and each of its pictures is drawn."""
+    open_run(page, served, run, "Artifacts")
+    page.get_by_test_id("flow-run-artifacts-grid").get_by_text(key).first.click()
+    page.get_by_role("link", name=re.compile("^[0-9a-f]{8}$")).first.click()  # the newest of that key
+    page.get_by_test_id("show-raw-data-button").wait_for()
+    pictures = page.locator("main img[src^='data:image']")
+    pictures.first.wait_for()
+    page.wait_for_function("() => [...document.querySelectorAll('main img')].every(image => image.complete)")
+    widths = pictures.evaluate_all("images => images.map(image => image.naturalWidth)")
+    assert len(widths) >= 3
+    assert all(width > 0 for width in widths), widths

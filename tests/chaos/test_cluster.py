@@ -29,8 +29,7 @@ from tests.cluster import Cluster, ray_cluster
 from tests.commands import typed
 from tests.deployed import deployed
 from tests.s3_server import S3Server
-from tests.served import FINAL
-from tests.waiting import PATIENCE_SECONDS, until
+from tests.served import FINAL, until
 
 pytest_plugins = ["tests.gateways"]
 
@@ -59,9 +58,9 @@ class Running:
     reader: threading.Thread
     """Of what it says."""
 
-    def until(self, sought: Callable[[str], bool]) -> str:
+    def until(self, sought: Callable[[str], bool], seconds: float) -> str:
         """Wait for a line; only those since the last call are looked at."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             while self.said:
                 line = self.said.pop(0)
@@ -77,9 +76,9 @@ class Running:
         self.reader.join(timeout=10)
         return "".join(self.said)
 
-    def end(self) -> str:
+    def end(self, seconds: float) -> str:
         """Wait for it to end well; what it printed."""
-        self.process.wait(timeout=PATIENCE_SECONDS)
+        self.process.wait(timeout=seconds)
         said = self.rest()
         assert self.process.returncode == 0, said
         return said
@@ -132,10 +131,10 @@ def deployed_run(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Depl
     secrets = {name: value for name, value in place.environment.items() if name not in settings}
     with deployed(tmp_path_factory.mktemp("prefect"), settings | grows, secrets) as prefect:
         run = prefect.start("train-and-classify", preset="quick", workers="2", recipe={"epochs": 2})
-        until(lambda: prefect.tasks("train network", "Running") or prefect.state(run) in FINAL)
+        until(lambda: prefect.tasks("train network", "Running") or prefect.state(run) in FINAL, 120)
         for name in ("one", "two"):
             place.cluster.add_node(name, cpus=1)
-        state = prefect.wait(run)
+        state = prefect.wait(run, seconds=240)
         # A worker's last lines may come after the state.
         with suppress(AssertionError):
             until(lambda: "[rank 1] " in prefect.messages(run), 20)
@@ -177,14 +176,14 @@ def test_training_goes_on_without_a_node_and_grows_when_one_joins(place: Place, 
     runs = set(list_runs(store))
     arguments = ("train", "--preset", "full", "--epochs", "60", "--workers", "1:2", "--keep-best", "100")
     with running(*arguments, **place.environment) as command:
-        command.until(lambda line: "epoch 2/" in line and "2 workers" in line)
+        command.until(lambda line: "epoch 2/" in line and "2 workers" in line, 120)
         kill_one(place.cluster, seed)
-        command.until(lambda line: "1 worker," in line)
+        command.until(lambda line: "1 worker," in line, 90)
         place.cluster.add_node(f"joined-{seed}", cpus=1)
-        command.until(lambda line: "2 workers" in line)
-        command.until(lambda line: "2 workers" in line)
+        command.until(lambda line: "2 workers" in line, 120)
+        command.until(lambda line: "2 workers" in line, 60)
         command.process.send_signal(signal.SIGINT)
-        command.process.wait(timeout=PATIENCE_SECONDS)
+        command.process.wait(timeout=60)
     [run_id] = set(list_runs(store)) - runs
     assert f"--resume {run_id}" in command.rest()
     epochs = list_checkpoints(store, run_id)
@@ -199,12 +198,12 @@ def test_node_that_dies_in_classification_loses_no_image(
     ensure_nodes(place.cluster, 2)
     table = f"killed-{seed}"
     with running("classify", images, "--table", table, **place.environment) as command:
-        command.until(lambda line: "Classifying into" in line and ": 0/" not in line)
+        command.until(lambda line: "Classifying into" in line and ": 0/" not in line, 120)
         kill_one(place.cluster, seed)
         died = time.monotonic()
-        command.until(lambda line: "Classifying into" in line)
+        command.until(lambda line: "Classifying into" in line, 60)
         print(f"seed {seed}: progress {time.monotonic() - died:.1f} s after a node's death")
-        command.end()
+        command.end(240)
     rows = read_rows(store, committed_batches(store, table), ["image"])
     assert len(rows) == pc.count_distinct(rows["image"]).as_py() == FILES * ROWS
 
@@ -216,10 +215,10 @@ def test_run_whose_head_is_lost_fails_and_is_resumed_on_another_cluster(
     runs = set(list_runs(store))
     arguments = ("--preset", "quick", "--workers", "2", "--keep-best", "100")
     with running("train", *arguments, **place.environment) as command:
-        command.until(lambda line: "epoch 3/" in line)
+        command.until(lambda line: "epoch 3/" in line, 120)
         for name in list(place.cluster.nodes):
             place.cluster.kill(name)
-        command.process.wait(timeout=PATIENCE_SECONDS)
+        command.process.wait(timeout=120)
     said = command.rest()
     print(said)
     assert command.process.returncode == 1
@@ -230,8 +229,8 @@ def test_run_whose_head_is_lost_fails_and_is_resumed_on_another_cluster(
         other.add_node("one", cpus=2)
         arguments = ("train", "--resume", run_id, "--keep-best", "100")
         with running(*arguments, **place.settings, **other.environment) as command:
-            command.until(lambda line: "Training: epoch" in line)
-            command.end()
+            command.until(lambda line: "Training: epoch" in line, 120)
+            command.end(120)
     assert list_checkpoints(store, run_id) == list(range(1, 7))
 
 

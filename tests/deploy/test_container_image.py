@@ -20,7 +20,6 @@ import pytest
 
 from tests.deploy.image import CONTAINERS, PREFIX, REPOSITORY, USER_ID, Image, copies, instructions
 from tests.s3_server import free_port
-from tests.waiting import PATIENCE_SECONDS
 
 _SCRIPTS = ("install.sh", "entrypoint.sh", "make-env.sh")
 
@@ -135,7 +134,7 @@ class _Cluster:
         log = self._logs / f"{role}.log"
         process = self._image.start(role, *options, "--object-store-memory=200000000", log=log, **own)
         self.processes.append(process)
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + 90
         while self._image.run("healthy", **own).returncode != 0:
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()

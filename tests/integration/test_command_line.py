@@ -179,7 +179,7 @@ def test_interrupted_run_exits_130_leaves_nothing_running_and_can_be_resumed(
     with started("train", "--preset", "quick", "--epochs", "200", wait_for="epoch 3/", **own_store) as process:
         children = descendants(process)
         os.kill(process.pid, signal.SIGINT)
-        errors = process.communicate(timeout=120)[1]
+        errors = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert "Interrupted. Its checkpoints are kept; `fmnist train --resume " in errors
     assert "Traceback" not in errors

@@ -15,7 +15,6 @@ from infra.model_registry import ModelRegistry
 from infra.object_store import open_store
 from tests.commands import printed
 from tests.unit.image_inputs import picture, save_files
-from tests.waiting import PATIENCE_SECONDS, until
 
 pytestmark = pytest.mark.slow
 
@@ -70,7 +69,7 @@ class Increase:
 
     def wait_for(self, found: Callable[[], bool]) -> None:
         """Look until it is there: each process hands on what it counted at its own time."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + 3 * _EXPORT_SECONDS
         while not found() and time.monotonic() < deadline:
             time.sleep(0.5)
             self.now = scrape()
@@ -206,4 +205,6 @@ def lose_a_worker() -> None:
 
     with pytest.raises(ray.exceptions.WorkerCrashedError):
         ray.get(die.remote())
-    until(lambda: "ray_unintentional_worker_failures_total" in scrape())
+    deadline = time.monotonic() + 3 * _EXPORT_SECONDS
+    while "ray_unintentional_worker_failures_total" not in scrape() and time.monotonic() < deadline:
+        time.sleep(0.5)

@@ -4,9 +4,9 @@ import random
 import time
 from typing import Any
 
-from tests.browser.conftest import EMPTY_SECONDS
-from tests.served import FINAL, Served
-from tests.waiting import until
+from tests.served import FINAL, Served, until
+
+EMPTY_SECONDS = 15
 
 
 def test_cancelled_run_leaves_ray_empty_and_the_next_one_is_not_held_up(
@@ -24,7 +24,7 @@ def test_cancelled_run_leaves_ray_empty_and_the_next_one_is_not_held_up(
     assert state == "Cancelled"
     if name == "classify":
         served.set_state(run, "SCHEDULED", "AwaitingRetry")
-        until(lambda: served.state(run) == "Completed")
+        until(lambda: served.state(run) == "Completed", 60)
         assert "10,000 images" in served.run(run)["state"]["message"]
 
 
@@ -52,7 +52,7 @@ def test_run_cancelled_while_its_process_begins_leaves_ray_empty(
     draw = random.Random(cancel_seed)
     name = draw.choice(["train", "classify"])
     run = served.start(name, **({} if name == "train" else {"table": f"cancelled-early-{cancel_seed}"}))
-    until(served.flow_processes)
+    until(served.flow_processes, 30)
     time.sleep(draw.uniform(0, 2))
     served.set_state(run, "CANCELLING", "Cancelling")
     began = time.monotonic()
@@ -65,7 +65,7 @@ def test_run_cancelled_while_its_process_begins_leaves_ray_empty(
 def test_run_cancelled_while_its_workers_start_leaves_ray_empty(served: Served, re_score: str) -> None:
     run = served.start("train", preset="full")
     # It outlives the run's own processes, to remove the placement group.
-    until(lambda: any("Cleaner" in title for title in served.ray_work()))
+    until(lambda: any("Cleaner" in title for title in served.ray_work()), 60)
     served.set_state(run, "CANCELLING", "Cancelling")
     until(lambda: not served.ray_leftovers() and not served.flow_processes(), EMPTY_SECONDS)
     assert served.wait(run) == "Cancelled"
