@@ -56,7 +56,7 @@ def describe(
         network, pixels, names, origin, best_device(), temperature=temperature if calibrate else 1.0
     )
     if plot is not None:
-        from fmnist_model.pictures import plot_predictions
+        from fmnist_model.reports.prediction_plot import plot_predictions
 
         plot.write_bytes(plot_predictions(pixels, description))
     if as_json:
@@ -132,7 +132,7 @@ def _images(store: ObjectStore, chosen: tuple[str, ...]) -> tuple[list[str], "ND
 
 def _read_image(path: str) -> "NDArray[np.uint8]":
     from fmnist_model.errors import InvalidImage
-    from fmnist_model.images import ImageRejected, decode_image
+    from fmnist_model.images.decode import ImageRejected, decode_image
 
     try:
         return decode_image(_read_uri(path) if "://" in path else Path(path).read_bytes())

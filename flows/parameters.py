@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from fmnist_model.recipe import PRESETS
+from fmnist_model.training.recipe import PRESETS
 
 if TYPE_CHECKING:
     from infra.actor_resources import ActorResources

@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fmnist_model.metrics import TestResult
+from fmnist_model.evaluation.results import TestResult
 from infra.object_store import open_store
 from infra.prediction_table import BatchManifest, manifest_key
 from infra.settings import Settings

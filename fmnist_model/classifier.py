@@ -6,10 +6,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call
 
-from fmnist_model.augmentation import scale
 from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.network import NeuralNetwork
 from fmnist_model.predictions import Predictions
+from fmnist_model.training.augmentation import scale
 
 _CPU_BATCH = 512
 """Images a forward pass. One thread classifies 125,000 to 133,000 a second in passes of 256 or 512. In passes of 1,024

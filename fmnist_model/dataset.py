@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fmnist_model.classes import CLASS_NAMES, IMAGE_SIZE
 from fmnist_model.errors import InvalidDataset
-from fmnist_model.images import decode_images, encode_png, huggingface_schema
+from fmnist_model.images.decode import decode_images, encode_png, huggingface_schema
 
 
 @dataclass(frozen=True)

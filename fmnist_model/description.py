@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fmnist_model.augmentation import scale
 from fmnist_model.classes import CLASS_NAMES, IMAGE_SIZE
+from fmnist_model.training.augmentation import scale
 
 _FIRST_VALUES = 5
 """So many values of a parameter are told."""

@@ -5,7 +5,9 @@ from typing import Any
 
 import duckdb
 
-from fmnist_model.batch_report import (
+from fmnist_model.classes import CLASS_NAMES
+from fmnist_model.evaluation.drift import MOVED_MUCH, population_stability_index
+from fmnist_model.reports.batch import (
     MixBefore,
     QuarantineReason,
     ReportedBatch,
@@ -13,8 +15,6 @@ from fmnist_model.batch_report import (
     render_batch_markdown,
     render_batch_page,
 )
-from fmnist_model.classes import CLASS_NAMES
-from fmnist_model.drift import MOVED_MUCH, population_stability_index
 from infra.batch_log import read_batch_log
 from infra.events import CLASS_MIX_MOVED, announce
 from infra.object_store import ObjectStore, open_store

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.dataset import from_table, to_table
-from fmnist_model.idx import FASHION_MNIST_SHA256, has_fashion_mnist, read_fashion_mnist
+from fmnist_model.images.idx import FASHION_MNIST_SHA256, has_fashion_mnist, read_fashion_mnist
 from infra.datasets import DatasetRecord, DatasetSplit, dataset_folder, read_dataset, write_dataset
 from infra.errors import RequestError
 from infra.object_store import ObjectStore, open_store

@@ -1,7 +1,7 @@
 """Evaluate a checkpoint, as it lies in the store, on the test images, calibrated on the validation images."""
 
 from fmnist_model.dataset import hold_out
-from fmnist_model.metrics import TestResult
+from fmnist_model.evaluation.results import TestResult
 from infra.checkpoints import WEIGHTS, read_file, read_record
 from infra.datasets import DatasetRecord
 from infra.object_store import open_store
@@ -18,7 +18,7 @@ def evaluate_checkpoint(run: TrainedRun, dataset: DatasetRecord) -> TestResult:
 
     The temperature of its probabilities is fitted on the images that the run's recipe held out of training.
     """
-    from fmnist_model.evaluation import calibrate_and_evaluate
+    from fmnist_model.evaluation.evaluate import calibrate_and_evaluate
     from fmnist_model.network import best_device, load_weights
 
     ProgressBoard().post("evaluate", "Evaluating on the test images", run_id=run.run_id)

@@ -15,7 +15,7 @@ from fmnist_model.containers.idx_images import label_file_name
 from fmnist_model.containers.interface import ContainerPiece
 from fmnist_model.containers.uri_list import is_list_name, is_uri_list, read_list, resolve
 from fmnist_model.errors import InvalidDataset
-from fmnist_model.images import is_image_name
+from fmnist_model.images.decode import is_image_name
 from infra.batch_plan import PIECE_SCHEMA
 from infra.errors import RequestError
 from infra.input_files import (
@@ -44,7 +44,7 @@ class ReadOptions(BaseModel):
     """How images are read, and what is made of the network's answers; part of a batch's identity."""
 
     transform: int = 1
-    """Version of `fmnist_model.images`' transform."""
+    """Version of `fmnist_model.images.decode`' transform."""
     invert: Literal["auto", "always", "never"] = "never"
     image_column: str | None = None
     label_column: str | None = None

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fmnist_model.metrics import TestResult
+from fmnist_model.evaluation.results import TestResult
 from fmnist_model.weights import check_weights
 from infra.checkpoints import WEIGHTS, read_record
 from infra.errors import RequestError

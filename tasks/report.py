@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fmnist_model.classes import CLASS_NAMES
-from fmnist_model.drift import MOVED_MUCH, MOVED_SOME, population_stability_index
+from fmnist_model.evaluation.drift import MOVED_MUCH, MOVED_SOME, population_stability_index
 from infra.datasets import DatasetRecord
 from infra.object_store import ObjectStore, open_store
 from infra.prediction_table import BatchManifest, open_rows, read_rows

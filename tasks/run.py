@@ -5,7 +5,7 @@ from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from fmnist_model.recipe import PRESETS, TrainingRecipe
+from fmnist_model.training.recipe import PRESETS, TrainingRecipe
 from fmnist_model.weights import check_weights
 from infra.checkpoints import Checkpoint, CheckpointCorrupt, list_checkpoints, read_record
 from infra.errors import RequestError

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from fmnist_model.images import decode_images
+from fmnist_model.images.decode import decode_images
 from infra.ahead import ahead
 from infra.batch_plan import ShardInputs
 from infra.importing import keep_pandas_out, uncollected

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from fmnist_model.metrics import TestResult
+from fmnist_model.evaluation.results import TestResult
 from infra.datasets import DatasetRecord
 from infra.prediction_table import BatchManifest
 from tasks.planning import PlannedWork

@@ -2,9 +2,9 @@
 
 import pyarrow.parquet as pq
 
-from fmnist_model.metrics import TestResult
-from fmnist_model.report_markdown import render_report_markdown
-from fmnist_model.report_page import Metrics, ReportedRun, render_report
+from fmnist_model.evaluation.results import TestResult
+from fmnist_model.reports.training_markdown import render_report_markdown
+from fmnist_model.reports.training_page import Metrics, ReportedRun, render_report
 from infra.checkpoints import read_record
 from infra.object_store import ObjectStore, open_store
 from infra.settings import load_settings

@@ -66,8 +66,8 @@ def train_worker(config: dict[str, Any]) -> TrainedRun | Exception | None:
     import torch.distributed
     from ray.train.torch import get_device
 
-    from fmnist_model.recipe import TrainingRecipe
-    from fmnist_model.training import TrainingDiverged, TrainingRun
+    from fmnist_model.training.loop import TrainingDiverged, TrainingRun
+    from fmnist_model.training.recipe import TrainingRecipe
 
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()

@@ -18,7 +18,7 @@ from fmnist_model.containers.forward import ForwardBytes, is_gzipped, open_forwa
 from fmnist_model.containers.interface import BATCH_BYTES, ContainerPiece, ImageBatch, even_cuts, row_fragments
 from fmnist_model.containers.labels import label_array
 from fmnist_model.errors import InvalidDataset
-from fmnist_model.idx import UNSIGNED_BYTE
+from fmnist_model.images.idx import UNSIGNED_BYTE
 
 _MAX_PIXELS = 64_000_000
 """As for image files: larger pictures are refused."""

@@ -33,7 +33,7 @@ class ImageBatch:
     fragments: pa.StringArray
     """What follows the container's URI in an image's: `#row=17` or `#member=cats/0001.png`. Distinct in a container."""
     encoded: pa.Array
-    """As `fmnist_model.images.decode_images` takes them."""
+    """As `fmnist_model.images.decode.decode_images` takes them."""
     labels: pa.Int8Array
     """0 to 9, null where unknown."""
 

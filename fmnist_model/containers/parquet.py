@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from fmnist_model.containers.interface import BATCH_BYTES, ContainerPiece, ImageBatch, even_cuts, row_fragments
 from fmnist_model.containers.labels import describe_columns, find_label_column, label_array
 from fmnist_model.errors import InvalidDataset
-from fmnist_model.images import holds_images
+from fmnist_model.images.decode import holds_images
 
 IMAGE_COLUMNS = ("image", "img", "png", "jpg", "bytes", "pixels", "data")
 """A column of such a name holds the images, where the caller names none: the first that can."""

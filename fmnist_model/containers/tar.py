@@ -30,7 +30,7 @@ from fmnist_model.containers.interface import BATCH_BYTES, ContainerPiece, Image
 from fmnist_model.containers.labels import label_of
 from fmnist_model.containers.tar_headers import tar_members
 from fmnist_model.errors import InvalidDataset
-from fmnist_model.images import is_image_name
+from fmnist_model.images.decode import is_image_name
 
 MAX_IMAGE_BYTES = 512 * 2**20
 """Of a larger member only that much is handed on, and the decoder refuses it: 64 megapixels of RGBA at 16 bits."""

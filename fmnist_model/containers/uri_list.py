@@ -27,7 +27,7 @@ from fmnist_model.containers.labels import (
 )
 from fmnist_model.containers.parquet import clear_parquet_errors
 from fmnist_model.errors import InvalidDataset
-from fmnist_model.images import holds_images, is_image_name
+from fmnist_model.images.decode import holds_images, is_image_name
 
 LOCATION_COLUMNS = ("uri", "url", "path", "file", "image", "filename", "file_name")
 """A column of such a name, in any case, holds the locations: the first of these."""

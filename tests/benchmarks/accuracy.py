@@ -25,11 +25,11 @@ from typing import Any
 import torch
 
 from fmnist_model.dataset import LabelledImages, checked, hold_out
-from fmnist_model.evaluation import evaluate
-from fmnist_model.idx import read_fashion_mnist
+from fmnist_model.evaluation.evaluate import evaluate
+from fmnist_model.images.idx import read_fashion_mnist
 from fmnist_model.network import best_device
-from fmnist_model.recipe import PRESETS, TrainingRecipe
-from fmnist_model.training import TrainingRun
+from fmnist_model.training.loop import TrainingRun
+from fmnist_model.training.recipe import PRESETS, TrainingRecipe
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
 

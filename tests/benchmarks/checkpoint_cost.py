@@ -32,8 +32,8 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from fmnist_model.dataset import LabelledImages, hold_out
-from fmnist_model.recipe import PRESETS
-from fmnist_model.training import TrainingRun
+from fmnist_model.training.loop import TrainingRun
+from fmnist_model.training.recipe import PRESETS
 from infra.datasets import read_dataset
 from infra.object_store import open_store
 from infra.ray_cluster import ON_THIS_MACHINE

@@ -33,7 +33,7 @@ RESULTS = Path(__file__).parent / "results" / "classification.json"
 
 def make_images(folder: Path, files: int, layout: str) -> None:
     """Write the data set: `png` in the Hugging Face layout, `pixels` as `fixed_size_binary[784]`."""
-    from fmnist_model.images import encode_png
+    from fmnist_model.images.decode import encode_png
     from infra.datasets import read_dataset
     from infra.object_store import open_store
     from infra.settings import Settings

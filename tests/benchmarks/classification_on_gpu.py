@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fmnist_model.augmentation import scale
 from fmnist_model.classifier import Classifier
 from fmnist_model.network import NeuralNetwork
+from fmnist_model.training.augmentation import scale
 from tests.benchmarks.accuracy import fashion_mnist
 
 RESULTS = Path(__file__).parent / "results" / "classification_on_gpu.json"

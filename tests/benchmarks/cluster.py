@@ -40,7 +40,7 @@ EPOCHS = 12
 
 def make_images(folder: Path) -> None:
     """Parquet files with PNGs of the training images."""
-    from fmnist_model.images import encode_png
+    from fmnist_model.images.decode import encode_png
 
     settings = Settings(store="var/test-data")
     store = open_store(settings.store)

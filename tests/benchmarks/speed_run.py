@@ -29,9 +29,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from fmnist_model.dataset import LabelledImages, hold_out
-from fmnist_model.evaluation import evaluate
-from fmnist_model.recipe import PRESETS, TrainingRecipe
-from fmnist_model.training import TrainingRun
+from fmnist_model.evaluation.evaluate import evaluate
+from fmnist_model.training.loop import TrainingRun
+from fmnist_model.training.recipe import PRESETS, TrainingRecipe
 from tests.benchmarks.accuracy import fashion_mnist
 
 RESULTS = Path(__file__).parent / "results" / "speed_run.json"

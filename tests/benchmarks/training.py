@@ -53,7 +53,7 @@ def epochs_of(store_root: str, run_id: str) -> dict[str, Any]:
     """Test accuracy of each epoch's checkpoint, and the seconds of the epochs until it was at the target."""
     import torch
 
-    from fmnist_model.evaluation import evaluate
+    from fmnist_model.evaluation.evaluate import evaluate
     from fmnist_model.network import load_weights
     from infra.checkpoints import WEIGHTS, list_checkpoints, read_file, read_record
     from infra.datasets import read_dataset

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fmnist_model.images import encode_png
+from fmnist_model.images.decode import encode_png
 from tests.served import Served, until
 
 

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from fmnist_model.images import encode_png
+from fmnist_model.images.decode import encode_png
 from infra.batch_log import committed_batches
 from infra.checkpoints import list_checkpoints, list_runs
 from infra.datasets import read_dataset

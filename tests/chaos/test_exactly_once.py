@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import tasks.planning
-from fmnist_model.images import encode_png
+from fmnist_model.images.decode import encode_png
 from fmnist_model.network import NeuralNetwork, save_weights
 from infra.batch_log import append_batch, committed_batches, mark_committed, read_batch_log
 from infra.batch_plan import plan_files

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fmnist_model.images import encode_png
+from fmnist_model.images.decode import encode_png
 from infra.datasets import read_dataset
 from infra.object_store import open_store
 from tasks.splits import load_split

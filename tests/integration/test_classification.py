@@ -49,7 +49,7 @@ def save(folder: Path, name: str, pixels: NDArray[np.uint8]) -> None:
 
 
 def encoded(pixels: NDArray[np.uint8]) -> bytes:
-    from fmnist_model.images import encode_png
+    from fmnist_model.images.decode import encode_png
 
     return encode_png(pixels)
 

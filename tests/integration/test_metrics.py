@@ -79,7 +79,7 @@ class Increase:
 def classified(main_job: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A batch's manifest, and what it added."""
     from flows.classify import classify
-    from fmnist_model.images import encode_png
+    from fmnist_model.images.decode import encode_png
 
     folder = tmp_path_factory.mktemp("metrics")
     images = {f"{number}.png": encode_png(picture(number)) for number in range(40)}

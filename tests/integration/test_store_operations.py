@@ -948,7 +948,7 @@ def pictures(ceph_store: ObjectStore) -> str:
 
 
 def test_images_on_s3_are_read_as_they_were_planned(pictures: str) -> None:
-    from fmnist_model.images import decode_images
+    from fmnist_model.images.decode import decode_images
     from tasks.reading import read_shard
 
     found = {}

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from fmnist_model.images import encode_png
+from fmnist_model.images.decode import encode_png
 from infra.batch_plan import PIECE_SCHEMA, cut_into_shards
 from infra.model_registry import ModelVersion
 from infra.provenance import Provenance

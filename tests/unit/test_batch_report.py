@@ -16,17 +16,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from fmnist_model.batch_report import (
-    MixBefore,
-    QuarantineReason,
-    ReportedBatch,
-    ShownImage,
-    render_batch_markdown,
-    render_batch_page,
-)
 from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.containers.interface import ContainerPiece
-from fmnist_model.markdown import code, plain
 from fmnist_model.predictions import (
     Predictions,
     prediction_batch,
@@ -34,6 +25,15 @@ from fmnist_model.predictions import (
     quarantine_batch,
     quarantine_schema,
 )
+from fmnist_model.reports.batch import (
+    MixBefore,
+    QuarantineReason,
+    ReportedBatch,
+    ShownImage,
+    render_batch_markdown,
+    render_batch_page,
+)
+from fmnist_model.reports.markdown import code, plain
 from infra.batch_log import LoggedBatch, append_batch, committed_batches, mark_committed, read_batch_log
 from infra.batch_plan import cut_into_shards, write_plan
 from infra.events import BATCH_COMMITTED, BATCH_OVER_ERROR_SHARE, CLASS_MIX_MOVED

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from torch import Tensor
 from torch.nn import functional
 
-from fmnist_model.calibration import fit_temperature
+from fmnist_model.evaluation.calibration import fit_temperature
 
 SEEDS = st.integers(0, 2**31)
 

@@ -19,7 +19,7 @@ from fmnist_model.containers import idx_images
 from fmnist_model.containers.idx_images import label_file_name, pieces, read
 from fmnist_model.containers.interface import ContainerPiece, ImageBatch
 from fmnist_model.errors import InvalidDataset
-from fmnist_model.images import decode_images
+from fmnist_model.images.decode import decode_images
 
 ORIGIN = "file:///data/train-images-idx3-ubyte"
 

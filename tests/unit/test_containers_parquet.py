@@ -20,7 +20,7 @@ from fmnist_model.containers import parquet
 from fmnist_model.containers.interface import ContainerPiece, ImageBatch
 from fmnist_model.containers.parquet import MAX_CUTS, pieces, read
 from fmnist_model.errors import InvalidDataset
-from fmnist_model.images import holds_images
+from fmnist_model.images.decode import holds_images
 
 ORIGIN = "s3://bucket/images.parquet"
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from flows.terminal_description import render_description
 from fmnist_model.description import Description, describe
 from fmnist_model.network import NeuralNetwork
-from fmnist_model.pictures import plot_predictions
+from fmnist_model.reports.prediction_plot import plot_predictions
 from tests.unit.tutorial_network import TutorialNetwork
 
 LABELS = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmnist_model.drift import MOVED_MUCH, population_stability_index
+from fmnist_model.evaluation.drift import MOVED_MUCH, population_stability_index
 
 mixes = st.lists(st.integers(0, 10_000), min_size=10, max_size=10).filter(any)
 

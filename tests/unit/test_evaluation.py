@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from fmnist_model.calibration import fit_temperature
 from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.dataset import LabelledImages
-from fmnist_model.evaluation import calibrate_and_evaluate, evaluate, evaluate_logits, predict_logits
-from fmnist_model.metrics import Evaluation, Misclassified, Reliability
+from fmnist_model.evaluation.calibration import fit_temperature
+from fmnist_model.evaluation.evaluate import calibrate_and_evaluate, evaluate, evaluate_logits, predict_logits
+from fmnist_model.evaluation.results import Evaluation, Misclassified, Reliability
 from fmnist_model.network import NeuralNetwork
 
 CPU = torch.device("cpu")

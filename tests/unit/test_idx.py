@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from fmnist_model import idx
 from fmnist_model.errors import InvalidDataset
-from fmnist_model.idx import has_fashion_mnist, parse_idx, read_fashion_mnist
+from fmnist_model.images import idx
+from fmnist_model.images.idx import has_fashion_mnist, parse_idx, read_fashion_mnist
 
 NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 

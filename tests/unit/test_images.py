@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 
 from fmnist_model.dataset import from_table, to_table
 from fmnist_model.errors import InvalidDataset
-from fmnist_model.images import (
+from fmnist_model.images.decode import (
     DecodedImages,
     ImageRejected,
     Invert,
@@ -357,7 +357,7 @@ def test_decompression_bomb_takes_no_memory_and_no_time(encoded: Callable[[int, 
     code = """
 import sys, time
 from pathlib import Path
-from fmnist_model.images import ImageRejected, decode_image
+from fmnist_model.images.decode import ImageRejected, decode_image
 
 def peak_megabytes():  # not `ru_maxrss`, which a process takes over from the one that started it
     lines = Path("/proc/self/status").read_text().splitlines()

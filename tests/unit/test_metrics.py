@@ -121,8 +121,8 @@ def test_a_training_s_steps_and_images_are_counted_as_its_epochs_have_them(monke
     import torch
 
     from fmnist_model.dataset import LabelledImages
-    from fmnist_model.recipe import TrainingRecipe
-    from fmnist_model.training import TrainingRun
+    from fmnist_model.training.loop import TrainingRun
+    from fmnist_model.training.recipe import TrainingRecipe
 
     counted: dict[str, float] = {}
 

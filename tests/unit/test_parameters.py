@@ -19,7 +19,7 @@ from flows.parameters import (
     RunParameters,
     TrainParameters,
 )
-from fmnist_model.recipe import PRESETS
+from fmnist_model.training.recipe import PRESETS
 
 MODELS = {"train": TrainParameters, "classify": ClassifyParameters, "train_and_classify": TrainParameters}
 RECIPE = ["epochs", "global_batch_size", "learning_rate", "validation_images", "seed"]

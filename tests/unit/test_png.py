@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from fmnist_model.images import ImageRejected, decode_image, decode_images, encode_png
-from fmnist_model.png import decode_plain_pngs
+from fmnist_model.images.decode import ImageRejected, decode_image, decode_images, encode_png
+from fmnist_model.images.png import decode_plain_pngs
 from tests.absent import needs
 
 FEWEST = 24
@@ -369,7 +369,7 @@ def test_streams_that_inflate_to_much_take_little_memory(megabytes: int, n: int,
 import sys
 from pathlib import Path
 import pyarrow.parquet as pq
-from fmnist_model.images import decode_images
+from fmnist_model.images.decode import decode_images
 
 def peak_megabytes():  # not `ru_maxrss`, which a process takes over from the one that started it
     lines = Path("/proc/self/status").read_text().splitlines()

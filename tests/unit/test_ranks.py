@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fmnist_model.dataset import LabelledImages, from_table
 from fmnist_model.network import NeuralNetwork
-from fmnist_model.recipe import PRESETS, TrainingRecipe
-from fmnist_model.training import TrainingDiverged, TrainingRun
+from fmnist_model.training.loop import TrainingDiverged, TrainingRun
+from fmnist_model.training.recipe import PRESETS, TrainingRecipe
 from tests.unit.striped_images import stripes, vector
 from tests.unit.toy_training import CPU, RECIPE, train
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from fmnist_model.images import decode_images
+from fmnist_model.images.decode import decode_images
 from tasks import reading
 from tasks.inputs import ReadOptions
 from tasks.reading import ReadImages, read_shard

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fmnist_model.metrics import Evaluation, Reliability, TestResult
+from fmnist_model.evaluation.results import Evaluation, Reliability, TestResult
 from infra.checkpoints import WEIGHTS, write_checkpoint
 from infra.model_registry import ModelRegistry
 from infra.object_store import ObjectStore, open_store

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from fmnist_model.dataset import LabelledImages
-from fmnist_model.evaluation import calibrate_and_evaluate
-from fmnist_model.metrics import TestResult
+from fmnist_model.evaluation.evaluate import calibrate_and_evaluate
+from fmnist_model.evaluation.results import TestResult
 from fmnist_model.network import NeuralNetwork
-from fmnist_model.report_markdown import render_report_markdown
+from fmnist_model.reports.training_markdown import render_report_markdown
 from tests.unit.test_training_report import RUN, random_data
 
 PAGE = "file:///store/runs/run/report/index.html"

@@ -12,7 +12,7 @@ import torch
 from fmnist_model.dataset import to_table
 from fmnist_model.errors import InvalidDataset
 from fmnist_model.network import NeuralNetwork, save_weights
-from fmnist_model.recipe import PRESETS
+from fmnist_model.training.recipe import PRESETS
 from infra.checkpoints import (
     STATE,
     WEIGHTS,

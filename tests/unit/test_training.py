@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fmnist_model.augmentation import Augmentation, scale
 from fmnist_model.dataset import LabelledImages
 from fmnist_model.network import NeuralNetwork, load_weights, save_weights
-from fmnist_model.recipe import TrainingRecipe
-from fmnist_model.training import StepProgress, TrainingDiverged, TrainingRun
+from fmnist_model.training.augmentation import Augmentation, scale
+from fmnist_model.training.loop import StepProgress, TrainingDiverged, TrainingRun
+from fmnist_model.training.recipe import TrainingRecipe
 from tests.unit.striped_images import stripes, vector
 from tests.unit.toy_training import CPU, RECIPE, train, trained
 
@@ -371,7 +371,7 @@ def test_run_goes_on_without_a_graph_that_can_not_be_recorded(
     def refused(*_: Any) -> None:
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
-    monkeypatch.setattr("fmnist_model.training.CapturedStep", refused)
+    monkeypatch.setattr("fmnist_model.training.loop.CapturedStep", refused)
     run = TrainingRun(RECIPE, stripes(), CPU)
     run._captures = True  # as on a GPU
     assert len(list(run.epochs())) == RECIPE.epochs
@@ -384,7 +384,7 @@ def test_run_goes_on_without_a_graph_that_can_not_be_recorded(
 @pytest.fixture(params=[0.0, 60.0], ids=["after each step", "at the end"])
 def told(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[StepProgress]:
     """Progress of a run that may be told of each step, or of the last alone."""
-    monkeypatch.setattr("fmnist_model.training._TOLD_SECONDS", request.param)
+    monkeypatch.setattr("fmnist_model.training.loop._TOLD_SECONDS", request.param)
     progress: list[StepProgress] = []
     list(TrainingRun(RECIPE, stripes(), CPU).epochs(progress.append))
     return progress
@@ -407,7 +407,7 @@ def test_progress_at_the_end_of_an_epoch_is_the_epochs_outcome(told: list[StepPr
 
 def test_progress_is_not_told_more_often_than_can_be_read(monkeypatch: pytest.MonkeyPatch):
     """However short the epochs: on a GPU they are over in milliseconds."""
-    monkeypatch.setattr("fmnist_model.training._TOLD_SECONDS", 60.0)
+    monkeypatch.setattr("fmnist_model.training.loop._TOLD_SECONDS", 60.0)
     progress: list[StepProgress] = []
     list(TrainingRun(replace(RECIPE, epochs=20), stripes(64), CPU).epochs(progress.append))
     assert len(progress) == 1

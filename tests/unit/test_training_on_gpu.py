@@ -12,11 +12,11 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor
 
-from fmnist_model.captured_step import CapturedStep, _tensors
 from fmnist_model.network import load_weights, save_weights
-from fmnist_model.recipe import TrainingRecipe
-from fmnist_model.training import TrainingDiverged, TrainingRun
-from fmnist_model.training_step import tensor_cores
+from fmnist_model.training.captured_step import CapturedStep, _tensors
+from fmnist_model.training.loop import TrainingDiverged, TrainingRun
+from fmnist_model.training.optimizer_step import tensor_cores
+from fmnist_model.training.recipe import TrainingRecipe
 from tests.unit.striped_images import stripes, vector
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

@@ -20,11 +20,11 @@ from PIL import Image
 from flows.results import print_training, training_figures
 from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.dataset import LabelledImages
-from fmnist_model.evaluation import calibrate_and_evaluate
-from fmnist_model.metrics import Reliability, TestResult
+from fmnist_model.evaluation.evaluate import calibrate_and_evaluate
+from fmnist_model.evaluation.results import Reliability, TestResult
 from fmnist_model.network import NeuralNetwork, save_weights
-from fmnist_model.report_page import ReportedRun, render_report
-from fmnist_model.report_pictures import draw_curves, draw_reliability
+from fmnist_model.reports.charts import draw_curves, draw_reliability
+from fmnist_model.reports.training_page import ReportedRun, render_report
 from infra.checkpoints import write_checkpoint
 from infra.datasets import DatasetRecord
 from infra.object_store import ObjectStore, open_store

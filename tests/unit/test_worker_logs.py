@@ -44,12 +44,12 @@ def taken(board: ProgressBoard) -> list[LoggedLine]:
 
 @pytest.mark.usefixtures("logs")
 def test_our_packages_are_handed_on_from_info_up(board: ProgressBoard):
-    for name in ("flows.train", "tasks.training", "fmnist_model.training", "infra.ray_cluster"):
+    for name in ("flows.train", "tasks.training", "fmnist_model.training.loop", "infra.ray_cluster"):
         logging.getLogger(name).debug("debug of %s", name)
         logging.getLogger(name).info("info of %s", name)
     assert taken(board) == [
         LoggedLine(logging.INFO, "rank 0", f"info of {name}")
-        for name in ("flows.train", "tasks.training", "fmnist_model.training", "infra.ray_cluster")
+        for name in ("flows.train", "tasks.training", "fmnist_model.training.loop", "infra.ray_cluster")
     ]
 
 

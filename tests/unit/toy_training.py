@@ -5,8 +5,8 @@ from functools import cache
 import torch
 
 from fmnist_model.dataset import LabelledImages
-from fmnist_model.recipe import TrainingRecipe
-from fmnist_model.training import EpochMetrics, TrainingRun
+from fmnist_model.training.loop import EpochMetrics, TrainingRun
+from fmnist_model.training.recipe import TrainingRecipe
 from tests.unit.striped_images import stripes
 
 CPU = torch.device("cpu")

@@ -16,8 +16,8 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from fmnist_model.dataset import hold_out
-from fmnist_model.recipe import PRESETS
-from fmnist_model.training import TrainingRun
+from fmnist_model.training.loop import TrainingRun
+from fmnist_model.training.recipe import PRESETS
 from infra.datasets import read_dataset
 from infra.object_store import open_store
 from infra.settings import Settings

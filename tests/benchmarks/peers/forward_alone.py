@@ -43,7 +43,7 @@ def stages(file: Path) -> dict[str, float]:
     import torch
 
     from fmnist_model.classifier import Classifier
-    from fmnist_model.images import decode_images
+    from fmnist_model.images.decode import decode_images
     from fmnist_model.network import NeuralNetwork
     from fmnist_model.predictions import prediction_batch, prediction_schema
     from infra.object_store import open_store

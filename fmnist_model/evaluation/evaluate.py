@@ -6,12 +6,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from fmnist_model.augmentation import scale
-from fmnist_model.calibration import fit_temperature
 from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.dataset import LabelledImages
-from fmnist_model.images import encode_png
-from fmnist_model.metrics import (
+from fmnist_model.evaluation.calibration import fit_temperature
+from fmnist_model.evaluation.results import (
     MOST_CONFIDENT_ERRORS,
     RELIABILITY_BINS,
     Evaluation,
@@ -19,7 +17,9 @@ from fmnist_model.metrics import (
     Reliability,
     TestResult,
 )
+from fmnist_model.images.decode import encode_png
 from fmnist_model.network import NeuralNetwork
+from fmnist_model.training.augmentation import scale
 
 _BATCH = 4096
 

@@ -22,13 +22,13 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.serialization import config
 
-from fmnist_model.augmentation import Augmentation, scale
-from fmnist_model.captured_step import CapturedStep
 from fmnist_model.classes import CLASS_NAMES, IMAGE_SIZE
 from fmnist_model.dataset import LabelledImages
 from fmnist_model.network import NeuralNetwork, logits_of, save_weights
-from fmnist_model.recipe import TrainingRecipe
-from fmnist_model.training_step import TrainingStep, tensor_cores
+from fmnist_model.training.augmentation import Augmentation, scale
+from fmnist_model.training.captured_step import CapturedStep
+from fmnist_model.training.optimizer_step import TrainingStep, tensor_cores
+from fmnist_model.training.recipe import TrainingRecipe
 
 _log = logging.getLogger(__name__)
 

@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmnist_model.classes import CLASS_NAMES
-from fmnist_model.markdown import code, facts, plain, svg_picture
-from fmnist_model.metrics import TestResult
-from fmnist_model.page import percent
-from fmnist_model.report_page import ReportedRun, curve_pictures, reliability_pictures
-from fmnist_model.report_pictures import Tile, draw_confusion, draw_gallery, standalone
+from fmnist_model.evaluation.results import TestResult
+from fmnist_model.reports.charts import Tile, draw_confusion, draw_gallery, standalone
+from fmnist_model.reports.markdown import code, facts, plain, svg_picture
+from fmnist_model.reports.page import percent
+from fmnist_model.reports.training_page import ReportedRun, curve_pictures, reliability_pictures
 
 _MOST_ERRORS = 15
 """So many of the images that are most confidently wrong; the page has them all."""

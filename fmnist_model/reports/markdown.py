@@ -5,7 +5,7 @@ import re
 import string
 from collections.abc import Collection, Iterable, Sequence
 
-from fmnist_model.page import visible
+from fmnist_model.reports.page import visible
 
 _SIGNS = "".join(set(string.punctuation) - set(",./%-"))
 """What may be of markdown's or HTML's own signs, and is itself behind a backslash."""

@@ -14,7 +14,7 @@ def render_page(template: str, **content: Any) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("fmnist_model", "."),
+        loader=PackageLoader("fmnist_model.reports", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from fmnist_model.classes import CLASS_NAMES
-from fmnist_model.metrics import RELIABILITY_BINS, Evaluation, Reliability, TestResult
-from fmnist_model.page import confusion_rows, figure, percent, render_page
-from fmnist_model.report_pictures import draw_curves, draw_reliability
+from fmnist_model.evaluation.results import RELIABILITY_BINS, Evaluation, Reliability, TestResult
+from fmnist_model.reports.charts import draw_curves, draw_reliability
+from fmnist_model.reports.page import confusion_rows, figure, percent, render_page
 
 Metrics = Mapping[str, Sequence[Any]]
 """Columns of a run's metrics by name, a value an epoch: `epoch`, `loss`, `accuracy` and any others."""
@@ -35,7 +35,7 @@ def render_report(run: ReportedRun, result: TestResult) -> str:
     Whatever is told of the run or the result stands in it as text, whatever letters it has.
     """
     return render_page(
-        "report_page.html",
+        "training_page.html",
         run=run,
         recipe={name.replace("_", " "): value for name, value in run.recipe.items()},
         result=result,

@@ -12,9 +12,9 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from fmnist_model.augmentation import scale
 from fmnist_model.network import NeuralNetwork, logits_of
-from fmnist_model.recipe import TrainingRecipe
+from fmnist_model.training.augmentation import scale
+from fmnist_model.training.recipe import TrainingRecipe
 
 
 class TrainingStep:

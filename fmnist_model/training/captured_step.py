@@ -8,7 +8,7 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
-from fmnist_model.training_step import TrainingStep
+from fmnist_model.training.optimizer_step import TrainingStep
 
 _WARM_UP_STEPS = 3
 """Before a graph is recorded: libraries take memory, and optimizers make their state, at the first use."""

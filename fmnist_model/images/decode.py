@@ -85,7 +85,7 @@ def decode_images(encoded: pa.Array, *, invert: Invert = "never") -> DecodedImag
 
 
 def _decode_files(files: pa.Array) -> DecodedImages:
-    from fmnist_model.png import decode_plain_pngs
+    from fmnist_model.images.png import decode_plain_pngs
 
     pixels = np.empty((len(files), IMAGE_SIZE, IMAGE_SIZE), np.uint8)
     rejected: list[tuple[int, str]] = []

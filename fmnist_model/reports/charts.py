@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmnist_model.classes import CLASS_NAMES
-from fmnist_model.images import encode_png
-from fmnist_model.metrics import RELIABILITY_BINS, Reliability
-from fmnist_model.palette import INK, OTHER, QUIET, SECOND, WINNER
+from fmnist_model.evaluation.results import RELIABILITY_BINS, Reliability
+from fmnist_model.images.decode import encode_png
+from fmnist_model.reports.palette import INK, OTHER, QUIET, SECOND, WINNER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

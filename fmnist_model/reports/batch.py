@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmnist_model.classes import CLASS_NAMES
-from fmnist_model.drift import MOVED_MUCH, MOVED_SOME
-from fmnist_model.images import encode_png
-from fmnist_model.markdown import code, facts, plain, svg_picture, table
-from fmnist_model.page import confusion_rows, percent, render_page, shortened, visible
-from fmnist_model.report_pictures import Tile, draw_class_mix, draw_confusion, draw_gallery, standalone
+from fmnist_model.evaluation.drift import MOVED_MUCH, MOVED_SOME
+from fmnist_model.images.decode import encode_png
+from fmnist_model.reports.charts import Tile, draw_class_mix, draw_confusion, draw_gallery, standalone
+from fmnist_model.reports.markdown import code, facts, plain, svg_picture, table
+from fmnist_model.reports.page import confusion_rows, percent, render_page, shortened, visible
 
 _CLASSES_SHOWN = 3
 """Of each image in the gallery: the most probable ones."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.description import Description, ImageDescription
-from fmnist_model.palette import INK, OTHER, QUIET, WINNER
+from fmnist_model.reports.palette import INK, OTHER, QUIET, WINNER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

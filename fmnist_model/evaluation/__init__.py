@@ -1,0 +1,1 @@
+"""Evaluate and calibrate a network, and compare class mixes."""

@@ -1,0 +1,1 @@
+"""Report pages, their charts and their markdown."""

@@ -1,0 +1,1 @@
+"""Train the network: recipe, augmentation, optimizer step and loop."""
