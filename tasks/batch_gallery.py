@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from fmnist_model.containers import pieces
-from fmnist_model.containers.interface import ContainerPiece
 from fmnist_model.errors import InvalidDataset
+from fmnist_model.formats import pieces
+from fmnist_model.formats.interface import ContainerPiece
 from fmnist_model.images.decode import decode_images
 from fmnist_model.reports.batch import ShownImage
 from infra.batch_plan import PIECE_SCHEMA, ShardInputs, find_plan

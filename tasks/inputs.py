@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from fmnist_model.containers import container_kind, pieces
-from fmnist_model.containers.idx_images import label_file_name
-from fmnist_model.containers.interface import ContainerPiece
-from fmnist_model.containers.uri_list import is_list_name, is_uri_list, read_list, resolve
 from fmnist_model.errors import InvalidDataset
+from fmnist_model.formats import container_kind, pieces
+from fmnist_model.formats.idx_images import label_file_name
+from fmnist_model.formats.interface import ContainerPiece
+from fmnist_model.formats.uri_list import is_list_name, is_uri_list, read_list, resolve
 from fmnist_model.images.decode import is_image_name
 from infra.batch_plan import PIECE_SCHEMA
 from infra.errors import RequestError

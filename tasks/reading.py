@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fmnist_model.containers import container_kind, pieces, read
-from fmnist_model.containers.interface import ContainerPiece, row_fragments
 from fmnist_model.errors import InvalidDataset
+from fmnist_model.formats import container_kind, pieces, read
+from fmnist_model.formats.interface import ContainerPiece, row_fragments
 from infra.input_files import InputUnreadable, read_input, stat_input
 from tasks.inputs import ReadOptions, open_container
 

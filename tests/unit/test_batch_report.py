@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from fmnist_model.classes import CLASS_NAMES
-from fmnist_model.containers.interface import ContainerPiece
+from fmnist_model.formats.interface import ContainerPiece
 from fmnist_model.predictions import (
     Predictions,
     prediction_batch,

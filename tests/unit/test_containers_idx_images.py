@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from fmnist_model.containers import idx_images
-from fmnist_model.containers.idx_images import label_file_name, pieces, read
-from fmnist_model.containers.interface import ContainerPiece, ImageBatch
 from fmnist_model.errors import InvalidDataset
+from fmnist_model.formats import idx_images
+from fmnist_model.formats.idx_images import label_file_name, pieces, read
+from fmnist_model.formats.interface import ContainerPiece, ImageBatch
 from fmnist_model.images.decode import decode_images
 
 ORIGIN = "file:///data/train-images-idx3-ubyte"

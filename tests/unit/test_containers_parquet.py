@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmnist_model.classes import CLASS_NAMES
-from fmnist_model.containers import parquet
-from fmnist_model.containers.interface import ContainerPiece, ImageBatch
-from fmnist_model.containers.parquet import MAX_CUTS, pieces, read
 from fmnist_model.errors import InvalidDataset
+from fmnist_model.formats import parquet
+from fmnist_model.formats.interface import ContainerPiece, ImageBatch
+from fmnist_model.formats.parquet import MAX_CUTS, pieces, read
 from fmnist_model.images.decode import holds_images
 
 ORIGIN = "s3://bucket/images.parquet"
@@ -216,7 +216,7 @@ def test_file_of_one_row_group_is_read_in_bounded_memory(tmp_path: Path, distinc
     program = f"""
 import resource
 import pyarrow as pa
-from fmnist_model.containers import parquet
+from fmnist_model.formats import parquet
 with pa.OSFile({str(tmp_path / "images.parquet")!r}) as file:
     [piece] = parquet.pieces(file, "x", target_rows=10_000, target_bytes=2**40)
     parquet.BATCH_BYTES = 8 * 2**20

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fmnist_model.containers import ContainerKind, container_kind, pieces, read
+from fmnist_model.formats import ContainerKind, container_kind, pieces, read
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmnist_model.containers import tar
-from fmnist_model.containers.interface import ContainerPiece, ImageBatch
-from fmnist_model.containers.tar import member_fragment, pieces, read
 from fmnist_model.errors import InvalidDataset
+from fmnist_model.formats import tar
+from fmnist_model.formats.interface import ContainerPiece, ImageBatch
+from fmnist_model.formats.tar import member_fragment, pieces, read
 from tests.absent import needs
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmnist_model.containers import uri_list
-from fmnist_model.containers.uri_list import is_list_name, is_uri_list, read_list, resolve
 from fmnist_model.errors import InvalidDataset
+from fmnist_model.formats import uri_list
+from fmnist_model.formats.uri_list import is_list_name, is_uri_list, read_list, resolve
 
 ORIGIN = "s3://bucket/list"
 
@@ -297,7 +297,7 @@ def test_long_list_is_read_in_bounded_memory(tmp_path: Path, name: str):
     program = f"""
 import resource
 import pyarrow as pa
-from fmnist_model.containers.uri_list import read_list
+from fmnist_model.formats.uri_list import read_list
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with pa.OSFile({str(path)!r}) as file:
     assert sum(len(batch.locations) for batch in read_list(file, {name!r}, "x")) == 1_000_000

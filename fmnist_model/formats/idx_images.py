@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from fmnist_model.classes import IMAGE_SIZE
-from fmnist_model.containers.forward import ForwardBytes, is_gzipped, open_forward
-from fmnist_model.containers.interface import BATCH_BYTES, ContainerPiece, ImageBatch, even_cuts, row_fragments
-from fmnist_model.containers.labels import label_array
 from fmnist_model.errors import InvalidDataset
+from fmnist_model.formats.forward import ForwardBytes, is_gzipped, open_forward
+from fmnist_model.formats.interface import BATCH_BYTES, ContainerPiece, ImageBatch, even_cuts, row_fragments
+from fmnist_model.formats.labels import label_array
 from fmnist_model.images.idx import UNSIGNED_BYTE
 
 _MAX_PIXELS = 64_000_000

@@ -6,8 +6,8 @@ Each kind is a module of functions over a random-access `pyarrow.NativeFile`, lo
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from fmnist_model.containers import idx_images, parquet, tar
-from fmnist_model.containers.interface import ContainerPiece, ImageBatch
+from fmnist_model.formats import idx_images, parquet, tar
+from fmnist_model.formats.interface import ContainerPiece, ImageBatch
 
 ContainerKind = Literal["parquet", "tar", "idx"]
 

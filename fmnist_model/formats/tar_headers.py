@@ -13,8 +13,8 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from fmnist_model.containers.forward import ForwardBytes, skip_zeros
 from fmnist_model.errors import InvalidDataset
+from fmnist_model.formats.forward import ForwardBytes, skip_zeros
 
 _BLOCK = 512
 _MAX_EXTENSION_BYTES = 2**20

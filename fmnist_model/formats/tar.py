@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fmnist_model.containers.forward import BLOCK_BYTES, ForwardBytes, is_gzipped, open_forward
-from fmnist_model.containers.interface import BATCH_BYTES, ContainerPiece, ImageBatch
-from fmnist_model.containers.labels import label_of
-from fmnist_model.containers.tar_headers import tar_members
 from fmnist_model.errors import InvalidDataset
+from fmnist_model.formats.forward import BLOCK_BYTES, ForwardBytes, is_gzipped, open_forward
+from fmnist_model.formats.interface import BATCH_BYTES, ContainerPiece, ImageBatch
+from fmnist_model.formats.labels import label_of
+from fmnist_model.formats.tar_headers import tar_members
 from fmnist_model.images.decode import is_image_name
 
 MAX_IMAGE_BYTES = 512 * 2**20

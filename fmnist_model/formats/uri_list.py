@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fmnist_model.containers.forward import BLOCK_BYTES
-from fmnist_model.containers.labels import (
+from fmnist_model.errors import InvalidDataset
+from fmnist_model.formats.forward import BLOCK_BYTES
+from fmnist_model.formats.labels import (
     LABEL_COLUMNS,
     describe_columns,
     find_label_column,
@@ -25,8 +26,7 @@ from fmnist_model.containers.labels import (
     label_array,
     label_of,
 )
-from fmnist_model.containers.parquet import clear_parquet_errors
-from fmnist_model.errors import InvalidDataset
+from fmnist_model.formats.parquet import clear_parquet_errors
 from fmnist_model.images.decode import holds_images, is_image_name
 
 LOCATION_COLUMNS = ("uri", "url", "path", "file", "image", "filename", "file_name")

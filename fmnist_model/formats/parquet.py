@@ -7,9 +7,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fmnist_model.containers.interface import BATCH_BYTES, ContainerPiece, ImageBatch, even_cuts, row_fragments
-from fmnist_model.containers.labels import describe_columns, find_label_column, label_array
 from fmnist_model.errors import InvalidDataset
+from fmnist_model.formats.interface import BATCH_BYTES, ContainerPiece, ImageBatch, even_cuts, row_fragments
+from fmnist_model.formats.labels import describe_columns, find_label_column, label_array
 from fmnist_model.images.decode import holds_images
 
 IMAGE_COLUMNS = ("image", "img", "png", "jpg", "bytes", "pixels", "data")
