@@ -158,8 +158,8 @@ def way_on(run_id: str | None) -> str:
     Args:
         run_id: the training run that was under way, if any.
     """
-    from infra.checkpoints import list_checkpoints
-    from infra.object_store import open_store
+    from infra.storage.checkpoints import list_checkpoints
+    from infra.storage.object_store import open_store
 
     if run_id is None:
         return "What was finished is kept; `fmnist classify` finishes a batch that was begun."

@@ -8,8 +8,8 @@ from rich.console import Console
 
 from flows.printing import Json, print_json
 from infra.errors import RequestError
-from infra.object_store import ObjectStore, open_store
 from infra.settings import load_settings
+from infra.storage.object_store import ObjectStore, open_store
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,8 +71,8 @@ def describe(
 
 def _network(store: ObjectStore, reference: str) -> tuple["NeuralNetwork", str, float]:
     """A network, where it comes from, and the temperature that calibrates it; 1 for what is no version."""
-    from infra.checkpoints import WEIGHTS, list_checkpoints, list_runs, read_file, read_record
-    from infra.model_registry import ALIASES, ModelNotFound, ModelRegistry, read_weights
+    from infra.storage.checkpoints import WEIGHTS, list_checkpoints, list_runs, read_file, read_record
+    from infra.storage.model_registry import ALIASES, ModelNotFound, ModelRegistry, read_weights
 
     if reference == "fresh":
         from fmnist_model.network import NeuralNetwork
@@ -108,7 +108,7 @@ def _images(store: ObjectStore, chosen: tuple[str, ...]) -> tuple[list[str], "ND
     import numpy as np
 
     from fmnist_model.classes import IMAGE_SIZE
-    from infra.datasets import read_dataset
+    from infra.storage.datasets import read_dataset
     from tasks.dataset import NAME, load_test_image
 
     dataset = read_dataset(store, NAME)
@@ -144,7 +144,7 @@ def _read_image(path: str) -> "NDArray[np.uint8]":
 
 def _read_uri(uri: str) -> bytes:
     from fmnist_model.errors import InvalidImage
-    from infra.input_files import InputUnreadable, read_input, stat_input
+    from infra.storage.input_files import InputUnreadable, read_input, stat_input
 
     try:
         found = stat_input(uri)

@@ -25,7 +25,7 @@ def serve(
 
     What PREFECT_API_URL and FMNIST_RAY_ADDRESS name is used, where they are set, and not started.
     """
-    from infra.object_store import open_store
+    from infra.storage.object_store import open_store
     from tasks.preflight import check_state_folder
 
     console = Console(stderr=True)
@@ -104,8 +104,8 @@ def _first_model() -> bool:
         Whether that was necessary.
     """
     from infra.deployments import run_deployment
-    from infra.model_registry import ModelRegistry
-    from infra.object_store import open_store
+    from infra.storage.model_registry import ModelRegistry
+    from infra.storage.object_store import open_store
 
     if ModelRegistry(open_store(load_settings().store)).alias("champion") is not None:
         return False

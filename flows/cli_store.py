@@ -14,8 +14,8 @@ from rich.text import Text
 
 from flows.printing import Json, print_json, print_table
 from infra.errors import JobError
-from infra.object_store import open_store
 from infra.settings import load_settings
+from infra.storage.object_store import open_store
 
 store = App(name="store", help="The object store: whether it works, and what of it can go.")
 
@@ -23,7 +23,7 @@ store = App(name="store", help="The object store: whether it works, and what of 
 @store.command
 def check(*, as_json: Json = False) -> None:
     """Show how the store is reached, and try under a scratch prefix whether it keeps every promise that is needed."""
-    from infra.store_check import check_store
+    from infra.storage.store_check import check_store
 
     report = check_store(open_store(load_settings().store))
     if as_json:
@@ -66,7 +66,7 @@ def prune(
     dry_run
         Show what would go, and change nothing.
     """
-    from infra import retention
+    from infra.storage import retention
 
     root = open_store(load_settings().store)
     pruned = retention.prune(root, keep_best=keep_best, older_than=timedelta(hours=older_than_hours), dry_run=dry_run)

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.printing import Json, print_json, print_table
-from infra.object_store import ObjectStore, open_store
 from infra.settings import load_settings
+from infra.storage.object_store import ObjectStore, open_store
 
 _NUMERIC = frozenset({"version", "test accuracy", "planned", "predicted", "quarantined", "images", "share"})
 
@@ -23,7 +23,7 @@ dataset = App(name="dataset", help="The Fashion-MNIST data set in the store.")
 @models.command(name="list")
 def list_models(*, as_json: Json = False) -> None:
     """List all versions, the newest first."""
-    from infra.model_registry import ALIASES, ModelRegistry
+    from infra.storage.model_registry import ALIASES, ModelRegistry
 
     registry = ModelRegistry(_store())
     aliases = {alias: record.version for alias in ALIASES if (record := registry.alias(alias))}
@@ -49,8 +49,8 @@ def show_model(model: str = "champion", *, as_json: Json = False) -> None:
     model
         A version's number, or champion or candidate.
     """
-    from infra.checkpoints import checkpoint_folder
-    from infra.model_registry import ModelRegistry
+    from infra.storage.checkpoints import checkpoint_folder
+    from infra.storage.model_registry import ModelRegistry
 
     store = _store()
     version = ModelRegistry(store).resolve(model)
@@ -87,8 +87,8 @@ def promote(version: int, *, force: bool = False, as_json: Json = False) -> None
 @predictions.command(name="list")
 def list_predictions(*, as_json: Json = False) -> None:
     """List the prediction tables with the books of their committed batches."""
-    from infra.batch_log import committed_batches
-    from infra.prediction_table import list_tables
+    from infra.storage.batch_log import committed_batches
+    from infra.storage.prediction_table import list_tables
 
     store = _store()
     batches = [manifest for table in list_tables(store) for manifest in committed_batches(store, table)]
@@ -112,9 +112,9 @@ def show_predictions(table: str, *, as_json: Json = False) -> None:
     table
         The prediction table's name.
     """
-    from infra.batch_log import committed_batches
     from infra.errors import RequestError
-    from infra.prediction_table import list_tables, open_rows
+    from infra.storage.batch_log import committed_batches
+    from infra.storage.prediction_table import list_tables, open_rows
     from tasks.report import class_mix_shift, summarize_rows
 
     store = _store()
@@ -156,7 +156,7 @@ def show_predictions(table: str, *, as_json: Json = False) -> None:
 @dataset.command
 def prepare(*, as_json: Json = False) -> None:
     """Bring Fashion-MNIST into the store, if it is not there yet."""
-    from infra.datasets import read_dataset
+    from infra.storage.datasets import read_dataset
     from tasks.dataset import NAME, import_dataset
 
     settings = load_settings()
@@ -169,8 +169,8 @@ def prepare(*, as_json: Json = False) -> None:
 @dataset.command
 def info(*, as_json: Json = False) -> None:
     """Show what the store has of Fashion-MNIST."""
-    from infra.datasets import read_dataset
     from infra.errors import RequestError
+    from infra.storage.datasets import read_dataset
     from tasks.dataset import NAME
 
     store = _store()

@@ -5,9 +5,9 @@ from typing import Any
 from rich.console import Console
 
 from fmnist_model.evaluation.results import TestResult
-from infra.object_store import open_store
-from infra.prediction_table import BatchManifest, manifest_key
 from infra.settings import Settings
+from infra.storage.object_store import open_store
+from infra.storage.prediction_table import BatchManifest, manifest_key
 from tasks.summaries import ClassificationSummary, MainJobSummary, TrainingSummary
 from tasks.training_report import report_key
 

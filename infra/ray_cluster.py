@@ -137,7 +137,7 @@ def _own_signals() -> Iterator[None]:
 
 def _worker_environment(settings: Settings) -> dict[str, str]:
     """What processes on other machines need to know; no secret is among it, for a cluster shows it to its users."""
-    from infra.object_store.s3_configuration import worker_environment
+    from infra.storage.object_store.s3_configuration import worker_environment
 
     own = {
         "FMNIST_STORE": settings.store,

@@ -17,11 +17,11 @@ from fmnist_model.formats import pieces
 from fmnist_model.formats.interface import ContainerPiece
 from fmnist_model.images.decode import decode_images
 from fmnist_model.reports.batch import ShownImage
-from infra.batch_plan import PIECE_SCHEMA, ShardInputs, find_plan
 from infra.errors import RequestError
-from infra.input_files import InputUnreadable
-from infra.object_store import ObjectStore
-from infra.prediction_table import BatchManifest
+from infra.storage.batch_plan import PIECE_SCHEMA, ShardInputs, find_plan
+from infra.storage.input_files import InputUnreadable
+from infra.storage.object_store import ObjectStore
+from infra.storage.prediction_table import BatchManifest
 from tasks.inputs import ReadOptions, open_container
 from tasks.reading import ReadImages, check_version, container_batches, read_shard
 

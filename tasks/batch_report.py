@@ -15,11 +15,11 @@ from fmnist_model.reports.batch import (
     render_batch_markdown,
     render_batch_page,
 )
-from infra.batch_log import read_batch_log
 from infra.events import CLASS_MIX_MOVED, announce
-from infra.object_store import ObjectStore, open_store
-from infra.prediction_table import BatchManifest, batch_folder, manifest_key, open_rows, read_manifest
 from infra.settings import load_settings
+from infra.storage.batch_log import read_batch_log
+from infra.storage.object_store import ObjectStore, open_store
+from infra.storage.prediction_table import BatchManifest, batch_folder, manifest_key, open_rows, read_manifest
 from tasks.artifacts import run_log, show_markdown
 from tasks.batch_gallery import least_confident
 from tasks.report import ClassMixShift, class_counts, summarize_rows

@@ -10,16 +10,16 @@ from typing import Self
 from infra.actor_pool import map_shards
 from infra.actor_resources import ActorResources
 from infra.flow_run import task_run_id
-from infra.model_registry import ModelVersion
-from infra.object_store import ObjectStore, open_store
-from infra.prediction_table import (
+from infra.progress import ProgressBoard
+from infra.settings import load_settings
+from infra.storage.model_registry import ModelVersion
+from infra.storage.object_store import ObjectStore, open_store
+from infra.storage.prediction_table import (
     BatchPlan,
     ShardBooks,
     existing_parts,
     read_books,
 )
-from infra.progress import ProgressBoard
-from infra.settings import load_settings
 from tasks.planning import PlannedWork
 from tasks.shard_classifier import ShardClassifier, shard_name
 from tasks.step import step

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from infra.batch_log import mark_committed
 from infra.errors import JobStopped
 from infra.events import BATCH_COMMITTED, BATCH_OVER_ERROR_SHARE, announce
-from infra.object_store import ObjectStore, open_store
-from infra.prediction_table import BatchManifest, commit, manifest_key
 from infra.settings import load_settings
+from infra.storage.batch_log import mark_committed
+from infra.storage.object_store import ObjectStore, open_store
+from infra.storage.prediction_table import BatchManifest, commit, manifest_key
 from tasks.classification import ClassifiedBatch
 from tasks.planning import PlannedWork
 from tasks.step import step

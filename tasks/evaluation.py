@@ -2,11 +2,11 @@
 
 from fmnist_model.dataset import hold_out
 from fmnist_model.evaluation.results import TestResult
-from infra.checkpoints import WEIGHTS, read_file, read_record
-from infra.datasets import DatasetRecord
-from infra.object_store import open_store
 from infra.progress import ProgressBoard
 from infra.settings import load_settings
+from infra.storage.checkpoints import WEIGHTS, read_file, read_record
+from infra.storage.datasets import DatasetRecord
+from infra.storage.object_store import open_store
 from tasks.splits import load_split
 from tasks.step import step
 from tasks.training_run import TrainedRun

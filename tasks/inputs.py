@@ -16,9 +16,9 @@ from fmnist_model.formats.idx_images import label_file_name
 from fmnist_model.formats.interface import ContainerPiece
 from fmnist_model.formats.uri_list import is_list_name, is_uri_list, read_list, resolve
 from fmnist_model.images.decode import is_image_name
-from infra.batch_plan import PIECE_SCHEMA
 from infra.errors import RequestError
-from infra.input_files import (
+from infra.storage.batch_plan import PIECE_SCHEMA
+from infra.storage.input_files import (
     NOT_THERE,
     InputFile,
     InputNotFound,
@@ -28,7 +28,7 @@ from infra.input_files import (
     open_input,
     stat_input,
 )
-from infra.staged_inputs import FILE_SCHEMA
+from infra.storage.staged_inputs import FILE_SCHEMA
 
 _ROWS = 16_384
 """Files in a record batch."""

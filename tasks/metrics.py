@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra.checkpoints import Checkpoint, CheckpointCorrupt, CheckpointNotFound, read_record
-from infra.object_store import ObjectStore, open_store
 from infra.settings import load_settings
+from infra.storage.checkpoints import Checkpoint, CheckpointCorrupt, CheckpointNotFound, read_record
+from infra.storage.object_store import ObjectStore, open_store
 from tasks.step import step
 from tasks.training_run import TrainedRun
 

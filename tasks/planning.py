@@ -9,8 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from infra.batch_log import BatchLog, LoggedBatch, append_batch, mark_committed, read_batch_log
-from infra.batch_plan import (
+from infra.errors import JobStopped, RequestError
+from infra.settings import load_settings
+from infra.storage.batch_log import BatchLog, LoggedBatch, append_batch, mark_committed, read_batch_log
+from infra.storage.batch_plan import (
     CHUNK_ROWS,
     PIECE_SCHEMA,
     cut_into_shards,
@@ -21,12 +23,10 @@ from infra.batch_plan import (
     work_of,
     write_plan,
 )
-from infra.errors import JobStopped, RequestError
-from infra.model_registry import ModelRegistry, ModelVersion
-from infra.object_store import ObjectStore, SwapConflict, open_store
-from infra.prediction_table import BatchPlan, manifest_key
-from infra.settings import load_settings
-from infra.staged_inputs import StagedInputs
+from infra.storage.model_registry import ModelRegistry, ModelVersion
+from infra.storage.object_store import ObjectStore, SwapConflict, open_store
+from infra.storage.prediction_table import BatchPlan, manifest_key
+from infra.storage.staged_inputs import StagedInputs
 from tasks.inputs import ReadOptions, list_files, pieces_of
 from tasks.step import step
 

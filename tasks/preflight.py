@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_model.weights import check_weights
-from infra.batch_log import read_batch_log
 from infra.errors import RequestError
-from infra.model_registry import ModelRegistry, ModelVersion, read_weights
-from infra.object_store import ObjectStore, open_store
-from infra.prediction_table import table_folder
 from infra.ray_address import check_ray_address
 from infra.settings import Settings
+from infra.storage.batch_log import read_batch_log
+from infra.storage.model_registry import ModelRegistry, ModelVersion, read_weights
+from infra.storage.object_store import ObjectStore, open_store
+from infra.storage.prediction_table import table_folder
 from tasks.dataset import check_source
 from tasks.inputs import ReadOptions, check_inputs
 from tasks.planning import check_options

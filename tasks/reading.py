@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from fmnist_model.errors import InvalidDataset
 from fmnist_model.formats import container_kind, pieces, read
 from fmnist_model.formats.interface import ContainerPiece, row_fragments
-from infra.input_files import InputUnreadable, read_input, stat_input
+from infra.storage.input_files import InputUnreadable, read_input, stat_input
 from tasks.inputs import ReadOptions, open_container
 
 BATCH_IMAGES = 4096

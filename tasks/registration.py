@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 from fmnist_model.evaluation.results import TestResult
 from fmnist_model.weights import check_weights
-from infra.checkpoints import WEIGHTS, read_record
 from infra.errors import RequestError
 from infra.events import MODEL_PROMOTED, announce
-from infra.model_registry import AliasRecord, ModelRegistry, ModelVersion, read_weights
-from infra.object_store import ObjectStore, open_store
-from infra.retention import prune_run
 from infra.settings import load_settings
+from infra.storage.checkpoints import WEIGHTS, read_record
+from infra.storage.model_registry import AliasRecord, ModelRegistry, ModelVersion, read_weights
+from infra.storage.object_store import ObjectStore, open_store
+from infra.storage.retention import prune_run
 from tasks.step import step
 from tasks.training_run import TrainedRun
 

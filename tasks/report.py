@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 
 from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.evaluation.drift import MOVED_MUCH, MOVED_SOME, population_stability_index
-from infra.datasets import DatasetRecord
-from infra.object_store import ObjectStore, open_store
-from infra.prediction_table import BatchManifest, open_rows, read_rows
 from infra.settings import load_settings
+from infra.storage.datasets import DatasetRecord
+from infra.storage.object_store import ObjectStore, open_store
+from infra.storage.prediction_table import BatchManifest, open_rows, read_rows
 from tasks.step import step
 
 

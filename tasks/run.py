@@ -7,12 +7,12 @@ from typing import Any
 
 from fmnist_model.training.recipe import PRESETS, TrainingRecipe
 from fmnist_model.weights import check_weights
-from infra.checkpoints import Checkpoint, CheckpointCorrupt, list_checkpoints, read_record
 from infra.errors import RequestError
 from infra.flow_run import root_flow_run
-from infra.model_registry import ModelRegistry, ModelVersion, read_weights
-from infra.object_store import ObjectStore, open_store
 from infra.settings import load_settings
+from infra.storage.checkpoints import Checkpoint, CheckpointCorrupt, list_checkpoints, read_record
+from infra.storage.model_registry import ModelRegistry, ModelVersion, read_weights
+from infra.storage.object_store import ObjectStore, open_store
 from tasks.step import step
 from tasks.training_run import RunToTrain
 

@@ -16,12 +16,13 @@ import pyarrow as pa
 
 from fmnist_model.images.decode import decode_images
 from infra.ahead import ahead
-from infra.batch_plan import ShardInputs
 from infra.importing import keep_pandas_out, uncollected
 from infra.metrics import Stages
-from infra.model_registry import ModelVersion, read_weights
-from infra.object_store import open_store
-from infra.prediction_table import (
+from infra.progress import PartProgress
+from infra.storage.batch_plan import ShardInputs
+from infra.storage.model_registry import ModelVersion, read_weights
+from infra.storage.object_store import open_store
+from infra.storage.prediction_table import (
     BatchPlan,
     PartWriter,
     ShardBooks,
@@ -30,7 +31,6 @@ from infra.prediction_table import (
     part_key,
     read_books,
 )
-from infra.progress import PartProgress
 from infra.worker_logs import hand_on_logs
 from tasks.inputs import ReadOptions
 from tasks.reading import ReadImages, read_shard

@@ -5,8 +5,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from fmnist_model.dataset import LabelledImages, from_table
-from infra.datasets import DatasetRecord, dataset_folder
-from infra.object_store import ObjectStore
+from infra.storage.datasets import DatasetRecord, dataset_folder
+from infra.storage.object_store import ObjectStore
 
 
 def load_split(store: ObjectStore, dataset: DatasetRecord, split: str) -> LabelledImages:

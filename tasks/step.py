@@ -9,8 +9,8 @@ from prefect.tasks import exponential_backoff
 
 from fmnist_model.errors import InvalidDataset, InvalidImage, InvalidWeights
 from infra.errors import JobStopped, RequestError
-from infra.object_store import StoreUnavailable
 from infra.settings import load_settings
+from infra.storage.object_store import StoreUnavailable
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 from fmnist_model.evaluation.results import TestResult
-from infra.datasets import DatasetRecord
-from infra.prediction_table import BatchManifest
+from infra.storage.datasets import DatasetRecord
+from infra.storage.prediction_table import BatchManifest
 from tasks.planning import PlannedWork
 from tasks.registration import Registration
 from tasks.report import CheckedPredictions

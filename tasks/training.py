@@ -7,13 +7,13 @@ import uuid
 from prefect import get_run_logger
 
 from fmnist_model.errors import InvalidDataset
-from infra.datasets import DatasetRecord
 from infra.errors import JobError, JobStopped
 from infra.flow_run import task_run_id
 from infra.progress import ProgressBoard
 from infra.ray_alone import is_alone
 from infra.ray_cluster import cluster_limit, cluster_size
 from infra.settings import load_settings
+from infra.storage.datasets import DatasetRecord
 from tasks.step import step
 from tasks.training_run import RunToTrain, TrainedRun
 from tasks.training_worker import load_images, train_worker

@@ -5,9 +5,9 @@ import pyarrow.parquet as pq
 from fmnist_model.evaluation.results import TestResult
 from fmnist_model.reports.training_markdown import render_report_markdown
 from fmnist_model.reports.training_page import Metrics, ReportedRun, render_report
-from infra.checkpoints import read_record
-from infra.object_store import ObjectStore, open_store
 from infra.settings import load_settings
+from infra.storage.checkpoints import read_record
+from infra.storage.object_store import ObjectStore, open_store
 from tasks.artifacts import run_log, show_markdown
 from tasks.registration import Registration
 from tasks.step import step

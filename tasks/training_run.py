@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from infra.model_registry import ModelVersion
+from infra.storage.model_registry import ModelVersion
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ from typing import Any
 
 from fmnist_model.dataset import LabelledImages, check_classes, hold_out
 from fmnist_model.errors import InvalidDataset
-from infra.checkpoints import (
+from infra.cpu_contention import CpuContention, yield_cpu
+from infra.progress import ProgressBoard
+from infra.storage.checkpoints import (
     STATE,
     WEIGHTS,
     CheckpointCorrupt,
@@ -24,11 +26,9 @@ from infra.checkpoints import (
     remove_checkpoint,
     write_checkpoint,
 )
-from infra.cpu_contention import CpuContention, yield_cpu
-from infra.datasets import DatasetRecord
-from infra.model_registry import ModelRegistry, read_weights
-from infra.object_store import ObjectStore, open_store
-from infra.progress import ProgressBoard
+from infra.storage.datasets import DatasetRecord
+from infra.storage.model_registry import ModelRegistry, read_weights
+from infra.storage.object_store import ObjectStore, open_store
 from infra.worker_logs import hand_on_logs
 from tasks.splits import load_split
 from tasks.training_run import RunToTrain, TrainedRun

@@ -17,9 +17,9 @@ TEST_DATA = Path(__file__).parent.parent / "var" / "test-data"
 @pytest.fixture(scope="session")
 def data_store() -> str:
     """Root of a store that holds Fashion-MNIST; made by `make test`, and by this fixture where it was not."""
-    from infra.datasets import read_dataset
-    from infra.object_store import open_store
     from infra.settings import Settings
+    from infra.storage.datasets import read_dataset
+    from infra.storage.object_store import open_store
     from tasks.dataset import NAME, import_dataset
 
     settings = Settings(store=str(TEST_DATA))

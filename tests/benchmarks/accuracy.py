@@ -55,9 +55,9 @@ def fashion_mnist(folder: str | None) -> tuple[LabelledImages, LabelledImages]:
     if folder is not None:
         arrays = read_fashion_mnist(Path(folder))
         return labelled(arrays, "train"), labelled(arrays, "t10k")
-    from infra.datasets import read_dataset
-    from infra.object_store import open_store
     from infra.settings import Settings
+    from infra.storage.datasets import read_dataset
+    from infra.storage.object_store import open_store
     from tasks.dataset import NAME, import_dataset
     from tasks.splits import load_split
 

@@ -34,9 +34,9 @@ RESULTS = Path(__file__).parent / "results" / "classification.json"
 def make_images(folder: Path, files: int, layout: str) -> None:
     """Write the data set: `png` in the Hugging Face layout, `pixels` as `fixed_size_binary[784]`."""
     from fmnist_model.images.decode import encode_png
-    from infra.datasets import read_dataset
-    from infra.object_store import open_store
     from infra.settings import Settings
+    from infra.storage.datasets import read_dataset
+    from infra.storage.object_store import open_store
     from tasks.dataset import NAME, import_dataset
     from tasks.splits import load_split
 
@@ -62,9 +62,9 @@ def make_model(store_root: str) -> None:
     import torch
 
     from fmnist_model.network import NeuralNetwork, save_weights
-    from infra.checkpoints import write_checkpoint
-    from infra.model_registry import ModelRegistry
-    from infra.object_store import open_store
+    from infra.storage.checkpoints import write_checkpoint
+    from infra.storage.model_registry import ModelRegistry
+    from infra.storage.object_store import open_store
 
     torch.manual_seed(0)
     store = open_store(store_root)

@@ -22,9 +22,9 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra.datasets import read_dataset
-from infra.object_store import open_store
 from infra.settings import Settings
+from infra.storage.datasets import read_dataset
+from infra.storage.object_store import open_store
 from tasks.dataset import NAME, import_dataset
 from tasks.splits import load_split
 from tests.benchmarks.classification import make_model

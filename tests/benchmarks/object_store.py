@@ -28,9 +28,9 @@ import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra.object_store import ObjectStore, open_store
-from infra.object_store.s3_configuration import s3_connection
 from infra.settings import load_settings
+from infra.storage.object_store import ObjectStore, open_store
+from infra.storage.object_store.s3_configuration import s3_connection
 
 RESULTS = Path(__file__).parent / "results" / "object_store.json"
 MEBIBYTE = 2**20

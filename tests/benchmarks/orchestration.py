@@ -109,11 +109,11 @@ def classify_counted(folder: str, images: str, shard_images: int) -> None:
     from flows.services import prepare_environment
 
     prepare_environment()
-    import infra.batch_plan
+    import infra.storage.batch_plan
     from infra.prefect_server import prefect_server
     from infra.settings import load_settings
 
-    infra.batch_plan.SMALLEST_SHARD = infra.batch_plan.LARGEST_SHARD = shard_images * (1 + 784 / 2048)
+    infra.storage.batch_plan.SMALLEST_SHARD = infra.storage.batch_plan.LARGEST_SHARD = shard_images * (1 + 784 / 2048)
     state = Path(folder) / f"state-{shard_images}"
     with prefect_server(state, free_port()) as server:
         os.environ["PREFECT_API_URL"] = server.wait_until_healthy()

@@ -25,9 +25,9 @@ RESULTS = Path(__file__).parent / "results" / "planning.json"
 
 def plan(folder: str, results: Any) -> None:
     """Plan everything in the bucket; seconds, and the most memory that this process had."""
-    from infra.model_registry import ModelVersion
-    from infra.object_store import open_store
     from infra.provenance import Provenance
+    from infra.storage.model_registry import ModelVersion
+    from infra.storage.object_store import open_store
     from tasks.inputs import ReadOptions
     from tasks.planning import plan_inputs
 

@@ -32,16 +32,16 @@ def run(pool: str, folder: str, images: str, shard_images: int) -> None:
     prepare_environment()
     import ray
 
-    import infra.batch_plan
+    import infra.storage.batch_plan
     from infra.actor_pool import map_shards
     from infra.actor_resources import ActorResources
-    from infra.model_registry import ModelRegistry
-    from infra.object_store import open_store
+    from infra.storage.model_registry import ModelRegistry
+    from infra.storage.object_store import open_store
     from tasks.inputs import ReadOptions
     from tasks.planning import plan_inputs
     from tasks.shard_classifier import ShardClassifier
 
-    infra.batch_plan.SMALLEST_SHARD = infra.batch_plan.LARGEST_SHARD = shard_images * (1 + 784 / 2048)
+    infra.storage.batch_plan.SMALLEST_SHARD = infra.storage.batch_plan.LARGEST_SHARD = shard_images * (1 + 784 / 2048)
     store = open_store(f"file://{folder}/store")
     model = ModelRegistry(store).resolve("champion")
     with tempfile.TemporaryDirectory() as scratch:

@@ -39,7 +39,7 @@ class Actor:
 
     def work(self, shard: int) -> Any:
         """Books, and whose."""
-        from infra.prediction_table import ShardBooks
+        from infra.storage.prediction_table import ShardBooks
 
         if shard < self._warm_up:
             time.sleep(_WARM_UP_SECONDS)

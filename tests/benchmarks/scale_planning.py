@@ -25,8 +25,8 @@ def measure_planning(objects: int) -> dict[str, Any]:
 
 def _plan(folder: str, results: Any) -> None:
     """Plan everything in the bucket: seconds by stage, most memory, most of the disk, and the plan's size."""
-    from infra.object_store import open_store
-    from infra.staged_inputs import StagedInputs
+    from infra.storage.object_store import open_store
+    from infra.storage.staged_inputs import StagedInputs
     from tasks import planning
     from tasks.inputs import ReadOptions
     from tests.unit.image_inputs import model_version
@@ -68,7 +68,7 @@ def _plan_object(store: Any, plan: Any) -> dict[str, Any]:
     """What each actor opens: how large it is, and what it takes to open it and to read a shard of it."""
     import pyarrow.parquet as pq
 
-    from infra.batch_plan import ShardInputs
+    from infra.storage.batch_plan import ShardInputs
 
     key = f"{plan.key}/_plan.parquet"
     filesystem, path = store.arrow(key)

@@ -67,10 +67,10 @@ def _counted(
 
 def _count_taking_over(root: str, table: str) -> Counter[str]:
     """What a run asks for to learn what is done of a batch that another left."""
-    from infra.batch_log import read_batch_log
-    from infra.batch_plan import find_plan
-    from infra.object_store import open_store
-    from infra.prediction_table import existing_parts, read_books
+    from infra.storage.batch_log import read_batch_log
+    from infra.storage.batch_plan import find_plan
+    from infra.storage.object_store import open_store
+    from infra.storage.prediction_table import existing_parts, read_books
 
     store = open_store(root)
     [entry] = read_batch_log(store, table).batches

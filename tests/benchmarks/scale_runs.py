@@ -108,10 +108,10 @@ def _prefect_rows(settings: dict[str, str]) -> dict[str, int]:
 
 def _kill_at_half(images: Path, table: str, settings: dict[str, str], shards: int) -> dict[str, Any]:
     """Kill the flow's process when half of the parts are there; then take over what is there, as the next run does."""
-    from infra.batch_log import read_batch_log
-    from infra.batch_plan import find_plan
-    from infra.object_store import open_store
-    from infra.prediction_table import existing_parts, read_books
+    from infra.storage.batch_log import read_batch_log
+    from infra.storage.batch_plan import find_plan
+    from infra.storage.object_store import open_store
+    from infra.storage.prediction_table import existing_parts, read_books
 
     command = [sys.executable, "-m", "tests.benchmarks.scale_runs", str(images), table, "files", "report"]
     run = subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.DEVNULL)
@@ -199,14 +199,14 @@ def _main(images: str, table: str, mode: str, reports: str) -> None:
     import ray
 
     import flows.classify
-    import infra.batch_plan
+    import infra.storage.batch_plan
     from flows.parameters import ClassifyParameters
-    from infra.object_store import open_store
-    from infra.prediction_table import manifest_key
     from infra.settings import load_settings
+    from infra.storage.object_store import open_store
+    from infra.storage.prediction_table import manifest_key
 
     if mode == "files":  # every piece is then larger than a share
-        infra.batch_plan.SMALLEST_SHARD = infra.batch_plan.LARGEST_SHARD = 1.0
+        infra.storage.batch_plan.SMALLEST_SHARD = infra.storage.batch_plan.LARGEST_SHARD = 1.0
     if reports == "no report":
         setattr(flows.classify, "write_batch_reports", lambda _: [])  # noqa: B010 (a task's type is another)
     steps: dict[str, float] = {}

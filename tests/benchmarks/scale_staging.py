@@ -33,8 +33,8 @@ def measure_batches(batches: int, store: str) -> dict[str, Any]:
 def _objects(objects: int) -> dict[str, Any]:
     import duckdb
 
-    from infra.batch_plan import CHUNK_ROWS
-    from infra.staged_inputs import FILE_SCHEMA, StagedInputs
+    from infra.storage.batch_plan import CHUNK_ROWS
+    from infra.storage.staged_inputs import FILE_SCHEMA, StagedInputs
 
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder) / "scratch"
@@ -69,11 +69,11 @@ def _objects(objects: int) -> dict[str, Any]:
 
 
 def _batches(count: int) -> dict[str, Any]:
-    from infra.batch_log import BatchLog, LoggedBatch, append_batch
-    from infra.batch_plan import cut_into_shards, write_plan
-    from infra.object_store import open_store
     from infra.settings import load_settings
-    from infra.staged_inputs import StagedInputs
+    from infra.storage.batch_log import BatchLog, LoggedBatch, append_batch
+    from infra.storage.batch_plan import cut_into_shards, write_plan
+    from infra.storage.object_store import open_store
+    from infra.storage.staged_inputs import StagedInputs
     from tasks import planning
     from tasks.inputs import ReadOptions, list_files, pieces_of
     from tests.benchmarks.scale_planning import time_stage

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from infra.batch_plan import CHUNK_ROWS, shard_work
-from infra.staged_inputs import RANGE_FILES
+from infra.storage.batch_plan import CHUNK_ROWS, shard_work
+from infra.storage.staged_inputs import RANGE_FILES
 
 IMAGES = (10**6, 10**8, 10**9)
 WORKERS = (1, 10, 1_000)
@@ -16,7 +16,7 @@ FILE_IMAGES = 10_000
 """Of a Parquet file."""
 _LOOSE_WORK = 1 + 600 / 2048 + 4
 _PIXELS_WORK = 1 + 784 / 2048
-"""Of an image, as `infra.batch_plan.work_of` reckons it."""
+"""Of an image, as `infra.storage.batch_plan.work_of` reckons it."""
 _TIER_1, _TIER_2 = 0.005 / 1_000, 0.0004 / 1_000
 """Dollars: a PUT, COPY, POST or LIST; a GET or HEAD. S3 Standard, us-east-1. A DELETE is free."""
 _PUT_LIMIT, _GET_LIMIT = 3_500, 5_500

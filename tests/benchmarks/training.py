@@ -55,10 +55,10 @@ def epochs_of(store_root: str, run_id: str) -> dict[str, Any]:
 
     from fmnist_model.evaluation.evaluate import evaluate
     from fmnist_model.network import load_weights
-    from infra.checkpoints import WEIGHTS, list_checkpoints, read_file, read_record
-    from infra.datasets import read_dataset
-    from infra.object_store import open_store
     from infra.settings import Settings
+    from infra.storage.checkpoints import WEIGHTS, list_checkpoints, read_file, read_record
+    from infra.storage.datasets import read_dataset
+    from infra.storage.object_store import open_store
     from tasks.dataset import NAME
     from tasks.splits import load_split
 

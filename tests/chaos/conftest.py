@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.object_store import ObjectStore, open_store
+from infra.storage.object_store import ObjectStore, open_store
 from tests.chaos.faults import FaultSchedule
 from tests.s3_server import S3Server, faulty_proxy, isolate_aws
 

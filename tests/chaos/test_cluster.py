@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from fmnist_model.images.decode import encode_png
-from infra.batch_log import committed_batches
-from infra.checkpoints import list_checkpoints, list_runs
-from infra.datasets import read_dataset
-from infra.object_store import ObjectStore, open_store
-from infra.prediction_table import read_rows
+from infra.storage.batch_log import committed_batches
+from infra.storage.checkpoints import list_checkpoints, list_runs
+from infra.storage.datasets import read_dataset
+from infra.storage.object_store import ObjectStore, open_store
+from infra.storage.prediction_table import read_rows
 from tasks.splits import load_split
 from tests.cluster import Cluster, ray_cluster
 from tests.commands import typed

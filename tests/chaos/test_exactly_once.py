@@ -25,13 +25,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 import tasks.planning
 from fmnist_model.images.decode import encode_png
 from fmnist_model.network import NeuralNetwork, save_weights
-from infra.batch_log import append_batch, committed_batches, mark_committed, read_batch_log
-from infra.batch_plan import plan_files
-from infra.checkpoints import write_checkpoint
-from infra.model_registry import ModelRegistry
-from infra.object_store import open_store
-from infra.object_store.local import LocalObjectStore
-from infra.prediction_table import commit, existing_parts, read_books
+from infra.storage.batch_log import append_batch, committed_batches, mark_committed, read_batch_log
+from infra.storage.batch_plan import plan_files
+from infra.storage.checkpoints import write_checkpoint
+from infra.storage.model_registry import ModelRegistry
+from infra.storage.object_store import open_store
+from infra.storage.object_store.local import LocalObjectStore
+from infra.storage.prediction_table import commit, existing_parts, read_books
 from tasks.inputs import ReadOptions
 from tasks.planning import PlannedWork, plan_inputs
 from tasks.shard_classifier import ShardClassifier

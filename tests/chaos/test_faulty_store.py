@@ -4,13 +4,13 @@ import pyarrow.compute as pc
 import pytest
 
 from flows.parameters import ClassifyParameters, RecipeParameters, RunParameters, TrainParameters
-from infra.batch_log import committed_batches
-from infra.checkpoints import list_checkpoints, list_runs, read_files, read_record
-from infra.datasets import read_dataset
 from infra.errors import JobError
-from infra.model_registry import ModelRegistry
-from infra.object_store import ObjectStore
-from infra.prediction_table import read_rows
+from infra.storage.batch_log import committed_batches
+from infra.storage.checkpoints import list_checkpoints, list_runs, read_files, read_record
+from infra.storage.datasets import read_dataset
+from infra.storage.model_registry import ModelRegistry
+from infra.storage.object_store import ObjectStore
+from infra.storage.prediction_table import read_rows
 from tests.chaos.conftest import FaultyStore
 
 pytest_plugins = ["tests.gateways"]

@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from fmnist_model.images.decode import encode_png
-from infra.datasets import read_dataset
-from infra.object_store import open_store
+from infra.storage.datasets import read_dataset
+from infra.storage.object_store import open_store
 from tasks.splits import load_split
 from tests.benchmarks.classification import make_model
 from tests.commands import FMNIST, outside

@@ -11,8 +11,8 @@ from uuid import uuid4
 
 import pytest
 
-from infra.checkpoints import list_checkpoints, read_files, read_record, write_checkpoint
-from infra.object_store import ObjectStore, open_store
+from infra.storage.checkpoints import list_checkpoints, read_files, read_record, write_checkpoint
+from infra.storage.object_store import ObjectStore, open_store
 from tests.s3_server import S3Server
 
 pytest_plugins = ["tests.gateways"]

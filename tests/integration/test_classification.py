@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flows.parameters import ClassifyParameters
-from infra.batch_log import committed_batches, read_batch_log
-from infra.object_store import open_store
-from infra.prediction_table import BatchManifest
+from infra.storage.batch_log import committed_batches, read_batch_log
+from infra.storage.object_store import open_store
+from infra.storage.prediction_table import BatchManifest
 from tests.unit.image_inputs import encode_idx, picture, save_files, save_tar
 
 TABLE = "mixed"
@@ -203,7 +203,7 @@ def runs(main_job: Any, session_store: str, tmp_path_factory: pytest.TempPathFac
         inputs=[str(inputs), str(folder / "elsewhere/list.csv")], table=TABLE, max_error_share=1
     )
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("infra.batch_plan.SMALLEST_SHARD", 20)
+        patched.setattr("infra.storage.batch_plan.SMALLEST_SHARD", 20)
         first, again = classify(parameters), classify(parameters)
         save(inputs, "loose/new.png", PICTURES[20])
         with_another = classify(parameters)

@@ -106,9 +106,9 @@ def test_image_that_is_no_image(tmp_path: Path, own_store: dict[str, str]) -> No
 def test_checkpoint_of_another_shape_is_refused_before_anything_starts(
     own_store: dict[str, str], tmp_path: Path
 ) -> None:
-    from infra.checkpoints import write_checkpoint
-    from infra.model_registry import ModelRegistry
-    from infra.object_store import open_store
+    from infra.storage.checkpoints import write_checkpoint
+    from infra.storage.model_registry import ModelRegistry
+    from infra.storage.object_store import open_store
 
     store = open_store((tmp_path / "store").as_uri())
     weights = save({"linear_relu_stack.0.weight": np.zeros((5, 5), np.float32)})

@@ -26,17 +26,17 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from fmnist_model.network import NeuralNetwork, save_weights
 from infra import one_at_a_time as waiting
 from infra import prefect_server
-from infra.checkpoints import WEIGHTS, write_checkpoint
 from infra.events import MODEL_PROMOTED
 from infra.flow_progress import reported
 from infra.flow_run import task_run_id
-from infra.model_registry import ModelRegistry
-from infra.object_store import ObjectStore, open_store
 from infra.one_at_a_time import one_at_a_time
-from infra.prediction_table import BatchPlan, ShardBooks
 from infra.progress import ProgressBoard
 from infra.ray_ahead import import_ahead
 from infra.ray_steps import ClusterTaskRunner, on_ray
+from infra.storage.checkpoints import WEIGHTS, write_checkpoint
+from infra.storage.model_registry import ModelRegistry
+from infra.storage.object_store import ObjectStore, open_store
+from infra.storage.prediction_table import BatchPlan, ShardBooks
 from infra.worker_logs import hand_on_logs
 from tasks.classification import BatchProgress
 from tasks.registration import promote_version

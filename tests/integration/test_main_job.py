@@ -14,10 +14,10 @@ import pytest
 
 from flows.parameters import ClassifyParameters
 from fmnist_model.classes import CLASS_NAMES
-from infra.batch_log import committed_batches
-from infra.checkpoints import list_checkpoints, read_files, read_record
-from infra.model_registry import ModelRegistry
-from infra.object_store import open_store
+from infra.storage.batch_log import committed_batches
+from infra.storage.checkpoints import list_checkpoints, read_files, read_record
+from infra.storage.model_registry import ModelRegistry
+from infra.storage.object_store import open_store
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from flows.parameters import ClassifyParameters, RecipeParameters, RunParameters, TrainParameters
-from infra.model_registry import ModelRegistry
-from infra.object_store import open_store
+from infra.storage.model_registry import ModelRegistry
+from infra.storage.object_store import open_store
 from tests.commands import printed
 from tests.unit.image_inputs import picture, save_files
 

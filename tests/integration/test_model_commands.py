@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from fmnist_model.network import NeuralNetwork, save_weights
-from infra.checkpoints import write_checkpoint
-from infra.model_registry import ModelRegistry
-from infra.object_store import ObjectStore, open_store
+from infra.storage.checkpoints import write_checkpoint
+from infra.storage.model_registry import ModelRegistry
+from infra.storage.object_store import ObjectStore, open_store
 from tests.unit.image_inputs import png
 
 

@@ -24,9 +24,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from infra.batch_log import LoggedBatch, append_batch, committed_batches, mark_committed, read_batch_log
-from infra.batch_plan import PLAN_SCHEMA, ShardInputs, find_plan, plan_files, write_plan
-from infra.checkpoints import (
+from infra.errors import RequestError
+from infra.storage.batch_log import LoggedBatch, append_batch, committed_batches, mark_committed, read_batch_log
+from infra.storage.batch_plan import PLAN_SCHEMA, ShardInputs, find_plan, plan_files, write_plan
+from infra.storage.checkpoints import (
     CheckpointCorrupt,
     CheckpointNotFound,
     checkpoint_folder,
@@ -36,11 +37,17 @@ from infra.checkpoints import (
     read_record,
     write_checkpoint,
 )
-from infra.errors import RequestError
-from infra.model_registry import ModelRegistry
-from infra.object_store import ObjectExists, ObjectNotFound, ObjectStore, StoreUnavailable, SwapConflict, open_store
-from infra.object_store.s3_configuration import CHECKSUM_VARIABLE, s3_connection, worker_environment
-from infra.prediction_table import (
+from infra.storage.model_registry import ModelRegistry
+from infra.storage.object_store import (
+    ObjectExists,
+    ObjectNotFound,
+    ObjectStore,
+    StoreUnavailable,
+    SwapConflict,
+    open_store,
+)
+from infra.storage.object_store.s3_configuration import CHECKSUM_VARIABLE, s3_connection, worker_environment
+from infra.storage.prediction_table import (
     ShardBooks,
     commit,
     existing_parts,

@@ -17,9 +17,9 @@ from uuid import uuid4
 import pyarrow.parquet as pq
 import pytest
 
-from infra.checkpoints import checkpoint_folder, list_checkpoints, read_files, read_record, write_checkpoint
 from infra.errors import RequestError
-from infra.input_files import (
+from infra.storage.checkpoints import checkpoint_folder, list_checkpoints, read_files, read_record, write_checkpoint
+from infra.storage.input_files import (
     NOT_THERE,
     InputFile,
     InputNotFound,
@@ -29,11 +29,11 @@ from infra.input_files import (
     read_input,
     stat_input,
 )
-from infra.model_registry import ModelRegistry
-from infra.object_store import ObjectStore, StoreUnavailable, open_store
-from infra.object_store.s3 import PART_BYTES
-from infra.retention import Pruned, RetentionUnsafe, prune
-from infra.store_check import check_store, masked
+from infra.storage.model_registry import ModelRegistry
+from infra.storage.object_store import ObjectStore, StoreUnavailable, open_store
+from infra.storage.object_store.s3 import PART_BYTES
+from infra.storage.retention import Pruned, RetentionUnsafe, prune
+from infra.storage.store_check import check_store, masked
 from tests.s3_server import Exchange, S3Server, faulty_proxy, free_port
 from tests.unit.image_inputs import OPTIONS, as_nobody, model_version, picture, plan_of, png
 
@@ -456,7 +456,7 @@ def test_hidden_files_of_dead_writers_go_and_locks_stay(tmp_path: Path) -> None:
 
 
 def test_uploads_of_dead_writers_go(ceph_store: ObjectStore) -> None:
-    from infra.object_store.s3_configuration import s3_connection
+    from infra.storage.object_store.s3_configuration import s3_connection
 
     bucket, _, prefix = ceph_store.root.removeprefix("s3://").partition("/")
     client = s3_connection().client
@@ -696,7 +696,7 @@ NAMES = ["a.png", "b.png", "c.jpg", "x/d.png", "x/y/e.png", ".hidden/f.png", "_g
 @pytest.fixture
 def images(ceph_store: ObjectStore) -> str:
     """URI of a prefix with objects, some with names that the store itself would not give."""
-    from infra.object_store.s3_configuration import s3_connection
+    from infra.storage.object_store.s3_configuration import s3_connection
 
     uri = f"{ceph_store.root}/images"
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")

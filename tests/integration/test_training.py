@@ -8,9 +8,9 @@ import duckdb
 import pytest
 
 from flows.parameters import RecipeParameters, RunParameters, TrainParameters
-from infra.checkpoints import WEIGHTS, read_record
-from infra.model_registry import ModelRegistry
-from infra.object_store import open_store
+from infra.storage.checkpoints import WEIGHTS, read_record
+from infra.storage.model_registry import ModelRegistry
+from infra.storage.object_store import open_store
 
 
 @pytest.fixture(scope="module")

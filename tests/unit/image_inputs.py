@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from fmnist_model.images.decode import encode_png
-from infra.batch_plan import PIECE_SCHEMA, cut_into_shards
-from infra.model_registry import ModelVersion
 from infra.provenance import Provenance
-from infra.staged_inputs import StagedInputs
+from infra.storage.batch_plan import PIECE_SCHEMA, cut_into_shards
+from infra.storage.model_registry import ModelVersion
+from infra.storage.staged_inputs import StagedInputs
 from tasks.inputs import ReadOptions, list_files, pieces_of
 
 OPTIONS = ReadOptions()

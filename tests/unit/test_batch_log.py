@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from infra.batch_log import LoggedBatch, append_batch, committed_batches, mark_committed, read_batch_log
 from infra.errors import RequestError
-from infra.object_store import ObjectStore, SwapConflict, open_store
-from infra.prediction_table import BatchManifest, BatchPlan, ShardBooks, commit
+from infra.storage.batch_log import LoggedBatch, append_batch, committed_batches, mark_committed, read_batch_log
+from infra.storage.object_store import ObjectStore, SwapConflict, open_store
+from infra.storage.prediction_table import BatchManifest, BatchPlan, ShardBooks, commit
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
-from infra.batch_plan import (
+from infra.storage.batch_plan import (
     LARGEST_SHARD,
     PIECE_SCHEMA,
     SHARDS,
@@ -25,8 +25,8 @@ from infra.batch_plan import (
     work_of,
     write_plan,
 )
-from infra.object_store import ObjectStore, open_store
-from infra.prediction_table import BatchPlan
+from infra.storage.object_store import ObjectStore, open_store
+from infra.storage.prediction_table import BatchPlan
 from tests.unit.image_inputs import loose
 
 Piece = tuple[str, int, int]
@@ -201,7 +201,7 @@ def test_batch_is_the_same_however_its_inputs_are_chunked(tmp_path: Path, monkey
     store = open_store(f"file://{tmp_path}/store")
     shards = list(cut_into_shards([loose(1000)], 1000))
     expected = write(store, tmp_path, shards).batch
-    monkeypatch.setattr("infra.batch_plan.CHUNK_ROWS", 7)
+    monkeypatch.setattr("infra.storage.batch_plan.CHUNK_ROWS", 7)
     assert write(store, tmp_path, shards).batch == expected
 
 
@@ -275,7 +275,7 @@ def test_each_shard_has_its_inputs_from_a_plan_of_several_row_groups(
     store = open_store(f"file://{folder}/store")
     shards = cut([pieces(some)], work)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("infra.batch_plan.CHUNK_ROWS", chunk_rows)
+        patched.setattr("infra.storage.batch_plan.CHUNK_ROWS", chunk_rows)
         plan = write(store, folder, shards.to_batches())
     filesystem, path = store.arrow(f"{plan.key}/_plan.parquet")
     assert pq.read_metadata(path, filesystem=filesystem).num_row_groups == -(-len(some) // chunk_rows)

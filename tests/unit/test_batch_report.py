@@ -34,11 +34,11 @@ from fmnist_model.reports.batch import (
     render_batch_page,
 )
 from fmnist_model.reports.markdown import code, plain
-from infra.batch_log import LoggedBatch, append_batch, committed_batches, mark_committed, read_batch_log
-from infra.batch_plan import cut_into_shards, write_plan
 from infra.events import BATCH_COMMITTED, BATCH_OVER_ERROR_SHARE, CLASS_MIX_MOVED
-from infra.object_store import ObjectStore, open_store
-from infra.prediction_table import (
+from infra.storage.batch_log import LoggedBatch, append_batch, committed_batches, mark_committed, read_batch_log
+from infra.storage.batch_plan import cut_into_shards, write_plan
+from infra.storage.object_store import ObjectStore, open_store
+from infra.storage.prediction_table import (
     BatchManifest,
     BatchPlan,
     ShardBooks,
@@ -50,8 +50,8 @@ from infra.prediction_table import (
     open_rows,
     part_key,
 )
-from infra.retention import prune
-from infra.staged_inputs import StagedInputs
+from infra.storage.retention import prune
+from infra.storage.staged_inputs import StagedInputs
 from tasks.artifacts import show_markdown
 from tasks.batch_gallery import _reads, least_confident
 from tasks.batch_report import write_batch_reports
@@ -305,7 +305,7 @@ def classified(
 def write_shard(
     store: ObjectStore, plan: BatchPlan, scratch: Path, predicted: Sequence[int], broken: Sequence[str]
 ) -> ShardBooks:
-    from infra.batch_plan import ShardInputs
+    from infra.storage.batch_plan import ShardInputs
 
     batches = list(read_shard(ShardInputs(store, plan).of(0), OPTIONS))
     images = [image for batch in batches for image in batch.images.to_pylist()]

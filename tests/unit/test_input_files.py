@@ -8,7 +8,7 @@ import pytest
 from pyarrow import fs
 
 from infra.errors import RequestError
-from infra.input_files import InputNotFound, filesystem_of, input_uri, list_input_files
+from infra.storage.input_files import InputNotFound, filesystem_of, input_uri, list_input_files
 from tests.absent import missing
 
 ODD_NAMES = [

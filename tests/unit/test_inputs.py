@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmnist_model.errors import InvalidDataset
-from infra.input_files import NOT_THERE, InputNotFound, list_input_files
+from infra.storage.input_files import NOT_THERE, InputNotFound, list_input_files
 from tasks.inputs import ReadOptions, check_inputs, list_files, pieces_of
 from tests.unit.image_inputs import (
     OPTIONS,

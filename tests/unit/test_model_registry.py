@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.model_registry import ModelRegistry
-from infra.object_store import open_store
+from infra.storage.model_registry import ModelRegistry
+from infra.storage.object_store import open_store
 
 
 @pytest.fixture

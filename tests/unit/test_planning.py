@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infra.batch_log import LoggedBatch, mark_committed, read_batch_log
-from infra.batch_plan import ShardInputs, find_plan
 from infra.errors import JobError, RequestError
-from infra.object_store import ObjectStore, SwapConflict, open_store
-from infra.prediction_table import BatchManifest, BatchPlan, ShardBooks, commit
+from infra.storage.batch_log import LoggedBatch, mark_committed, read_batch_log
+from infra.storage.batch_plan import ShardInputs, find_plan
+from infra.storage.object_store import ObjectStore, SwapConflict, open_store
+from infra.storage.prediction_table import BatchManifest, BatchPlan, ShardBooks, commit
 from tasks import planning
 from tasks.inputs import ReadOptions
 from tasks.planning import PlannedWork, plan_inputs

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra import prediction_table
-from infra.object_store import ObjectStore, open_store
-from infra.prediction_table import (
+from infra.storage import prediction_table
+from infra.storage.object_store import ObjectStore, open_store
+from infra.storage.prediction_table import (
     BatchPlan,
     BooksDontBalance,
     ShardBooks,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from fmnist_model.evaluation.results import Evaluation, Reliability, TestResult
-from infra.checkpoints import WEIGHTS, write_checkpoint
-from infra.model_registry import ModelRegistry
-from infra.object_store import ObjectStore, open_store
+from infra.storage.checkpoints import WEIGHTS, write_checkpoint
+from infra.storage.model_registry import ModelRegistry
+from infra.storage.object_store import ObjectStore, open_store
 from tasks.registration import register_model
 from tasks.training_run import TrainedRun
 

@@ -13,7 +13,9 @@ from fmnist_model.dataset import to_table
 from fmnist_model.errors import InvalidDataset
 from fmnist_model.network import NeuralNetwork, save_weights
 from fmnist_model.training.recipe import PRESETS
-from infra.checkpoints import (
+from infra.errors import RequestError
+from infra.provenance import Provenance
+from infra.storage.checkpoints import (
     STATE,
     WEIGHTS,
     Checkpoint,
@@ -24,11 +26,9 @@ from infra.checkpoints import (
     remove_checkpoint,
     write_checkpoint,
 )
-from infra.datasets import DatasetRecord, DatasetSplit
-from infra.errors import RequestError
-from infra.model_registry import ModelRegistry, ModelVersion, read_weights
-from infra.object_store import ObjectStore, open_store
-from infra.provenance import Provenance
+from infra.storage.datasets import DatasetRecord, DatasetSplit
+from infra.storage.model_registry import ModelRegistry, ModelVersion, read_weights
+from infra.storage.object_store import ObjectStore, open_store
 from tasks.metrics import write_metrics
 from tasks.run import begin_run, run_recipe
 from tasks.training_run import RunToTrain, TrainedRun

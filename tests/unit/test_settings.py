@@ -6,8 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from infra.errors import RequestError
-from infra.object_store import open_store
 from infra.settings import load_settings
+from infra.storage.object_store import open_store
 
 
 @pytest.fixture(autouse=True)

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from fmnist_model.network import NeuralNetwork, save_weights
 from infra.actor_pool import map_shards
 from infra.actor_resources import ActorResources
-from infra.batch_plan import cut_into_shards, write_plan
-from infra.checkpoints import write_checkpoint
-from infra.model_registry import ModelRegistry, ModelVersion
-from infra.object_store import ObjectStore, open_store
-from infra.prediction_table import BatchPlan, ShardBooks, errors_key, existing_parts, part_key, read_books
 from infra.progress import ProgressBoard
+from infra.storage.batch_plan import cut_into_shards, write_plan
+from infra.storage.checkpoints import write_checkpoint
+from infra.storage.model_registry import ModelRegistry, ModelVersion
+from infra.storage.object_store import ObjectStore, open_store
+from infra.storage.prediction_table import BatchPlan, ShardBooks, errors_key, existing_parts, part_key, read_books
 from tasks.inputs import ReadOptions
 from tasks.shard_classifier import ShardClassifier
 from tests.unit.image_inputs import OPTIONS, plan_of, png, save_files, save_tar

@@ -7,7 +7,7 @@ import pytest
 
 from fmnist_model.errors import InvalidDataset, InvalidImage, InvalidWeights
 from infra.errors import JobError, JobStopped, RequestError
-from infra.object_store import StoreUnavailable
+from infra.storage.object_store import StoreUnavailable
 from tasks.step import step
 
 pytestmark = [

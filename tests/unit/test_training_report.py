@@ -25,11 +25,11 @@ from fmnist_model.evaluation.results import Reliability, TestResult
 from fmnist_model.network import NeuralNetwork, save_weights
 from fmnist_model.reports.charts import draw_curves, draw_reliability
 from fmnist_model.reports.training_page import ReportedRun, render_report
-from infra.checkpoints import write_checkpoint
-from infra.datasets import DatasetRecord
-from infra.object_store import ObjectStore, open_store
 from infra.provenance import Provenance
 from infra.settings import load_settings
+from infra.storage.checkpoints import write_checkpoint
+from infra.storage.datasets import DatasetRecord
+from infra.storage.object_store import ObjectStore, open_store
 from tasks.registration import register_model
 from tasks.summaries import TrainingSummary
 from tasks.training_report import write_report

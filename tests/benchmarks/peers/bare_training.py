@@ -18,9 +18,9 @@ import torch.multiprocessing
 from fmnist_model.dataset import hold_out
 from fmnist_model.training.loop import TrainingRun
 from fmnist_model.training.recipe import PRESETS
-from infra.datasets import read_dataset
-from infra.object_store import open_store
 from infra.settings import Settings
+from infra.storage.datasets import read_dataset
+from infra.storage.object_store import open_store
 from tasks.dataset import NAME, import_dataset
 from tasks.splits import load_split
 

@@ -46,8 +46,8 @@ def stages(file: Path) -> dict[str, float]:
     from fmnist_model.images.decode import decode_images
     from fmnist_model.network import NeuralNetwork
     from fmnist_model.predictions import prediction_batch, prediction_schema
-    from infra.object_store import open_store
-    from infra.prediction_table import open_part
+    from infra.storage.object_store import open_store
+    from infra.storage.prediction_table import open_part
     from tasks.inputs import ReadOptions, list_files, pieces_of
     from tasks.reading import read_shard
 

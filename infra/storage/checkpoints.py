@@ -14,9 +14,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from infra.errors import JobError, RequestError
-from infra.object_store import ObjectExists, ObjectNotFound, ObjectStore
-from infra.object_store.interface import is_key
 from infra.provenance import Provenance
+from infra.storage.object_store import ObjectExists, ObjectNotFound, ObjectStore
+from infra.storage.object_store.interface import is_key
 
 WEIGHTS = "model.safetensors"
 STATE = "trainer.pt"

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.errors import JobError, RequestError
-from infra.object_store import ObjectExists, ObjectStore, StoreUnavailable, SwapConflict
+from infra.storage.object_store import ObjectExists, ObjectStore, StoreUnavailable, SwapConflict
 
 SCRATCH = "scratch/"
 """Everything that is tried lies below it, each time in a folder of its own."""
@@ -179,8 +179,8 @@ def _local_settings(root: str) -> dict[str, str]:
 def _s3_settings(root: str) -> dict[str, str]:
     from botocore.exceptions import BotoCoreError, ClientError
 
-    from infra.object_store.s3_configuration import CONNECT_TIMEOUT_SECONDS, s3_connection
-    from infra.object_store.s3_errors import explain
+    from infra.storage.object_store.s3_configuration import CONNECT_TIMEOUT_SECONDS, s3_connection
+    from infra.storage.object_store.s3_errors import explain
 
     bucket, _, prefix = root.removeprefix("s3://").partition("/")
     settings = {"kind": "S3", "bucket": bucket, "prefix": prefix or "none"}

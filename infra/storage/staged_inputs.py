@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from infra.batch_plan import CHUNK_ROWS
+from infra.storage.batch_plan import CHUNK_ROWS
 
 FILE_SCHEMA = pa.schema(
     [

@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from infra.object_store import ObjectStore
-from infra.prediction_table import BatchPlan, batch_folder
+from infra.storage.object_store import ObjectStore
+from infra.storage.prediction_table import BatchPlan, batch_folder
 
 PIECE_SCHEMA = pa.schema(
     [

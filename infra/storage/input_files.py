@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fsspec.utils import glob_translate
 
 from infra.errors import RequestError
-from infra.object_store.s3_configuration import MAX_ATTEMPTS
+from infra.storage.object_store.s3_configuration import MAX_ATTEMPTS
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -71,7 +71,7 @@ def filesystem_of(uri: str) -> tuple[Any, str]:
     if scheme.lower() == "s3":
         bucket, key = _bucket_and_key(uri)
         with _clear_s3_errors(uri, bucket):
-            from infra.object_store.s3_configuration import s3_connection
+            from infra.storage.object_store.s3_configuration import s3_connection
 
             return s3_connection().arrow_filesystem(), f"{bucket}/{key}"
     raise RequestError(f"{uri}: only file:// and s3:// URIs and local paths can be read.")
@@ -115,7 +115,7 @@ def stat_input(uri: str) -> InputFile | None:
     if uri.lower().startswith("s3://"):
         bucket, key = _place_on_s3(uri)
         with _clear_s3_errors(uri, bucket):
-            from infra.object_store.s3_configuration import s3_connection
+            from infra.storage.object_store.s3_configuration import s3_connection
 
             return _named_object(s3_connection().client, bucket, key)
     path = _local_path(uri)
@@ -229,8 +229,8 @@ def _place_on_s3(uri: str) -> tuple[str, str]:
 def _read_s3(uri: str, fingerprint: str, largest: int) -> bytes:
     from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
 
-    from infra.object_store.s3_configuration import s3_connection
-    from infra.object_store.s3_errors import error_code, http_status
+    from infra.storage.object_store.s3_configuration import s3_connection
+    from infra.storage.object_store.s3_errors import error_code, http_status
 
     bucket, key = _place_on_s3(uri)
     attempts = itertools.count(1)
@@ -305,7 +305,7 @@ def local_fingerprint(found: os.stat_result) -> str:
 
 
 def _list_s3(location: str, bucket: str, path: str) -> Iterator[InputFile]:
-    from infra.object_store.s3_configuration import s3_connection
+    from infra.storage.object_store.s3_configuration import s3_connection
 
     client = s3_connection().client
     named = _named_object(client, bucket, path)
@@ -331,7 +331,7 @@ def _list_s3(location: str, bucket: str, path: str) -> Iterator[InputFile]:
 def _named_object(client: "S3Client", bucket: str, key: str) -> InputFile | None:
     from botocore.exceptions import ClientError
 
-    from infra.object_store.s3_errors import http_status
+    from infra.storage.object_store.s3_errors import http_status
 
     if not key or key.endswith("/"):
         return None
@@ -383,8 +383,8 @@ def _is_hidden(inside: str) -> bool:
 def _clear_s3_errors(location: str, bucket: str) -> Iterator[None]:
     from botocore.exceptions import BotoCoreError, ClientError
 
-    from infra.object_store.s3_configuration import s3_connection
-    from infra.object_store.s3_errors import explain
+    from infra.storage.object_store.s3_configuration import s3_connection
+    from infra.storage.object_store.s3_errors import explain
 
     try:
         yield

@@ -26,7 +26,7 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, Inc
 from tenacity import retry, retry_if_exception, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from infra.errors import RequestError
-from infra.object_store.interface import (
+from infra.storage.object_store.interface import (
     ObjectExists,
     ObjectNotFound,
     ObjectStat,
@@ -38,8 +38,8 @@ from infra.object_store.interface import (
     checked_prefix,
     is_key,
 )
-from infra.object_store.s3_configuration import MAX_ATTEMPTS, S3Connection, s3_connection
-from infra.object_store.s3_errors import error_code, explain, http_status
+from infra.storage.object_store.s3_configuration import MAX_ATTEMPTS, S3Connection, s3_connection
+from infra.storage.object_store.s3_errors import error_code, explain, http_status
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -15,11 +15,11 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from infra.checkpoints import CheckpointCorrupt, CheckpointNotFound, checkpoint_folder, list_runs, read_record
 from infra.errors import JobError, RequestError
-from infra.model_registry import ALIASES, ModelNotFound, ModelRegistry
-from infra.object_store import ObjectStat, ObjectStore
-from infra.store_check import SCRATCH
+from infra.storage.checkpoints import CheckpointCorrupt, CheckpointNotFound, checkpoint_folder, list_runs, read_record
+from infra.storage.model_registry import ALIASES, ModelNotFound, ModelRegistry
+from infra.storage.object_store import ObjectStat, ObjectStore
+from infra.storage.store_check import SCRATCH
 
 RECORD = "checkpoint.json"
 METRICS = ("validation_loss", "loss")

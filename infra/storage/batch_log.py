@@ -14,8 +14,8 @@ from typing import Any
 from pydantic import BaseModel
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from infra.object_store import ObjectNotFound, ObjectStore, SwapConflict
-from infra.prediction_table import BatchManifest, read_manifest, table_folder
+from infra.storage.object_store import ObjectNotFound, ObjectStore, SwapConflict
+from infra.storage.prediction_table import BatchManifest, read_manifest, table_folder
 
 
 class LoggedBatch(BaseModel):

@@ -20,7 +20,7 @@ from stat import S_ISREG
 from typing import Any, BinaryIO
 from uuid import uuid4
 
-from infra.object_store.interface import (
+from infra.storage.object_store.interface import (
     ObjectExists,
     ObjectNotFound,
     ObjectStat,

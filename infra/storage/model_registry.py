@@ -13,10 +13,10 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from infra.checkpoints import WEIGHTS, CheckpointCorrupt, read_file, read_record
 from infra.errors import RequestError
-from infra.object_store import ObjectExists, ObjectNotFound, ObjectStore, SwapConflict
 from infra.provenance import Provenance
+from infra.storage.checkpoints import WEIGHTS, CheckpointCorrupt, read_file, read_record
+from infra.storage.object_store import ObjectExists, ObjectNotFound, ObjectStore, SwapConflict
 
 Alias = Literal["champion", "candidate"]
 ALIASES: tuple[Alias, ...] = ("champion", "candidate")

@@ -1,6 +1,6 @@
 """Prediction tables: batches of parts, each committed by a manifest that is written last.
 
-    predictions/<table>/batch=<id>/_plan.parquet            written first (infra/batch_plan.py)
+    predictions/<table>/batch=<id>/_plan.parquet            written first (infra/storage/batch_plan.py)
     predictions/<table>/batch=<id>/part-00017.parquet       rows of shard 17
     predictions/<table>/batch=<id>/_errors/part-00017.parquet
     predictions/<table>/batch=<id>/_manifest.json           written last: the commit
@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from infra.errors import JobError, RequestError
-from infra.object_store import ObjectExists, ObjectNotFound, ObjectStore
 from infra.provenance import Provenance
+from infra.storage.object_store import ObjectExists, ObjectNotFound, ObjectStore
 
 _TABLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _BOOKS = "fmnist_books"

@@ -2,8 +2,8 @@
 
 from pydantic import BaseModel
 
-from infra.object_store import ObjectNotFound, ObjectStore
 from infra.provenance import Provenance
+from infra.storage.object_store import ObjectNotFound, ObjectStore
 
 
 class DatasetSplit(BaseModel):

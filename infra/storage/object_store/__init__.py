@@ -1,7 +1,7 @@
 """Durable objects: the interface, and `open_store`, the only place that knows which kinds of store there are."""
 
 from infra.errors import RequestError
-from infra.object_store.interface import (
+from infra.storage.object_store.interface import (
     ObjectExists,
     ObjectNotFound,
     ObjectStat,
@@ -29,11 +29,11 @@ def open_store(root: str) -> ObjectStore:
     """
     scheme = root.partition("://")[0]
     if scheme == "file":
-        from infra.object_store.local import LocalObjectStore
+        from infra.storage.object_store.local import LocalObjectStore
 
         return LocalObjectStore(root)
     if scheme == "s3":
-        from infra.object_store.s3 import S3ObjectStore
+        from infra.storage.object_store.s3 import S3ObjectStore
 
         return S3ObjectStore(root)
     raise RequestError(

@@ -1,0 +1,1 @@
+"""The object store and the records kept in it."""
