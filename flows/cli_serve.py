@@ -83,8 +83,8 @@ def _start_services(settings: Settings, port: int, stack: ExitStack) -> "tuple[S
     """
     from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
+    from infra.cluster.connection import ray_head
     from infra.prefect_server import prefect_server
-    from infra.ray_cluster import ray_head
 
     configured = get_current_settings().api.url
     server = None if configured else stack.enter_context(prefect_server(settings.state_dir, port))

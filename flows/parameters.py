@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from fmnist_model.training.recipe import PRESETS
 
 if TYPE_CHECKING:
-    from infra.actor_resources import ActorResources
+    from infra.cluster.resources import ActorResources
     from tasks.inputs import ReadOptions
 
 _WORKERS = r"^(auto|[1-9][0-9]*(:[1-9][0-9]*)?)$"
@@ -302,7 +302,7 @@ class ClassifyParameters(_Parameters):
 
     def actor_resources(self) -> "ActorResources":
         """What each worker takes."""
-        from infra.actor_resources import ActorResources
+        from infra.cluster.resources import ActorResources
 
         chosen = self.resources
         memory = int(chosen.worker_memory_gib * 2**30)

@@ -18,8 +18,8 @@ from infra.prefect_worker import PREFECT_SETTINGS
 
 FIRST_STEP = {
     "classify": ["flows.classify"],
-    "train": ["flows.train", "infra.ray_train"],
-    "train-and-classify": ["flows.train_and_classify", "infra.ray_train"],
+    "train": ["flows.train", "infra.cluster.trainer"],
+    "train-and-classify": ["flows.train_and_classify", "infra.cluster.trainer"],
 }
 """By flow, what its first step in the cluster imports."""
 
@@ -53,9 +53,9 @@ def _join_ray(flow: str) -> None:
     settings = load_settings()
     if flow not in FIRST_STEP or not settings.ray_address:
         return
-    from infra.progress import ProgressBoard
-    from infra.ray_ahead import import_ahead
-    from infra.ray_cluster import join_ahead
+    from infra.cluster.connection import join_ahead
+    from infra.cluster.progress_board import ProgressBoard
+    from infra.cluster.ray_ahead import import_ahead
 
     join_ahead(settings)
     ProgressBoard()  # first, or it would have the process that imports

@@ -50,7 +50,7 @@ class ProgressLine:
             thread.join()
 
     def _read(self, ended: threading.Event) -> None:
-        from infra.progress import ProgressBoard
+        from infra.cluster.progress_board import ProgressBoard
 
         # Without its board a run goes on; it only says no more how far it is.
         with contextlib.suppress(Exception):

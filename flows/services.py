@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from infra.cluster.address import is_this_machine
 from infra.errors import RequestError
-from infra.ray_address import is_this_machine
 from infra.settings import Settings
 
 _ENVIRONMENT = {
@@ -57,10 +57,10 @@ def services(settings: Settings) -> Iterator[StartUp]:
     began = time.perf_counter()
     started = StartUp()
     with prefect_api(settings.state_dir) as wait_for_prefect:
-        from infra.ray_cluster import ray_connection
+        from infra.cluster.connection import ray_connection
 
         with ray_connection(settings):
-            from infra.progress import ProgressBoard
+            from infra.cluster.progress_board import ProgressBoard
 
             started.ray_seconds = time.perf_counter() - began
             ProgressBoard()  # its process comes up while Prefect's server does

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, ParamSpec, TypeVar, cast
 
+from infra.cluster.progress_board import LoggedLine, ProgressBoard
 from infra.prefect_server import is_for_this_run_alone
-from infra.progress import LoggedLine, ProgressBoard
 
 P = ParamSpec("P")
 R = TypeVar("R")

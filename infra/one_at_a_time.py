@@ -23,8 +23,8 @@ def one_at_a_time(name: str) -> Iterator[None]:
     from prefect.client.orchestration import get_client
     from prefect.concurrency.sync import concurrency
 
+    from infra.cluster.progress_board import ProgressBoard
     from infra.prefect_server import is_for_this_run_alone
-    from infra.progress import ProgressBoard
 
     if is_for_this_run_alone():
         yield

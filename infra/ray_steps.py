@@ -10,10 +10,10 @@ from prefect_ray import RayTaskRunner
 from prefect_ray.context import remote_options
 from prefect_ray.task_runners import PrefectRayFuture
 
+from infra.cluster.connection import ray_connection
+from infra.cluster.placement import on_this_node
+from infra.cluster.ray_ahead import await_imports
 from infra.errors import JobError
-from infra.placement import on_this_node
-from infra.ray_ahead import await_imports
-from infra.ray_cluster import ray_connection
 from infra.settings import load_settings
 
 P = ParamSpec("P")

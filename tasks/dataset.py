@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.dataset import from_table, to_table
 from fmnist_model.images.idx import FASHION_MNIST_SHA256, has_fashion_mnist, read_fashion_mnist
+from infra.cluster.progress_board import ProgressBoard
 from infra.errors import RequestError
-from infra.progress import ProgressBoard
 from infra.provenance import Provenance
 from infra.settings import Settings, load_settings
 from infra.storage.datasets import DatasetRecord, DatasetSplit, dataset_folder, read_dataset, write_dataset

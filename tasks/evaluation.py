@@ -2,7 +2,7 @@
 
 from fmnist_model.dataset import hold_out
 from fmnist_model.evaluation.results import TestResult
-from infra.progress import ProgressBoard
+from infra.cluster.progress_board import ProgressBoard
 from infra.settings import load_settings
 from infra.storage.checkpoints import WEIGHTS, read_file, read_record
 from infra.storage.datasets import DatasetRecord

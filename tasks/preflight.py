@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_model.weights import check_weights
+from infra.cluster.address import check_ray_address
 from infra.errors import RequestError
-from infra.ray_address import check_ray_address
 from infra.settings import Settings
 from infra.storage.batch_log import read_batch_log
 from infra.storage.model_registry import ModelRegistry, ModelVersion, read_weights

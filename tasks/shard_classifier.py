@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from fmnist_model.images.decode import decode_images
-from infra.ahead import ahead
+from infra.cluster.progress_board import PartProgress
+from infra.cluster.prometheus import Stages
+from infra.cluster.worker_logs import hand_on_logs
 from infra.importing import keep_pandas_out, uncollected
-from infra.metrics import Stages
-from infra.progress import PartProgress
+from infra.prefetch import ahead
 from infra.storage.batch_plan import ShardInputs
 from infra.storage.model_registry import ModelVersion, read_weights
 from infra.storage.object_store import open_store
@@ -31,7 +32,6 @@ from infra.storage.prediction_table import (
     part_key,
     read_books,
 )
-from infra.worker_logs import hand_on_logs
 from tasks.inputs import ReadOptions
 from tasks.reading import ReadImages, read_shard
 from tasks.work_metrics import (

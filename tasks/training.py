@@ -7,13 +7,13 @@ import uuid
 from prefect import get_run_logger
 
 from fmnist_model.errors import InvalidDataset
+from infra.cluster.connection import cluster_limit, cluster_size
+from infra.cluster.progress_board import ProgressBoard
 from infra.errors import JobError, JobStopped
 from infra.flow_run import task_run_id
-from infra.progress import ProgressBoard
-from infra.ray_alone import is_alone
-from infra.ray_cluster import cluster_limit, cluster_size
 from infra.settings import load_settings
 from infra.storage.datasets import DatasetRecord
+from infra.upstream.ray_monitoring_processes import is_alone
 from tasks.step import step
 from tasks.training_run import RunToTrain, TrainedRun
 from tasks.training_worker import load_images, train_worker
@@ -54,7 +54,7 @@ def train_network(run: RunToTrain, dataset: DatasetRecord, workers: str) -> Trai
     from ray.exceptions import RayError  # these take seconds to import
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 
-    from infra.ray_train import Trainer
+    from infra.cluster.trainer import Trainer
 
     scratch = settings.state_dir / "ray-train"
     # Under a name that it knows already, Ray Train would restore a state of its own.

@@ -13,8 +13,9 @@ from typing import Any
 
 from fmnist_model.dataset import LabelledImages, check_classes, hold_out
 from fmnist_model.errors import InvalidDataset
+from infra.cluster.progress_board import ProgressBoard
+from infra.cluster.worker_logs import hand_on_logs
 from infra.cpu_contention import CpuContention, yield_cpu
-from infra.progress import ProgressBoard
 from infra.storage.checkpoints import (
     STATE,
     WEIGHTS,
@@ -29,7 +30,6 @@ from infra.storage.checkpoints import (
 from infra.storage.datasets import DatasetRecord
 from infra.storage.model_registry import ModelRegistry, read_weights
 from infra.storage.object_store import ObjectStore, open_store
-from infra.worker_logs import hand_on_logs
 from tasks.splits import load_split
 from tasks.training_run import RunToTrain, TrainedRun
 from tasks.work_metrics import (

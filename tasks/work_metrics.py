@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from infra.metrics import Counter, Gauge
+from infra.cluster.prometheus import Counter, Gauge
 
 IMAGES = Counter(
     "fmnist_images_total",

@@ -34,7 +34,7 @@ import torch.multiprocessing
 from fmnist_model.dataset import LabelledImages, hold_out
 from fmnist_model.training.loop import TrainingRun
 from fmnist_model.training.recipe import PRESETS
-from infra.ray_cluster import ON_THIS_MACHINE
+from infra.cluster.connection import ON_THIS_MACHINE
 from infra.settings import Settings
 from infra.storage.datasets import read_dataset
 from infra.storage.object_store import open_store

@@ -119,7 +119,7 @@ def classify_counted(folder: str, images: str, shard_images: int) -> None:
         os.environ["PREFECT_API_URL"] = server.wait_until_healthy()
         from flows.classify import classify
         from flows.parameters import ClassifyParameters
-        from infra.ray_cluster import ray_connection
+        from infra.cluster.connection import ray_connection
 
         with ray_connection(load_settings()):
             summary = classify(ClassifyParameters(inputs=[images], table=f"table-{shard_images}"))

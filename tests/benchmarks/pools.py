@@ -33,8 +33,8 @@ def run(pool: str, folder: str, images: str, shard_images: int) -> None:
     import ray
 
     import infra.storage.batch_plan
-    from infra.actor_pool import map_shards
-    from infra.actor_resources import ActorResources
+    from infra.cluster.actor_pool import map_shards
+    from infra.cluster.resources import ActorResources
     from infra.storage.model_registry import ModelRegistry
     from infra.storage.object_store import open_store
     from tasks.inputs import ReadOptions

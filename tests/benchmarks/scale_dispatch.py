@@ -59,8 +59,8 @@ def _main(kind: str, in_flight: int, shards: int) -> None:
 
 
 def _by_actors(in_flight: int, shards: int) -> dict[str, Any]:
-    from infra.actor_pool import map_shards
-    from infra.actor_resources import ActorResources
+    from infra.cluster.actor_pool import map_shards
+    from infra.cluster.resources import ActorResources
 
     resources = ActorResources(cpus=0, gpus=0, most=in_flight)
     warm_up = _WARM_UP * in_flight

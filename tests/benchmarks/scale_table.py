@@ -22,7 +22,7 @@ _TIER_1, _TIER_2 = 0.005 / 1_000, 0.0004 / 1_000
 _PUT_LIMIT, _GET_LIMIT = 3_500, 5_500
 """Requests a second that S3 takes at least, of one partitioned prefix."""
 _LINES = 1_000
-"""That the progress board hands on in a second, at most: 500, twice a second (`infra.progress`)."""
+"""That the progress board hands on in a second, at most: 500, twice a second (`infra.cluster.progress_board`)."""
 _BOARD_CALLS = 3
 """By shard: done, how far the batch is, what the actor logged. Besides, each actor says once a second how far it is."""
 _PAGE = 1_000

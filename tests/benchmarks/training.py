@@ -88,7 +88,7 @@ def kill_a_worker() -> None:
 
     prepare_environment()
     from flows.parameters import RecipeParameters, TrainParameters
-    from infra.progress import ProgressBoard
+    from infra.cluster.progress_board import ProgressBoard
     from infra.settings import load_settings
 
     noted: list[tuple[float, int]] = []

@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra.actor_pool import map_shards
-from infra.actor_resources import ActorResources
+from infra.cluster.actor_pool import map_shards
+from infra.cluster.resources import ActorResources
 from infra.errors import JobError, RequestError
 
 pytestmark = pytest.mark.usefixtures("running_services")

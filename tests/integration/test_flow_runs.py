@@ -26,18 +26,18 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from fmnist_model.network import NeuralNetwork, save_weights
 from infra import one_at_a_time as waiting
 from infra import prefect_server
+from infra.cluster.progress_board import ProgressBoard
+from infra.cluster.ray_ahead import import_ahead
+from infra.cluster.worker_logs import hand_on_logs
 from infra.events import MODEL_PROMOTED
 from infra.flow_progress import reported
 from infra.flow_run import task_run_id
 from infra.one_at_a_time import one_at_a_time
-from infra.progress import ProgressBoard
-from infra.ray_ahead import import_ahead
 from infra.ray_steps import ClusterTaskRunner, on_ray
 from infra.storage.checkpoints import WEIGHTS, write_checkpoint
 from infra.storage.model_registry import ModelRegistry
 from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.prediction_table import BatchPlan, ShardBooks
-from infra.worker_logs import hand_on_logs
 from tasks.classification import BatchProgress
 from tasks.registration import promote_version
 from tasks.run import begin_run
@@ -344,8 +344,8 @@ prepare_environment()
 
 import ray
 
-from infra.ray_alone import is_alone
-from infra.ray_cluster import ray_head
+from infra.upstream.ray_monitoring_processes import is_alone
+from infra.cluster.connection import ray_head
 
 
 @ray.remote
@@ -408,7 +408,7 @@ prepare_environment()
 
 import ray
 
-from infra.ray_cluster import join_ahead, ray_connection
+from infra.cluster.connection import join_ahead, ray_connection
 from infra.settings import load_settings
 
 join_ahead(load_settings())

@@ -176,7 +176,7 @@ import urllib.request
 
 import ray
 
-from infra.ray_cluster import ray_head
+from infra.cluster.connection import ray_head
 
 with ray_head():
     [node] = ray.nodes()

@@ -7,7 +7,7 @@ from typing import Any
 import psutil
 import pytest
 
-from infra.ray_alone import is_alone
+from infra.upstream.ray_monitoring_processes import is_alone
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data")
 
@@ -71,7 +71,7 @@ def test_trainer_asks_the_autoscaler_where_there_may_be_more_room(
 ) -> None:
     from ray.train import ScalingConfig
 
-    from infra.ray_train import Trainer, _FixedSize
+    from infra.cluster.trainer import Trainer, _FixedSize
 
     trainer = Trainer(print, scaling_config=ScalingConfig(num_workers=workers), has_room=has_room, ends_with_run=True)
     assert asks != isinstance(started_by(trainer, monkeypatch)["scaling_policy"], _FixedSize)
@@ -84,7 +84,7 @@ def test_trainer_has_its_placement_group_removed_where_the_cluster_stays(
     from ray.train import ScalingConfig
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-    from infra.ray_train import Trainer
+    from infra.cluster.trainer import Trainer
 
     trainer = Trainer(print, scaling_config=ScalingConfig(num_workers=2), has_room=True, ends_with_run=ends_with_run)
     callbacks = started_by(trainer, monkeypatch)["callbacks"]

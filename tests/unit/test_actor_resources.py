@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from flows.parameters import ClassifyParameters, ResourceParameters
-from infra.actor_resources import ActorResources
+from infra.cluster.resources import ActorResources
 
 
 @pytest.mark.parametrize(

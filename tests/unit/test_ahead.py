@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from infra.ahead import ahead
+from infra.prefetch import ahead
 
 
 class Made:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.metrics import Counter, Gauge, Stages
+from infra.cluster.prometheus import Counter, Gauge, Stages
 from tasks import work_metrics
 from tasks.work_metrics import TrainingMetrics, reason_kind
 
@@ -63,7 +63,7 @@ def test_reason_is_one_of_a_few(reason: str, kind: str) -> None:
 
 def test_stages_count_what_each_took(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = 0.0
-    monkeypatch.setattr("infra.metrics.time.perf_counter", lambda: clock)
+    monkeypatch.setattr("infra.cluster.prometheus.time.perf_counter", lambda: clock)
 
     def items() -> Iterator[int]:
         nonlocal clock
@@ -87,7 +87,7 @@ def test_stages_hand_on_once_a_second_at_most(monkeypatch: pytest.MonkeyPatch) -
         with stages.of("read"):
             pass
     assert counter.__dict__["values"] == {}
-    monkeypatch.setattr("infra.metrics._EXPORT_SECONDS", -1.0)
+    monkeypatch.setattr("infra.cluster.prometheus._EXPORT_SECONDS", -1.0)
     with stages.of("read"):
         pass
     assert counter.__dict__["values"]["read"] > 0

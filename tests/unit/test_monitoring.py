@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.metrics import Counter, Gauge
+from infra.cluster.prometheus import Counter, Gauge
 from tasks import work_metrics
 from tests.absent import install
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from infra.ray_alone import without_onlookers
+from infra.upstream.ray_monitoring_processes import without_onlookers
 
 
 def methods() -> dict[str, Any]:

@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from fmnist_model.network import NeuralNetwork, save_weights
-from infra.actor_pool import map_shards
-from infra.actor_resources import ActorResources
-from infra.progress import ProgressBoard
+from infra.cluster.actor_pool import map_shards
+from infra.cluster.progress_board import ProgressBoard
+from infra.cluster.resources import ActorResources
 from infra.storage.batch_plan import cut_into_shards, write_plan
 from infra.storage.checkpoints import write_checkpoint
 from infra.storage.model_registry import ModelRegistry, ModelVersion

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from infra import worker_logs
-from infra.progress import LoggedLine, ProgressBoard
-from infra.worker_logs import BoardHandler, hand_on_logs
+from infra.cluster import worker_logs
+from infra.cluster.progress_board import LoggedLine, ProgressBoard
+from infra.cluster.worker_logs import BoardHandler, hand_on_logs
 
 OURS = logging.getLogger("tasks.training")
 THIRD_PARTY = logging.getLogger("urllib3.connectionpool")
@@ -44,12 +44,12 @@ def taken(board: ProgressBoard) -> list[LoggedLine]:
 
 @pytest.mark.usefixtures("logs")
 def test_our_packages_are_handed_on_from_info_up(board: ProgressBoard):
-    for name in ("flows.train", "tasks.training", "fmnist_model.training.loop", "infra.ray_cluster"):
+    for name in ("flows.train", "tasks.training", "fmnist_model.training.loop", "infra.cluster.connection"):
         logging.getLogger(name).debug("debug of %s", name)
         logging.getLogger(name).info("info of %s", name)
     assert taken(board) == [
         LoggedLine(logging.INFO, "rank 0", f"info of {name}")
-        for name in ("flows.train", "tasks.training", "fmnist_model.training.loop", "infra.ray_cluster")
+        for name in ("flows.train", "tasks.training", "fmnist_model.training.loop", "infra.cluster.connection")
     ]
 
 
@@ -140,7 +140,7 @@ def test_second_use_of_a_process_hands_each_line_on_once(board: ProgressBoard):
 
 WITHOUT_RAY = """
 import logging
-from infra.worker_logs import hand_on_logs
+from infra.cluster.worker_logs import hand_on_logs
 
 logging.basicConfig(format="%(message)s")
 hand_on_logs("rank 0")

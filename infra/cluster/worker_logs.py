@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from infra.progress import LoggedLine, ProgressBoard
+from infra.cluster.progress_board import LoggedLine, ProgressBoard
 
 _OURS = ("flows", "tasks", "fmnist_model", "infra")
 _IN_THE_LOG_ALREADY = ("prefect.flow_runs", "prefect.task_runs")

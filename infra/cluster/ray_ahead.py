@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from concurrent.futures import wait
 from typing import Any
 
+from infra.cluster.placement import on_this_node
 from infra.importing import keep_pandas_out, uncollected
-from infra.placement import on_this_node
 
 _PATIENCE_SECONDS = 20.0
 """With a process that imports: on a slow disk, a new one may be no later."""

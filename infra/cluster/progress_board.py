@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from infra.placement import on_this_node
+from infra.cluster.placement import on_this_node
 
 _NAME = "progress"
 _PART_SECONDS = 1.0

@@ -16,9 +16,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from infra.actor_resources import ActorResources
+from infra.cluster.connection import cluster_limit
+from infra.cluster.resources import ActorResources
 from infra.errors import JobError
-from infra.ray_cluster import cluster_limit
 
 _DEATHS = 3
 """Of actors under the same shard, or of actors that start, one after the other, that are got over."""

@@ -11,10 +11,10 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from infra.cluster.address import check_ray_address
 from infra.errors import RequestError
-from infra.ray_address import check_ray_address
-from infra.ray_alone import without_onlookers
 from infra.settings import Settings, load_settings
+from infra.upstream.ray_monitoring_processes import without_onlookers
 
 ON_THIS_MACHINE = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less: nothing preempts the only machine
@@ -155,7 +155,7 @@ def _address_variable(address: str) -> dict[str, str]:
 
 def _own_packages() -> list[str]:
     """Folders of this project's packages: a node may have none of them, or others."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     return [str(root / name) for name in ("flows", "tasks", "fmnist_model", "infra")]
 
 

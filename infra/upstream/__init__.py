@@ -1,0 +1,1 @@
+"""Patches of Ray and Prefect internals, one file each."""
