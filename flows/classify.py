@@ -3,10 +3,10 @@
 from prefect import flow
 
 from flows.parameters import ClassifyParameters
-from infra.flow_progress import reported
-from infra.flow_run import finished
-from infra.one_at_a_time import one_at_a_time
-from infra.ray_steps import ClusterTaskRunner, on_ray
+from infra.orchestration.flow_progress import reported
+from infra.orchestration.flow_run import finished
+from infra.orchestration.one_at_a_time import one_at_a_time
+from infra.orchestration.ray_steps import ClusterTaskRunner, on_ray
 from tasks.batch_report import write_batch_reports
 from tasks.classification import classify_shards
 from tasks.commit import check_error_share, commit_batches

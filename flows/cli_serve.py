@@ -14,7 +14,7 @@ from rich.console import Console
 from infra.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from infra.prefect_server import Server
+    from infra.orchestration.server import Server
 
 
 def serve(
@@ -38,11 +38,11 @@ def serve(
         with console.status("Starting Prefect and Ray"):
             server, ray = _start_services(settings, port, stack)
         with console.status("Deploying the flows"):
-            from infra.deployments import deploy_all, keep_automations
+            from infra.orchestration.deployments import deploy_all, keep_automations
 
             deploy_all()
             keep_automations()
-            from infra.prefect_worker import prefect_worker
+            from infra.orchestration.worker import prefect_worker
 
             worker = stack.enter_context(prefect_worker(settings.state_dir / "worker.log"))
         first = _first_model()
@@ -84,7 +84,7 @@ def _start_services(settings: Settings, port: int, stack: ExitStack) -> "tuple[S
     from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
     from infra.cluster.connection import ray_head
-    from infra.prefect_server import prefect_server
+    from infra.orchestration.server import prefect_server
 
     configured = get_current_settings().api.url
     server = None if configured else stack.enter_context(prefect_server(settings.state_dir, port))
@@ -103,7 +103,7 @@ def _first_model() -> bool:
     Returns:
         Whether that was necessary.
     """
-    from infra.deployments import run_deployment
+    from infra.orchestration.deployments import run_deployment
     from infra.storage.model_registry import ModelRegistry
     from infra.storage.object_store import open_store
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from flows.services import prepare_environment
 from infra.importing import keep_pandas_out, uncollected
-from infra.prefect_worker import PREFECT_SETTINGS
+from infra.orchestration.worker import PREFECT_SETTINGS
 
 FIRST_STEP = {
     "classify": ["flows.classify"],

@@ -51,7 +51,7 @@ def services(settings: Settings) -> Iterator[StartUp]:
     Raises:
         RequestError: a service is configured that can't be used.
     """
-    from infra.prefect_server import prefect_api
+    from infra.orchestration.server import prefect_api
 
     _check_that_nodes_reach_prefect(settings)
     began = time.perf_counter()

@@ -3,10 +3,10 @@
 from prefect import flow
 
 from flows.parameters import TrainParameters
-from infra.flow_progress import reported
-from infra.flow_run import finished
-from infra.one_at_a_time import one_at_a_time
-from infra.ray_steps import ClusterTaskRunner, on_ray
+from infra.orchestration.flow_progress import reported
+from infra.orchestration.flow_run import finished
+from infra.orchestration.one_at_a_time import one_at_a_time
+from infra.orchestration.ray_steps import ClusterTaskRunner, on_ray
 from tasks.dataset import prepare_dataset
 from tasks.evaluation import evaluate_checkpoint
 from tasks.metrics import write_metrics

@@ -5,9 +5,9 @@ from prefect import flow
 from flows.classify import classify
 from flows.parameters import ClassifyParameters, TrainParameters
 from flows.train import train
-from infra.flow_progress import reported
-from infra.flow_run import finished
-from infra.ray_steps import ClusterTaskRunner
+from infra.orchestration.flow_progress import reported
+from infra.orchestration.flow_run import finished
+from infra.orchestration.ray_steps import ClusterTaskRunner
 from tasks.dataset import split_uris
 from tasks.report import compare_with_labels
 from tasks.summaries import MainJobSummary

@@ -15,7 +15,7 @@ from fmnist_model.reports.batch import (
     render_batch_markdown,
     render_batch_page,
 )
-from infra.events import CLASS_MIX_MOVED, announce
+from infra.orchestration.events import CLASS_MIX_MOVED, announce
 from infra.settings import load_settings
 from infra.storage.batch_log import read_batch_log
 from infra.storage.object_store import ObjectStore, open_store

@@ -10,7 +10,7 @@ from typing import Self
 from infra.cluster.actor_pool import map_shards
 from infra.cluster.progress_board import ProgressBoard
 from infra.cluster.resources import ActorResources
-from infra.flow_run import task_run_id
+from infra.orchestration.flow_run import task_run_id
 from infra.settings import load_settings
 from infra.storage.model_registry import ModelVersion
 from infra.storage.object_store import ObjectStore, open_store

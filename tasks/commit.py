@@ -3,7 +3,7 @@
 from typing import Any
 
 from infra.errors import JobStopped
-from infra.events import BATCH_COMMITTED, BATCH_OVER_ERROR_SHARE, announce
+from infra.orchestration.events import BATCH_COMMITTED, BATCH_OVER_ERROR_SHARE, announce
 from infra.settings import load_settings
 from infra.storage.batch_log import mark_committed
 from infra.storage.object_store import ObjectStore, open_store

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fmnist_model.evaluation.results import TestResult
 from fmnist_model.weights import check_weights
 from infra.errors import RequestError
-from infra.events import MODEL_PROMOTED, announce
+from infra.orchestration.events import MODEL_PROMOTED, announce
 from infra.settings import load_settings
 from infra.storage.checkpoints import WEIGHTS, read_record
 from infra.storage.model_registry import AliasRecord, ModelRegistry, ModelVersion, read_weights

@@ -8,7 +8,7 @@ from typing import Any
 from fmnist_model.training.recipe import PRESETS, TrainingRecipe
 from fmnist_model.weights import check_weights
 from infra.errors import RequestError
-from infra.flow_run import root_flow_run
+from infra.orchestration.flow_run import root_flow_run
 from infra.settings import load_settings
 from infra.storage.checkpoints import Checkpoint, CheckpointCorrupt, list_checkpoints, read_record
 from infra.storage.model_registry import ModelRegistry, ModelVersion, read_weights

@@ -10,7 +10,7 @@ from fmnist_model.errors import InvalidDataset
 from infra.cluster.connection import cluster_limit, cluster_size
 from infra.cluster.progress_board import ProgressBoard
 from infra.errors import JobError, JobStopped
-from infra.flow_run import task_run_id
+from infra.orchestration.flow_run import task_run_id
 from infra.settings import load_settings
 from infra.storage.datasets import DatasetRecord
 from infra.upstream.ray_monitoring_processes import is_alone

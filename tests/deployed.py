@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 
 import httpx
 
-from infra.deployments import DEFINITIONS
-from infra.prefect_worker import end_with_runs
+from infra.orchestration.deployments import DEFINITIONS
+from infra.orchestration.worker import end_with_runs
 from tests.commands import outside
 from tests.s3_server import free_port
 from tests.served import PrefectApi, until

@@ -151,15 +151,15 @@ class Served(PrefectApi):
 
     def has_worker(self) -> bool:
         children = psutil.Process(self.process.pid).children()
-        return any("infra.prefect_worker" in _title(child) for child in children)
+        return any("infra.orchestration.worker" in _title(child) for child in children)
 
     def worker(self) -> psutil.Process:
         """Prefect's worker."""
-        return self._child("infra.prefect_worker")
+        return self._child("infra.orchestration.worker")
 
     def server(self) -> psutil.Process:
         """Prefect's server."""
-        return self._child("infra.prefect_server")
+        return self._child("infra.orchestration.server")
 
     def flow_processes(self) -> list[psutil.Process]:
         """Processes that run flows, whoever their parent is by now."""

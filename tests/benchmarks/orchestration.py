@@ -110,7 +110,7 @@ def classify_counted(folder: str, images: str, shard_images: int) -> None:
 
     prepare_environment()
     import infra.storage.batch_plan
-    from infra.prefect_server import prefect_server
+    from infra.orchestration.server import prefect_server
     from infra.settings import load_settings
 
     infra.storage.batch_plan.SMALLEST_SHARD = infra.storage.batch_plan.LARGEST_SHARD = shard_images * (1 + 784 / 2048)

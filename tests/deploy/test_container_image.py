@@ -75,7 +75,7 @@ def _names(lock: str) -> set[str]:
 
 def test_image_holds_what_the_lock_names_and_the_project(image: Image) -> None:
     program = (
-        "import json, torch, importlib.metadata as found, infra.deployments as d;"
+        "import json, torch, importlib.metadata as found, infra.orchestration.deployments as d;"
         "names = ('ray', 'prefect', 'torch', 'torchvision', 'pyarrow', 'fastapi', 'fmnist-jobs');"
         "print(json.dumps([{n: found.version(n) for n in names}, d.__file__, d.DEFINITIONS.exists()]))"
     )

@@ -24,16 +24,16 @@ from prefect import flow, get_run_logger
 from prefect.client.orchestration import SyncPrefectClient, get_client
 
 from fmnist_model.network import NeuralNetwork, save_weights
-from infra import one_at_a_time as waiting
-from infra import prefect_server
 from infra.cluster.progress_board import ProgressBoard
 from infra.cluster.ray_ahead import import_ahead
 from infra.cluster.worker_logs import hand_on_logs
-from infra.events import MODEL_PROMOTED
-from infra.flow_progress import reported
-from infra.flow_run import task_run_id
-from infra.one_at_a_time import one_at_a_time
-from infra.ray_steps import ClusterTaskRunner, on_ray
+from infra.orchestration import one_at_a_time as waiting
+from infra.orchestration import server as prefect_server
+from infra.orchestration.events import MODEL_PROMOTED
+from infra.orchestration.flow_progress import reported
+from infra.orchestration.flow_run import task_run_id
+from infra.orchestration.one_at_a_time import one_at_a_time
+from infra.orchestration.ray_steps import ClusterTaskRunner, on_ray
 from infra.storage.checkpoints import WEIGHTS, write_checkpoint
 from infra.storage.model_registry import ModelRegistry
 from infra.storage.object_store import ObjectStore, open_store
@@ -228,8 +228,8 @@ from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
 from flows.services import services
-from infra.flow_progress import reported
-from infra.ray_steps import ClusterTaskRunner, on_ray
+from infra.orchestration.flow_progress import reported
+from infra.orchestration.ray_steps import ClusterTaskRunner, on_ray
 from infra.settings import load_settings
 from tasks.step import step
 

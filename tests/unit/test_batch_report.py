@@ -34,7 +34,7 @@ from fmnist_model.reports.batch import (
     render_batch_page,
 )
 from fmnist_model.reports.markdown import code, plain
-from infra.events import BATCH_COMMITTED, BATCH_OVER_ERROR_SHARE, CLASS_MIX_MOVED
+from infra.orchestration.events import BATCH_COMMITTED, BATCH_OVER_ERROR_SHARE, CLASS_MIX_MOVED
 from infra.storage.batch_log import LoggedBatch, append_batch, committed_batches, mark_committed, read_batch_log
 from infra.storage.batch_plan import cut_into_shards, write_plan
 from infra.storage.object_store import ObjectStore, open_store

@@ -12,7 +12,7 @@ from prefect.server.api import background_workers
 from prefect.server.database import configurations
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from infra.prefect_server import calm_background_worker, have_writers_wait
+from infra.orchestration.server import calm_background_worker, have_writers_wait
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.events.schemas.events import Event, Resource
 
 from flows.process import FIRST_STEP
-from infra.prefect_worker import PREFECT_SETTINGS, cancelling_observer, flow_resolver, run_configuration
+from infra.orchestration.worker import PREFECT_SETTINGS, cancelling_observer, flow_resolver, run_configuration
 
 
 def prepared(entrypoint: str | None, **configured: Any) -> Any:

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from flows.process import FIRST_STEP, ahead
-from infra.deployments import DEFINITIONS
+from infra.orchestration.deployments import DEFINITIONS
 
 
 def test_each_deployed_flow_has_its_first_step_imported_ahead() -> None:

@@ -9,7 +9,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.services import _check_that_nodes_reach_prefect, services
 from infra.cluster.address import is_this_machine
 from infra.errors import RequestError
-from infra.prefect_server import prefect_api
+from infra.orchestration.server import prefect_api
 from infra.settings import Settings
 
 ELSEWHERE = "192.0.2.77:6379"

@@ -39,7 +39,7 @@ class Worker:
         """Start the process; what it and its flow runs print goes to the log."""
         with self._log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "infra.prefect_worker", str(os.getpid())],
+                [sys.executable, "-m", "infra.orchestration.worker", str(os.getpid())],
                 env=os.environ | {"PREFECT_WORKER_QUERY_SECONDS": _QUERY_SECONDS},
                 stdin=subprocess.DEVNULL,
                 stdout=output,

@@ -24,7 +24,7 @@ def one_at_a_time(name: str) -> Iterator[None]:
     from prefect.concurrency.sync import concurrency
 
     from infra.cluster.progress_board import ProgressBoard
-    from infra.prefect_server import is_for_this_run_alone
+    from infra.orchestration.server import is_for_this_run_alone
 
     if is_for_this_run_alone():
         yield

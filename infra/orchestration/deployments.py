@@ -8,10 +8,10 @@ from datetime import timedelta
 from pathlib import Path
 
 from infra.errors import JobError
-from infra.prefect_worker import POOL
+from infra.orchestration.worker import POOL
 
 _SILENT_SECONDS = 120
-DEFINITIONS = Path(__file__).parent / "prefect.yaml"
+DEFINITIONS = Path(__file__).parents[1] / "prefect.yaml"
 
 
 def deploy_all() -> None:

@@ -196,7 +196,7 @@ def _server(home: Path, port: int | None = None) -> Iterator[Server]:
     }
     with _listener(port) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
-        command = [sys.executable, "-m", "infra.prefect_server", str(listener.fileno()), str(os.getpid())]
+        command = [sys.executable, "-m", "infra.orchestration.server", str(listener.fileno()), str(os.getpid())]
         server = Server(url, log, command, environment, listener)
         server.start()
         try:

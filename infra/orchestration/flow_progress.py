@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, ParamSpec, TypeVar, cast
 
 from infra.cluster.progress_board import LoggedLine, ProgressBoard
-from infra.prefect_server import is_for_this_run_alone
+from infra.orchestration.server import is_for_this_run_alone
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -1,0 +1,1 @@
+"""Prefect: server, worker, deployments and what a flow run shows."""
