@@ -8,12 +8,12 @@ help: ## List the commands
 
 install: .venv/.installed ## Make .venv and install what runs
 
-.venv/.installed: requirements.lock pyproject.toml infra/setup/install.sh infra/setup/installer.lock
-	@sh infra/setup/install.sh
+.venv/.installed: requirements.lock pyproject.toml infra/dev/setup/install.sh infra/dev/setup/installer.lock
+	@sh infra/dev/setup/install.sh
 	@touch $@
 
 .venv/.installed-dev: requirements-dev.lock .venv/.installed
-	@sh infra/setup/install.sh dev
+	@sh infra/dev/setup/install.sh dev
 	@touch $@
 
 run: .venv/.installed ## Train on Fashion-MNIST and classify its test images: the main job
@@ -61,13 +61,13 @@ benchmark: .venv/.installed-dev ## Measure; figures go to tests/benchmarks/resul
 	$(bin)/python -m tests.benchmarks.main_job --install
 
 s3-up: .venv/.installed ## Start a Ceph S3 gateway here: eval "$$(make -s s3-up)"
-	@$(bin)/python infra/ceph/gateway.py start var/ceph
+	@$(bin)/python infra/dev/ceph/gateway.py start var/ceph
 
 s3-down: ## Stop it; what its buckets hold is gone
-	@$(bin)/python infra/ceph/gateway.py stop var/ceph
+	@$(bin)/python infra/dev/ceph/gateway.py stop var/ceph
 
 lock: .venv/.installed ## Resolve the dependencies anew
-	sh infra/setup/lock.sh
+	sh infra/dev/setup/lock.sh
 
 clean: ## Remove what was installed and what runs left (var/ holds the default store!)
 	rm -rf .venv build *.egg-info

@@ -34,7 +34,7 @@ def serve(
     check_state_folder(settings)
     with _until_told() as told, ExitStack() as stack:
         os.environ |= {"FMNIST_STORE": settings.store, "FMNIST_STATE_DIR": str(settings.state_dir)}
-        os.environ.setdefault("FMNIST_RETRIES", "3")  # as infra/prefect.yaml has it
+        os.environ.setdefault("FMNIST_RETRIES", "3")  # as infra/deploy/prefect.yaml has it
         with console.status("Starting Prefect and Ray"):
             server, ray = _start_services(settings, port, stack)
         with console.status("Deploying the flows"):

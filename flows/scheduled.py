@@ -1,4 +1,4 @@
-"""The flows as deployments run them: the same, within a limit of time. infra/prefect.yaml names them."""
+"""The flows as deployments run them: the same, within a limit of time. infra/deploy/prefect.yaml names them."""
 
 from flows.services import prepare_environment
 

@@ -1,4 +1,4 @@
-"""A Prefect server and a worker, each a process of its own, with the deployments, as infra/prefect.yaml says how."""
+"""A Prefect server and a worker, each a process of its own, with the deployments, as infra/deploy/prefect.yaml says how."""
 
 import shlex
 import shutil
@@ -53,7 +53,7 @@ def deployed(folder: Path, settings: dict[str, str], environment: dict[str, str]
         until(lambda: _answers(url) or process.poll() is not None, _START_SECONDS)
         assert process.poll() is None, (folder / "server.log").read_text()
         with TemporaryDirectory() as checkout:
-            definitions = Path(checkout) / "infra" / DEFINITIONS.name
+            definitions = Path(checkout) / "infra" / "deploy" / DEFINITIONS.name
             definitions.parent.mkdir()
             shutil.copy(DEFINITIONS, definitions)
             for arguments in (pool, deploy):
@@ -73,7 +73,7 @@ def deployed(folder: Path, settings: dict[str, str], environment: dict[str, str]
 
 
 def _documented_commands() -> list[list[str]]:
-    """What the first lines of infra/prefect.yaml tell to type: the pool, the deployments, the worker."""
+    """What the first lines of infra/deploy/prefect.yaml tell to type: the pool, the deployments, the worker."""
     typed = "#   prefect "
     lines = DEFINITIONS.read_text().splitlines()
     return [shlex.split(line.removeprefix(typed)) for line in lines if line.startswith(typed)]

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from infra.ceph.gateway import INSTALL_COMMAND
+from infra.dev.ceph.gateway import INSTALL_COMMAND
 from tests.absent import IN_CI, missing
 from tests.s3_server import S3Server, free_port
 
-CEPH_SCRIPT = Path(__file__).parents[1] / "infra" / "ceph" / "gateway.py"
+CEPH_SCRIPT = Path(__file__).parents[1] / "infra" / "dev" / "ceph" / "gateway.py"
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The deployments of infra/prefect.yaml, at a Prefect server."""
+"""The deployments of infra/deploy/prefect.yaml, at a Prefect server."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from infra.errors import JobError
 from infra.orchestration.worker import POOL
 
 _SILENT_SECONDS = 120
-DEFINITIONS = Path(__file__).parents[1] / "prefect.yaml"
+DEFINITIONS = Path(__file__).parents[1] / "deploy" / "prefect.yaml"
 
 
 def deploy_all() -> None:

@@ -52,7 +52,7 @@ _CHECKPOINT_BYTES = 8_100_000
 _CHECKPOINTS = 50
 """Whose CPU time is taken."""
 _DELETED_AFTER_SECONDS = 125
-"""`rgw gc obj min wait` and `rgw gc processor period` of infra/ceph/gateway.py, together."""
+"""`rgw gc obj min wait` and `rgw gc processor period` of infra/dev/ceph/gateway.py, together."""
 
 
 def train(rank: int, preset: str, blocks: int, folder: str) -> None:

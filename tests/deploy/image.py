@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
-CONTAINERS = REPOSITORY / "infra" / "containers"
+CONTAINERS = REPOSITORY / "infra" / "deploy" / "containers"
 PREFIX = "/opt/fmnist"
 USER_ID = 10001
 """Of the image's user, as the tests run it where they are root; else they run it as themselves."""

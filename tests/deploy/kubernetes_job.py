@@ -1,4 +1,4 @@
-"""What Prefect's Kubernetes worker asks Kubernetes for, to run a flow of the work pool in infra/kubernetes.
+"""What Prefect's Kubernetes worker asks Kubernetes for, to run a flow of the work pool in infra/deploy/kubernetes.
 
 Run as a process with the environment of the worker's pod, it prints the Job. The worker is Prefect's own; in place of
 Kubernetes stands a server that keeps what it is sent.

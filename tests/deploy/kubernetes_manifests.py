@@ -1,4 +1,4 @@
-"""What infra/kubernetes asks Kubernetes for: manifests as `kubectl` renders them, and the pods that come of them."""
+"""What infra/deploy/kubernetes asks Kubernetes for: manifests as `kubectl` renders them, and the pods that come of them."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.absent import install
 from tests.commands import outside
 
 ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "infra" / "kubernetes"
+FOLDER = ROOT / "infra" / "deploy" / "kubernetes"
 OVERLAYS = ("base", "gpu")
 NAMESPACE = "fmnist"
 _LOCK = Path(__file__).with_name("kubernetes.lock")
@@ -79,7 +79,7 @@ def prefect_kubernetes() -> Iterator[str]:
 @cache
 def flow_job() -> Manifest:
     """The Job of a flow run, as Prefect's worker sends it to Kubernetes."""
-    definitions = yaml.safe_load((ROOT / "infra" / "prefect.yaml").read_text())
+    definitions = yaml.safe_load((ROOT / "infra" / "deploy" / "prefect.yaml").read_text())
     variables = definitions["definitions"]["pool"]["job_variables"]
     with TemporaryDirectory() as home, prefect_kubernetes() as packages:
         # Nothing listens there: the worker's own log has nowhere to go, and need not.

@@ -47,7 +47,7 @@ def test_what_is_copied_exists_and_is_not_ignored() -> None:
 
 def test_settings_and_bytecode_of_the_checkout_stay_out_of_the_image() -> None:
     ignored = (CONTAINERS / "Containerfile.dockerignore").read_text().splitlines()
-    for name in ("infra/containers/.env", "flows/__pycache__"):
+    for name in ("infra/deploy/containers/.env", "flows/__pycache__"):
         assert any(fnmatch.fnmatch(name, pattern) for pattern in ignored if pattern.startswith("**/")), name
 
 

@@ -1,4 +1,4 @@
-"""infra/kubernetes, as far as it can be held against something without a cluster.
+"""infra/deploy/kubernetes, as far as it can be held against something without a cluster.
 
 Kubernetes' own resources against its schemas, the RayCluster against KubeRay's fields, the Job of a flow run as
 Prefect's own worker makes it; and what no schema knows: rights, secrets, references, and what our image and entrypoint
@@ -118,7 +118,7 @@ def test_settings_of_the_worker_do_not_move_the_jobs_folders() -> None:
     [container] = kubernetes.flow_job()["spec"]["template"]["spec"]["containers"]
     variables = {entry["name"]: entry.get("value") for entry in container["env"]}
     assert not {"HOME", "PREFECT_HOME", "FMNIST_STATE_DIR"} & set(variables)
-    assert {"FMNIST_RETRIES", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"} <= set(variables)  # of infra/prefect.yaml
+    assert {"FMNIST_RETRIES", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"} <= set(variables)  # of infra/deploy/prefect.yaml
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -434,7 +434,7 @@ def test_image_has_what_pods_run(pod: Pod) -> None:
     user = pod.spec["securityContext"]
     assert f"USER {user['runAsUser']}:{user['runAsGroup']}\n" in _containerfile()
     assert "command" not in pod.container  # KubeRay gives its own; a driver has the image's entrypoint
-    roles = re.findall(r"^([a-z]+)\) ", (ROOT / "infra" / "containers" / "entrypoint.sh").read_text(), re.MULTILINE)
+    roles = re.findall(r"^([a-z]+)\) ", (ROOT / "infra" / "deploy" / "containers" / "entrypoint.sh").read_text(), re.MULTILINE)
     if pod.name == "flow-run":
         assert pod.container["args"] == ["driver", "prefect", "flow-run", "execute"]
         assert "driver" in roles
@@ -449,7 +449,7 @@ def test_image_has_what_pods_run(pod: Pod) -> None:
 
 
 def _containerfile() -> str:
-    return (ROOT / "infra" / "containers" / "Containerfile").read_text()
+    return (ROOT / "infra" / "deploy" / "containers" / "Containerfile").read_text()
 
 
 def test_drivers_find_the_cluster_at_the_service_that_kuberay_makes() -> None:
@@ -459,7 +459,7 @@ def test_drivers_find_the_cluster_at_the_service_that_kuberay_makes() -> None:
 
 
 def test_prefect_takes_the_work_pool_and_the_deployments(tmp_path: Path) -> None:
-    """At a real server: the pool by the command of docs/deploy.md, the deployments by that of infra/prefect.yaml."""
+    """At a real server: the pool by the command of docs/deploy.md, the deployments by that of infra/deploy/prefect.yaml."""
     from infra.orchestration.server import prefect_api
 
     commands = [
@@ -472,7 +472,7 @@ def test_prefect_takes_the_work_pool_and_the_deployments(tmp_path: Path) -> None
             "--base-job-template",
             str(FOLDER / "work-pool.json"),
         ],
-        ["--no-prompt", "deploy", "--all", "--prefect-file", str(ROOT / "infra" / "prefect.yaml")],
+        ["--no-prompt", "deploy", "--all", "--prefect-file", str(ROOT / "infra" / "deploy" / "prefect.yaml")],
     ]
     with prefect_api(tmp_path) as wait_for_prefect:
         environment = kubernetes.clean_environment(tmp_path, PREFECT_API_URL=wait_for_prefect())
@@ -491,7 +491,7 @@ def test_prefect_takes_the_work_pool_and_the_deployments(tmp_path: Path) -> None
 
 
 def _deployments() -> list[Manifest]:
-    definitions: list[Manifest] = yaml.safe_load((ROOT / "infra" / "prefect.yaml").read_text())["deployments"]
+    definitions: list[Manifest] = yaml.safe_load((ROOT / "infra" / "deploy" / "prefect.yaml").read_text())["deployments"]
     return definitions
 
 

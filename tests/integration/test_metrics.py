@@ -159,7 +159,7 @@ def test_names_in_rules_dashboard_and_page_are_those_that_are_scraped(classified
     ours = {f"ray_{found.name}" for found in vars(work_metrics).values() if hasattr(found, "description")}
     lose_a_worker()  # or Ray has nothing to tell of that
     shown = scrape().keys() | ours  # some are there only while a run goes on, or after a failure
-    files = [*(ROOT / "infra" / "monitoring").glob("*"), ROOT / "docs" / "operations.md"]
+    files = [*(ROOT / "infra" / "deploy" / "monitoring").glob("*"), ROOT / "docs" / "operations.md"]
     named = {name for file in files for name in re.findall(r"\bray_[a-z_0-9]+\b", file.read_text())}
     with_gpus_alone = {name for name in named if name.startswith(("ray_node_gpu", "ray_node_gram"))}
     assert {name for name in ours if name not in named} == set()

@@ -13,7 +13,7 @@ from tasks import work_metrics
 from tests.absent import install
 
 ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "infra" / "monitoring"
+FOLDER = ROOT / "infra" / "deploy" / "monitoring"
 EXPORTED = {f"ray_{found.name}" for found in vars(work_metrics).values() if isinstance(found, Counter | Gauge)}
 
 

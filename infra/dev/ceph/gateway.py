@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """A Ceph object gateway on this machine: a real S3 server for tests and development.
 
-    infra/ceph/gateway.py start [FOLDER] [--port 7480] [--bucket fmnist]
-    infra/ceph/gateway.py stop [FOLDER]
+    infra/dev/ceph/gateway.py start [FOLDER] [--port 7480] [--bucket fmnist]
+    infra/dev/ceph/gateway.py stop [FOLDER]
 
 `start` prints shell exports (`eval "$(… start)"` makes any S3 client of the shell use it); where the gateway runs
 already, it prints them again. One monitor, one storage daemon that keeps its objects in memory, one gateway, all bound

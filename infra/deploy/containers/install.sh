@@ -22,7 +22,7 @@ dependencies() {
     esac
     "${PYTHON:-python3}" -m venv "$prefix"
     "$prefix/bin/python" -m pip install --quiet --disable-pip-version-check \
-        --require-hashes --requirement infra/setup/installer.lock
+        --require-hashes --requirement infra/dev/setup/installer.lock
     pip_configuration "$prefix"
     if [ "$variant" = gpu ]; then
         install "$prefix" --require-hashes --requirement requirements.lock

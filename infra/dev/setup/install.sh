@@ -20,7 +20,7 @@ if ! [ -x .venv/bin/uv ]; then
         "python3 could not make a virtual environment (see above)." \
         "On Debian and Ubuntu the module comes in a package of its own: apt-get install python3-venv"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-        --require-hashes --requirement infra/setup/installer.lock ||
+        --require-hashes --requirement infra/dev/setup/installer.lock ||
         fail "pip could not install uv (see above). Is a package index within reach?"
 fi
 
