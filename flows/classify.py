@@ -7,11 +7,11 @@ from infra.orchestration.flow_progress import reported
 from infra.orchestration.flow_run import finished
 from infra.orchestration.one_at_a_time import one_at_a_time
 from infra.orchestration.ray_steps import ClusterTaskRunner, on_ray
-from tasks.batch_report import write_batch_reports
-from tasks.classification import classify_shards
-from tasks.commit import check_error_share, commit_batches
+from tasks.classification.classify import classify_shards
+from tasks.classification.commit import check_error_share, commit_batches
+from tasks.classification.plan import plan_batch, resolve_model
+from tasks.classification.report import write_batch_reports
 from tasks.dataset import prepare_dataset, split_uris
-from tasks.planning import plan_batch, resolve_model
 from tasks.summaries import ClassificationSummary
 
 

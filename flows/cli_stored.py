@@ -74,7 +74,7 @@ def promote(version: int, *, force: bool = False, as_json: Json = False) -> None
     force
         Promote it even if it does worse than the champion on the same test images.
     """
-    from tasks.registration import promote_version
+    from tasks.training.register import promote_version
 
     record = promote_version(_store(), version, force=force)
     if as_json:
@@ -115,7 +115,7 @@ def show_predictions(table: str, *, as_json: Json = False) -> None:
     from infra.errors import RequestError
     from infra.storage.batch_log import committed_batches
     from infra.storage.prediction_table import list_tables, open_rows
-    from tasks.report import class_mix_shift, summarize_rows
+    from tasks.classification.summarize import class_mix_shift, summarize_rows
 
     store = _store()
     manifests = committed_batches(store, table)

@@ -9,7 +9,7 @@ from fmnist_model.training.recipe import PRESETS
 
 if TYPE_CHECKING:
     from infra.cluster.resources import ActorResources
-    from tasks.inputs import ReadOptions
+    from tasks.classification.inputs import ReadOptions
 
 _WORKERS = r"^(auto|[1-9][0-9]*(:[1-9][0-9]*)?)$"
 _MODEL = r"^(champion|candidate|[0-9]+)$"
@@ -290,7 +290,7 @@ class ClassifyParameters(_Parameters):
 
     def read_options(self) -> "ReadOptions":
         """How images are read."""
-        from tasks.inputs import ReadOptions
+        from tasks.classification.inputs import ReadOptions
 
         reading = self.reading
         return ReadOptions(

@@ -9,7 +9,7 @@ from infra.settings import Settings
 from infra.storage.object_store import open_store
 from infra.storage.prediction_table import BatchManifest, manifest_key
 from tasks.summaries import ClassificationSummary, MainJobSummary, TrainingSummary
-from tasks.training_report import report_key
+from tasks.training.report import report_key
 
 _STAGES = {
     "start": "starting Ray and Prefect",

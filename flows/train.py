@@ -8,13 +8,13 @@ from infra.orchestration.flow_run import finished
 from infra.orchestration.one_at_a_time import one_at_a_time
 from infra.orchestration.ray_steps import ClusterTaskRunner, on_ray
 from tasks.dataset import prepare_dataset
-from tasks.evaluation import evaluate_checkpoint
-from tasks.metrics import write_metrics
-from tasks.registration import prune_checkpoints, register_model
-from tasks.run import begin_run
 from tasks.summaries import TrainingSummary
-from tasks.training import train_network
-from tasks.training_report import write_report
+from tasks.training.begin import begin_run
+from tasks.training.evaluate import evaluate_checkpoint
+from tasks.training.metrics import write_metrics
+from tasks.training.register import prune_checkpoints, register_model
+from tasks.training.report import write_report
+from tasks.training.train import train_network
 
 
 @flow(name="train", task_runner=ClusterTaskRunner())

@@ -8,8 +8,8 @@ from flows.train import train
 from infra.orchestration.flow_progress import reported
 from infra.orchestration.flow_run import finished
 from infra.orchestration.ray_steps import ClusterTaskRunner
+from tasks.classification.summarize import compare_with_labels
 from tasks.dataset import split_uris
-from tasks.report import compare_with_labels
 from tasks.summaries import MainJobSummary
 
 TEST_TABLE = "fashion-mnist-test"

@@ -13,11 +13,11 @@ from infra.storage.batch_log import read_batch_log
 from infra.storage.model_registry import ModelRegistry, ModelVersion, read_weights
 from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.prediction_table import table_folder
+from tasks.classification.inputs import ReadOptions, check_inputs
+from tasks.classification.plan import check_options
 from tasks.dataset import check_source
-from tasks.inputs import ReadOptions, check_inputs
-from tasks.planning import check_options
-from tasks.run import run_recipe
-from tasks.workers import choose_workers
+from tasks.training.begin import run_recipe
+from tasks.training.worker_count import choose_workers
 
 
 def check_training(

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from fmnist_model.evaluation.results import TestResult
 from infra.storage.datasets import DatasetRecord
 from infra.storage.prediction_table import BatchManifest
-from tasks.planning import PlannedWork
-from tasks.registration import Registration
-from tasks.report import CheckedPredictions
-from tasks.training_run import TrainedRun
+from tasks.classification.plan import PlannedWork
+from tasks.classification.summarize import CheckedPredictions
+from tasks.training.register import Registration
+from tasks.training.trained_run import TrainedRun
 
 
 @dataclass(frozen=True)

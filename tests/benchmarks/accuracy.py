@@ -59,7 +59,7 @@ def fashion_mnist(folder: str | None) -> tuple[LabelledImages, LabelledImages]:
     from infra.storage.datasets import read_dataset
     from infra.storage.object_store import open_store
     from tasks.dataset import NAME, import_dataset
-    from tasks.splits import load_split
+    from tasks.training.splits import load_split
 
     settings = Settings(store="var/test-data")
     store = open_store(settings.store)

@@ -39,9 +39,9 @@ from infra.settings import Settings
 from infra.storage.datasets import read_dataset
 from infra.storage.object_store import open_store
 from tasks.dataset import NAME, import_dataset
-from tasks.splits import load_split
-from tasks.training_run import RunToTrain
-from tasks.training_worker import _CheckpointWriter
+from tasks.training.splits import load_split
+from tasks.training.trained_run import RunToTrain
+from tasks.training.worker import _CheckpointWriter
 from tests.benchmarks.classification import last_json
 from tests.benchmarks.training import RESULTS
 

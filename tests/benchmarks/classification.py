@@ -38,7 +38,7 @@ def make_images(folder: Path, files: int, layout: str) -> None:
     from infra.storage.datasets import read_dataset
     from infra.storage.object_store import open_store
     from tasks.dataset import NAME, import_dataset
-    from tasks.splits import load_split
+    from tasks.training.splits import load_split
 
     settings = Settings(store="var/test-data")
     store = open_store(settings.store)

@@ -26,7 +26,7 @@ from infra.settings import Settings
 from infra.storage.datasets import read_dataset
 from infra.storage.object_store import open_store
 from tasks.dataset import NAME, import_dataset
-from tasks.splits import load_split
+from tasks.training.splits import load_split
 from tests.benchmarks.classification import make_model
 from tests.cluster import Cluster, ray_cluster
 from tests.commands import FMNIST, outside

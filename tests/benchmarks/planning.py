@@ -28,8 +28,8 @@ def plan(folder: str, results: Any) -> None:
     from infra.provenance import Provenance
     from infra.storage.model_registry import ModelVersion
     from infra.storage.object_store import open_store
-    from tasks.inputs import ReadOptions
-    from tasks.planning import plan_inputs
+    from tasks.classification.inputs import ReadOptions
+    from tasks.classification.plan import plan_inputs
 
     model = ModelVersion(
         name="fashion-mnist",

@@ -37,9 +37,9 @@ def run(pool: str, folder: str, images: str, shard_images: int) -> None:
     from infra.cluster.resources import ActorResources
     from infra.storage.model_registry import ModelRegistry
     from infra.storage.object_store import open_store
-    from tasks.inputs import ReadOptions
-    from tasks.planning import plan_inputs
-    from tasks.shard_classifier import ShardClassifier
+    from tasks.classification.actor import ShardClassifier
+    from tasks.classification.inputs import ReadOptions
+    from tasks.classification.plan import plan_inputs
 
     infra.storage.batch_plan.SMALLEST_SHARD = infra.storage.batch_plan.LARGEST_SHARD = shard_images * (1 + 784 / 2048)
     store = open_store(f"file://{folder}/store")

@@ -27,8 +27,8 @@ def _plan(folder: str, results: Any) -> None:
     """Plan everything in the bucket: seconds by stage, most memory, most of the disk, and the plan's size."""
     from infra.storage.object_store import open_store
     from infra.storage.staged_inputs import StagedInputs
-    from tasks import planning
-    from tasks.inputs import ReadOptions
+    from tasks.classification import plan as planning
+    from tasks.classification.inputs import ReadOptions
     from tests.unit.image_inputs import model_version
 
     stages: dict[str, float] = {}

@@ -74,8 +74,8 @@ def _batches(count: int) -> dict[str, Any]:
     from infra.storage.batch_plan import cut_into_shards, write_plan
     from infra.storage.object_store import open_store
     from infra.storage.staged_inputs import StagedInputs
-    from tasks import planning
-    from tasks.inputs import ReadOptions, list_files, pieces_of
+    from tasks.classification import plan as planning
+    from tasks.classification.inputs import ReadOptions, list_files, pieces_of
     from tests.benchmarks.scale_planning import time_stage
     from tests.unit.image_inputs import model_version, touch
 

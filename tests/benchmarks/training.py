@@ -60,7 +60,7 @@ def epochs_of(store_root: str, run_id: str) -> dict[str, Any]:
     from infra.storage.datasets import read_dataset
     from infra.storage.object_store import open_store
     from tasks.dataset import NAME
-    from tasks.splits import load_split
+    from tasks.training.splits import load_split
 
     store = open_store(Settings(store=store_root).store)
     dataset = read_dataset(store, NAME)

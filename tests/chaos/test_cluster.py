@@ -24,7 +24,7 @@ from infra.storage.checkpoints import list_checkpoints, list_runs
 from infra.storage.datasets import read_dataset
 from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.prediction_table import read_rows
-from tasks.splits import load_split
+from tasks.training.splits import load_split
 from tests.cluster import Cluster, ray_cluster
 from tests.commands import typed
 from tests.deployed import deployed

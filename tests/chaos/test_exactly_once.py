@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-import tasks.planning
+import tasks.classification.plan
 from fmnist_model.images.decode import encode_png
 from fmnist_model.network import NeuralNetwork, save_weights
 from infra.storage.batch_log import append_batch, committed_batches, mark_committed, read_batch_log
@@ -32,9 +32,9 @@ from infra.storage.model_registry import ModelRegistry
 from infra.storage.object_store import open_store
 from infra.storage.object_store.local import LocalObjectStore
 from infra.storage.prediction_table import commit, existing_parts, read_books
-from tasks.inputs import ReadOptions
-from tasks.planning import PlannedWork, plan_inputs
-from tasks.shard_classifier import ShardClassifier
+from tasks.classification.actor import ShardClassifier
+from tasks.classification.inputs import ReadOptions
+from tasks.classification.plan import PlannedWork, plan_inputs
 
 TABLE = "table"
 NAMES = st.sampled_from(["a.png", "b.png", "x/c.png", "x/d e.png", "x/ü.parquet", "z.parquet"])
@@ -170,7 +170,7 @@ class Table(RuleBasedStateMachine):
                 self.plan()
             append_batch(*arguments)
 
-        with mock.patch.object(tasks.planning, "append_batch", meanwhile):
+        with mock.patch.object(tasks.classification.plan, "append_batch", meanwhile):
             self.plan()
 
     @rule()

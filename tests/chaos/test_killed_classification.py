@@ -24,7 +24,7 @@ import pytest
 from fmnist_model.images.decode import encode_png
 from infra.storage.datasets import read_dataset
 from infra.storage.object_store import open_store
-from tasks.splits import load_split
+from tasks.training.splits import load_split
 from tests.benchmarks.classification import make_model
 from tests.commands import FMNIST, outside
 

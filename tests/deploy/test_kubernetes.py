@@ -434,7 +434,9 @@ def test_image_has_what_pods_run(pod: Pod) -> None:
     user = pod.spec["securityContext"]
     assert f"USER {user['runAsUser']}:{user['runAsGroup']}\n" in _containerfile()
     assert "command" not in pod.container  # KubeRay gives its own; a driver has the image's entrypoint
-    roles = re.findall(r"^([a-z]+)\) ", (ROOT / "infra" / "deploy" / "containers" / "entrypoint.sh").read_text(), re.MULTILINE)
+    roles = re.findall(
+        r"^([a-z]+)\) ", (ROOT / "infra" / "deploy" / "containers" / "entrypoint.sh").read_text(), re.MULTILINE
+    )
     if pod.name == "flow-run":
         assert pod.container["args"] == ["driver", "prefect", "flow-run", "execute"]
         assert "driver" in roles
@@ -491,7 +493,9 @@ def test_prefect_takes_the_work_pool_and_the_deployments(tmp_path: Path) -> None
 
 
 def _deployments() -> list[Manifest]:
-    definitions: list[Manifest] = yaml.safe_load((ROOT / "infra" / "deploy" / "prefect.yaml").read_text())["deployments"]
+    definitions: list[Manifest] = yaml.safe_load((ROOT / "infra" / "deploy" / "prefect.yaml").read_text())[
+        "deployments"
+    ]
     return definitions
 
 

@@ -38,12 +38,12 @@ from infra.storage.checkpoints import WEIGHTS, write_checkpoint
 from infra.storage.model_registry import ModelRegistry
 from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.prediction_table import BatchPlan, ShardBooks
-from tasks.classification import BatchProgress
-from tasks.registration import promote_version
-from tasks.run import begin_run
-from tasks.shard_classifier import shard_name
+from tasks.classification.actor import shard_name
+from tasks.classification.classify import BatchProgress
 from tasks.step import step
-from tasks.training_run import RunToTrain
+from tasks.training.begin import begin_run
+from tasks.training.register import promote_version
+from tasks.training.trained_run import RunToTrain
 from tests.commands import fmnist, one_clear_line, printed
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ def until(found: Callable[[], T], seconds: float) -> T:
 def work(posts: int, seconds: float) -> str | None:
     """Log a line, and say so often how far it is."""
     hand_on_logs("rank 7")
-    logging.getLogger("tasks.training").info("at work")
+    logging.getLogger("tasks.training.train").info("at work")
     board, task_run = ProgressBoard(), task_run_id()
     for number in range(posts):
         board.post("work", f"Working: {number + 1}", (number + 1) / posts, task_run_id=task_run)

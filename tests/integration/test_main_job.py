@@ -212,7 +212,7 @@ def test_undecodable_image_is_quarantined_with_its_reason_and_fails_a_strict_bat
     summary: Any, tmp_path: Path, session_store: str
 ) -> None:
     from flows.classify import classify
-    from tasks.commit import TooManyErrors
+    from tasks.classification.commit import TooManyErrors
 
     save_pictures(session_store, tmp_path, [0])
     (tmp_path / "broken.png").write_bytes((tmp_path / "0.png").read_bytes()[:60])

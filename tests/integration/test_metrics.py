@@ -154,7 +154,7 @@ def test_images_steps_and_checkpoints_of_a_training_are_counted(trained: Any, se
 
 
 def test_names_in_rules_dashboard_and_page_are_those_that_are_scraped(classified: Any, trained: Any) -> None:
-    from tasks import work_metrics
+    from tasks import prometheus as work_metrics
 
     ours = {f"ray_{found.name}" for found in vars(work_metrics).values() if hasattr(found, "description")}
     lose_a_worker()  # or Ray has nothing to tell of that

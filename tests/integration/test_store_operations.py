@@ -949,7 +949,7 @@ def pictures(ceph_store: ObjectStore) -> str:
 
 def test_images_on_s3_are_read_as_they_were_planned(pictures: str) -> None:
     from fmnist_model.images.decode import decode_images
-    from tasks.reading import read_shard
+    from tasks.classification.read import read_shard
 
     found = {}
     for batch in read_shard(plan_of(pictures), OPTIONS):
@@ -963,7 +963,7 @@ def test_images_on_s3_are_read_as_they_were_planned(pictures: str) -> None:
 
 
 def test_images_on_s3_that_are_gone_or_changed_are_told(ceph_store: ObjectStore, pictures: str) -> None:
-    from tasks.reading import read_shard
+    from tasks.classification.read import read_shard
 
     plan = plan_of(pictures)
     ceph_store.delete("pictures/1 größe #.png")
@@ -980,7 +980,7 @@ def test_images_on_s3_that_are_gone_or_changed_are_told(ceph_store: ObjectStore,
 
 
 def test_images_on_s3_are_planned_once(store: ObjectStore, pictures: str, tmp_path: Path) -> None:
-    from tasks.planning import plan_inputs
+    from tasks.classification.plan import plan_inputs
 
     work = []
     for run in range(2):

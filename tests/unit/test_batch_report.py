@@ -53,13 +53,13 @@ from infra.storage.prediction_table import (
 from infra.storage.retention import prune
 from infra.storage.staged_inputs import StagedInputs
 from tasks.artifacts import show_markdown
-from tasks.batch_gallery import _reads, least_confident
-from tasks.batch_report import write_batch_reports
-from tasks.classification import ClassifiedBatch
-from tasks.commit import TooManyErrors, check_error_share, commit_batches
-from tasks.inputs import list_files, pieces_of
-from tasks.planning import PlannedWork
-from tasks.reading import container_batches, read_shard
+from tasks.classification.classify import ClassifiedBatch
+from tasks.classification.commit import TooManyErrors, check_error_share, commit_batches
+from tasks.classification.gallery import _reads, least_confident
+from tasks.classification.inputs import list_files, pieces_of
+from tasks.classification.plan import PlannedWork
+from tasks.classification.read import container_batches, read_shard
+from tasks.classification.report import write_batch_reports
 from tests.unit.image_inputs import OPTIONS, encode_idx, model_version, picture, png, save_files, save_parquet, save_tar
 from tests.unit.test_training_report import Page
 
@@ -271,8 +271,8 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, dict[str, Any]
     def announce(event: str, resource: str, **figures: Any) -> None:
         events.append((event, resource, figures))
 
-    monkeypatch.setattr("tasks.commit.announce", announce)
-    monkeypatch.setattr("tasks.batch_report.announce", announce)
+    monkeypatch.setattr("tasks.classification.commit.announce", announce)
+    monkeypatch.setattr("tasks.classification.report.announce", announce)
     return events
 
 
@@ -399,7 +399,7 @@ def test_only_row_groups_with_images_that_are_shown_are_read(
         read.append(piece["rows"])
         return container_batches(opened, piece, options)
 
-    monkeypatch.setattr("tasks.batch_gallery.container_batches", noted)
+    monkeypatch.setattr("tasks.classification.gallery.container_batches", noted)
     gallery(store, manifest, count=9)
     assert sum(read) == 9
 
@@ -411,7 +411,7 @@ def test_container_that_takes_too_much_reading_is_left_alone(
     folder.mkdir()
     save_container(folder, "tar")
     manifest = committed(store, classified(store, tmp_path / "scratch", folder))
-    monkeypatch.setattr("tasks.batch_gallery._MOST_BYTES", 1000)
+    monkeypatch.setattr("tasks.classification.gallery._MOST_BYTES", 1000)
     found = gallery(store, manifest)
     assert all(image.pixels is None and "bytes would have to be read" in image.missing for image in found)
 
@@ -460,8 +460,8 @@ def test_batch_of_nothing_but_broken_images_has_a_report(store: ObjectStore, tmp
 
 
 def test_rare_reasons_are_told_together(store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.batch_report._MOST_REASONS", 1)
-    monkeypatch.setattr("tasks.batch_report._NUMBER", "no number")
+    monkeypatch.setattr("tasks.classification.report._MOST_REASONS", 1)
+    monkeypatch.setattr("tasks.classification.report._NUMBER", "no number")
     batch = classified(store, tmp_path / "scratch", loose(tmp_path / "in", 5), broken=["1.png", "2.png", "3.png"])
     _, first, others = report_of(store, committed(store, batch)).rows("Reasons")
     assert first[:2] == ["truncated: 1 bytes of …", "1"]

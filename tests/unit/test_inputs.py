@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fmnist_model.errors import InvalidDataset
 from infra.storage.input_files import NOT_THERE, InputNotFound, list_input_files
-from tasks.inputs import ReadOptions, check_inputs, list_files, pieces_of
+from tasks.classification.inputs import ReadOptions, check_inputs, list_files, pieces_of
 from tests.unit.image_inputs import (
     OPTIONS,
     as_nobody,
@@ -109,7 +109,7 @@ def test_one_missing_input_among_others_is_refused_by_name(tmp_path: Path):
 
 
 def test_more_files_than_a_batch_holds_are_all_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tasks.inputs._ROWS", 3)
+    monkeypatch.setattr("tasks.classification.inputs._ROWS", 3)
     expected = [f"{number}.png" for number in range(8)]
     touch(tmp_path, *expected)
     assert names(listed(tmp_path), tmp_path) == expected
@@ -274,7 +274,7 @@ def save_container(folder: Path, kind: str, count: int) -> Path:
 def test_container_is_cut_into_pieces_that_hold_every_image_once(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("tasks.inputs._PIECE_ROWS", 4)
+    monkeypatch.setattr("tasks.classification.inputs._PIECE_ROWS", 4)
     found = cut_files(save_container(tmp_path, kind, 10))
     ends = [piece["first_row"] + piece["rows"] for piece in found]
     assert len(found) >= 3

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from infra.cluster.prometheus import Counter, Gauge, Stages
-from tasks import work_metrics
-from tasks.work_metrics import TrainingMetrics, reason_kind
+from tasks import prometheus as work_metrics
+from tasks.prometheus import TrainingMetrics, reason_kind
 
 ROOT = Path(__file__).parents[2]
 EXPORTED = [found for found in vars(work_metrics).values() if isinstance(found, Counter | Gauge)]
@@ -41,7 +41,7 @@ def test_no_name_is_there_twice() -> None:
 
 def test_where_there_is_no_ray_nothing_is_counted_and_ray_is_not_imported() -> None:
     program = (
-        "import sys; from tasks.work_metrics import IMAGES, SHARDS_LEFT\n"
+        "import sys; from tasks.prometheus import IMAGES, SHARDS_LEFT\n"
         "IMAGES.add(3, outcome='predicted', reason=''); SHARDS_LEFT.set(1, table='t')\n"
         "assert 'ray' not in sys.modules"
     )

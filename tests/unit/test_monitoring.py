@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from infra.cluster.prometheus import Counter, Gauge
-from tasks import work_metrics
+from tasks import prometheus as work_metrics
 from tests.absent import install
 
 ROOT = Path(__file__).parents[2]

@@ -14,9 +14,9 @@ from infra.storage.batch_log import LoggedBatch, mark_committed, read_batch_log
 from infra.storage.batch_plan import ShardInputs, find_plan
 from infra.storage.object_store import ObjectStore, SwapConflict, open_store
 from infra.storage.prediction_table import BatchManifest, BatchPlan, ShardBooks, commit
-from tasks import planning
-from tasks.inputs import ReadOptions
-from tasks.planning import PlannedWork, plan_inputs
+from tasks.classification import plan as planning
+from tasks.classification.inputs import ReadOptions
+from tasks.classification.plan import PlannedWork, plan_inputs
 from tests.unit.image_inputs import OPTIONS, model_version, save_files, save_parquet, save_tar, touch
 
 # Plans

@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 from fmnist_model.images.decode import decode_images
-from tasks import reading
-from tasks.inputs import ReadOptions
-from tasks.reading import ReadImages, read_shard
+from tasks.classification import read as reading
+from tasks.classification.inputs import ReadOptions
+from tasks.classification.read import ReadImages, read_shard
 from tests.unit.image_inputs import (
     OPTIONS,
     as_nobody,
@@ -124,7 +124,7 @@ def test_no_batch_has_more_images_than_it_may(inputs: Path, batch_images: int):
 
 
 def test_part_of_a_plan_gives_just_its_images(inputs: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tasks.inputs._PIECE_ROWS", 1)
+    monkeypatch.setattr("tasks.classification.inputs._PIECE_ROWS", 1)
     plan = plan_of(inputs)
     assert len(plan) == len(NAMES)
     for row in range(len(plan)):

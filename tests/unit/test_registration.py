@@ -9,8 +9,8 @@ from fmnist_model.evaluation.results import Evaluation, Reliability, TestResult
 from infra.storage.checkpoints import WEIGHTS, write_checkpoint
 from infra.storage.model_registry import ModelRegistry
 from infra.storage.object_store import ObjectStore, open_store
-from tasks.registration import register_model
-from tasks.training_run import TrainedRun
+from tasks.training.register import register_model
+from tasks.training.trained_run import TrainedRun
 
 
 @pytest.fixture

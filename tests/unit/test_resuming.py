@@ -29,10 +29,10 @@ from infra.storage.checkpoints import (
 from infra.storage.datasets import DatasetRecord, DatasetSplit
 from infra.storage.model_registry import ModelRegistry, ModelVersion, read_weights
 from infra.storage.object_store import ObjectStore, open_store
-from tasks.metrics import write_metrics
-from tasks.run import begin_run, run_recipe
-from tasks.training_run import RunToTrain, TrainedRun
-from tasks.training_worker import _discard_damaged, _initial_network, load_images
+from tasks.training.begin import begin_run, run_recipe
+from tasks.training.metrics import write_metrics
+from tasks.training.trained_run import RunToTrain, TrainedRun
+from tasks.training.worker import _discard_damaged, _initial_network, load_images
 
 RECIPE = asdict(PRESETS["quick"])
 

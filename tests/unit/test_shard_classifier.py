@@ -17,8 +17,8 @@ from infra.storage.checkpoints import write_checkpoint
 from infra.storage.model_registry import ModelRegistry, ModelVersion
 from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.prediction_table import BatchPlan, ShardBooks, errors_key, existing_parts, part_key, read_books
-from tasks.inputs import ReadOptions
-from tasks.shard_classifier import ShardClassifier
+from tasks.classification.actor import ShardClassifier
+from tasks.classification.inputs import ReadOptions
 from tests.unit.image_inputs import OPTIONS, plan_of, png, save_files, save_tar
 
 
@@ -200,7 +200,7 @@ def test_shard_that_fails_leaves_no_part(
         raise OSError("the store does not answer")
 
     batch = plan(store, tmp_path, images)
-    monkeypatch.setattr("tasks.reading._read_container", fail)
+    monkeypatch.setattr("tasks.classification.read._read_container", fail)
     with pytest.raises(OSError, match="the store does not answer"):
         classify(store, batch, model)
     assert [found.key for found in store.list(f"{batch.key}/")] == [f"{batch.key}/_plan.parquet"]

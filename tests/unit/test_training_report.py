@@ -30,10 +30,10 @@ from infra.settings import load_settings
 from infra.storage.checkpoints import write_checkpoint
 from infra.storage.datasets import DatasetRecord
 from infra.storage.object_store import ObjectStore, open_store
-from tasks.registration import register_model
 from tasks.summaries import TrainingSummary
-from tasks.training_report import write_report
-from tasks.training_run import TrainedRun
+from tasks.training.register import register_model
+from tasks.training.report import write_report
+from tasks.training.trained_run import TrainedRun
 
 METRICS: dict[str, list[Any]] = {
     "epoch": [1, 2, 3],

@@ -13,7 +13,7 @@ from infra.cluster import worker_logs
 from infra.cluster.progress_board import LoggedLine, ProgressBoard
 from infra.cluster.worker_logs import BoardHandler, hand_on_logs
 
-OURS = logging.getLogger("tasks.training")
+OURS = logging.getLogger("tasks.training.train")
 THIRD_PARTY = logging.getLogger("urllib3.connectionpool")
 LINES_KEPT = 500
 
@@ -44,12 +44,12 @@ def taken(board: ProgressBoard) -> list[LoggedLine]:
 
 @pytest.mark.usefixtures("logs")
 def test_our_packages_are_handed_on_from_info_up(board: ProgressBoard):
-    for name in ("flows.train", "tasks.training", "fmnist_model.training.loop", "infra.cluster.connection"):
+    for name in ("flows.train", "tasks.training.train", "fmnist_model.training.loop", "infra.cluster.connection"):
         logging.getLogger(name).debug("debug of %s", name)
         logging.getLogger(name).info("info of %s", name)
     assert taken(board) == [
         LoggedLine(logging.INFO, "rank 0", f"info of {name}")
-        for name in ("flows.train", "tasks.training", "fmnist_model.training.loop", "infra.cluster.connection")
+        for name in ("flows.train", "tasks.training.train", "fmnist_model.training.loop", "infra.cluster.connection")
     ]
 
 
@@ -145,7 +145,7 @@ from infra.cluster.worker_logs import hand_on_logs
 logging.basicConfig(format="%(message)s")
 hand_on_logs("rank 0")
 for number in range(100):
-    logging.getLogger("tasks.training").info("line %d", number)
+    logging.getLogger("tasks.training.train").info("line %d", number)
 print("done")
 """
 

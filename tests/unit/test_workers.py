@@ -5,7 +5,7 @@ import re
 import pytest
 
 from infra.errors import RequestError
-from tasks.workers import WorkerRange, choose_workers
+from tasks.training.worker_count import WorkerRange, choose_workers
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from infra.settings import Settings
 from infra.storage.datasets import read_dataset
 from infra.storage.object_store import open_store
 from tasks.dataset import NAME, import_dataset
-from tasks.splits import load_split
+from tasks.training.splits import load_split
 
 
 def train(rank: int, arguments: argparse.Namespace, rendezvous: str) -> None:

@@ -48,8 +48,8 @@ def stages(file: Path) -> dict[str, float]:
     from fmnist_model.predictions import prediction_batch, prediction_schema
     from infra.storage.object_store import open_store
     from infra.storage.prediction_table import open_part
-    from tasks.inputs import ReadOptions, list_files, pieces_of
-    from tasks.reading import read_shard
+    from tasks.classification.inputs import ReadOptions, list_files, pieces_of
+    from tasks.classification.read import read_shard
 
     torch.set_num_threads(1)
     classifier = Classifier(NeuralNetwork(), torch.device("cpu"))

@@ -14,7 +14,7 @@ from fmnist_model.errors import InvalidDataset
 from fmnist_model.formats import container_kind, pieces, read
 from fmnist_model.formats.interface import ContainerPiece, row_fragments
 from infra.storage.input_files import InputUnreadable, read_input, stat_input
-from tasks.inputs import ReadOptions, open_container
+from tasks.classification.inputs import ReadOptions, open_container
 
 BATCH_IMAGES = 4096
 """Read, decoded and classified at a time."""

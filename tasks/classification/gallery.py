@@ -22,8 +22,8 @@ from infra.storage.batch_plan import PIECE_SCHEMA, ShardInputs, find_plan
 from infra.storage.input_files import InputUnreadable
 from infra.storage.object_store import ObjectStore
 from infra.storage.prediction_table import BatchManifest
-from tasks.inputs import ReadOptions, open_container
-from tasks.reading import ReadImages, check_version, container_batches, read_shard
+from tasks.classification.inputs import ReadOptions, open_container
+from tasks.classification.read import ReadImages, check_version, container_batches, read_shard
 
 GALLERY_IMAGES = 20
 _MOST_BYTES = 2**30

@@ -30,9 +30,7 @@ from infra.storage.checkpoints import (
 from infra.storage.datasets import DatasetRecord
 from infra.storage.model_registry import ModelRegistry, read_weights
 from infra.storage.object_store import ObjectStore, open_store
-from tasks.splits import load_split
-from tasks.training_run import RunToTrain, TrainedRun
-from tasks.work_metrics import (
+from tasks.prometheus import (
     CHECKPOINT_SECONDS,
     CHECKPOINTS,
     TRAINING_ACCURACY,
@@ -40,6 +38,8 @@ from tasks.work_metrics import (
     TRAINING_RESUMES,
     TrainingMetrics,
 )
+from tasks.training.splits import load_split
+from tasks.training.trained_run import RunToTrain, TrainedRun
 
 _log = logging.getLogger(__name__)
 

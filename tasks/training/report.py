@@ -9,9 +9,9 @@ from infra.settings import load_settings
 from infra.storage.checkpoints import read_record
 from infra.storage.object_store import ObjectStore, open_store
 from tasks.artifacts import run_log, show_markdown
-from tasks.registration import Registration
 from tasks.step import step
-from tasks.training_run import TrainedRun
+from tasks.training.register import Registration
+from tasks.training.trained_run import TrainedRun
 
 
 @step("write report")

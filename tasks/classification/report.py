@@ -21,8 +21,8 @@ from infra.storage.batch_log import read_batch_log
 from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.prediction_table import BatchManifest, batch_folder, manifest_key, open_rows, read_manifest
 from tasks.artifacts import run_log, show_markdown
-from tasks.batch_gallery import least_confident
-from tasks.report import ClassMixShift, class_counts, summarize_rows
+from tasks.classification.gallery import least_confident
+from tasks.classification.summarize import ClassMixShift, class_counts, summarize_rows
 from tasks.step import step
 
 _MOST_REASONS = 10

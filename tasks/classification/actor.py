@@ -32,9 +32,9 @@ from infra.storage.prediction_table import (
     part_key,
     read_books,
 )
-from tasks.inputs import ReadOptions
-from tasks.reading import ReadImages, read_shard
-from tasks.work_metrics import (
+from tasks.classification.inputs import ReadOptions
+from tasks.classification.read import ReadImages, read_shard
+from tasks.prometheus import (
     IMAGES,
     SHARDS,
     STAGE_SECONDS,

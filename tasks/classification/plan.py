@@ -27,7 +27,7 @@ from infra.storage.model_registry import ModelRegistry, ModelVersion
 from infra.storage.object_store import ObjectStore, SwapConflict, open_store
 from infra.storage.prediction_table import BatchPlan, manifest_key
 from infra.storage.staged_inputs import StagedInputs
-from tasks.inputs import ReadOptions, list_files, pieces_of
+from tasks.classification.inputs import ReadOptions, list_files, pieces_of
 from tasks.step import step
 
 

@@ -12,7 +12,7 @@ from infra.storage.model_registry import AliasRecord, ModelRegistry, ModelVersio
 from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.retention import prune_run
 from tasks.step import step
-from tasks.training_run import TrainedRun
+from tasks.training.trained_run import TrainedRun
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from infra.settings import load_settings
 from infra.storage.datasets import DatasetRecord
 from infra.upstream.ray_monitoring_processes import is_alone
 from tasks.step import step
-from tasks.training_run import RunToTrain, TrainedRun
-from tasks.training_worker import load_images, train_worker
-from tasks.workers import choose_workers
+from tasks.training.trained_run import RunToTrain, TrainedRun
+from tasks.training.worker import load_images, train_worker
+from tasks.training.worker_count import choose_workers
 
 _log = logging.getLogger(__name__)
 

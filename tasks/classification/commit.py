@@ -8,8 +8,8 @@ from infra.settings import load_settings
 from infra.storage.batch_log import mark_committed
 from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.prediction_table import BatchManifest, commit, manifest_key
-from tasks.classification import ClassifiedBatch
-from tasks.planning import PlannedWork
+from tasks.classification.classify import ClassifiedBatch
+from tasks.classification.plan import PlannedWork
 from tasks.step import step
 
 

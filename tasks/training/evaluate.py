@@ -7,9 +7,9 @@ from infra.settings import load_settings
 from infra.storage.checkpoints import WEIGHTS, read_file, read_record
 from infra.storage.datasets import DatasetRecord
 from infra.storage.object_store import open_store
-from tasks.splits import load_split
 from tasks.step import step
-from tasks.training_run import TrainedRun
+from tasks.training.splits import load_split
+from tasks.training.trained_run import TrainedRun
 
 
 @step("evaluate checkpoint")

@@ -20,10 +20,10 @@ from infra.storage.prediction_table import (
     existing_parts,
     read_books,
 )
-from tasks.planning import PlannedWork
-from tasks.shard_classifier import ShardClassifier, shard_name
+from tasks.classification.actor import ShardClassifier, shard_name
+from tasks.classification.plan import PlannedWork
+from tasks.prometheus import SHARDS_LEFT
 from tasks.step import step
-from tasks.work_metrics import SHARDS_LEFT
 
 _LOOK_SECONDS = 1.0
 

@@ -14,7 +14,7 @@ from infra.storage.checkpoints import Checkpoint, CheckpointCorrupt, list_checkp
 from infra.storage.model_registry import ModelRegistry, ModelVersion, read_weights
 from infra.storage.object_store import ObjectStore, open_store
 from tasks.step import step
-from tasks.training_run import RunToTrain
+from tasks.training.trained_run import RunToTrain
 
 
 @step("begin run")

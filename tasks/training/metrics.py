@@ -13,7 +13,7 @@ from infra.settings import load_settings
 from infra.storage.checkpoints import Checkpoint, CheckpointCorrupt, CheckpointNotFound, read_record
 from infra.storage.object_store import ObjectStore, open_store
 from tasks.step import step
-from tasks.training_run import TrainedRun
+from tasks.training.trained_run import TrainedRun
 
 
 @step("write metrics")
