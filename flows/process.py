@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from flows.services import prepare_environment
+from flows.cli.services import prepare_environment
 from infra.importing import keep_pandas_out, uncollected
 from infra.orchestration.worker import PREFECT_SETTINGS
 
@@ -32,7 +32,7 @@ def main() -> None:
     with ahead("joining Ray"), uncollected():
         _join_ray(os.environ.get("PREFECT__FLOW_NAME", ""))
     with ahead("importing the flow"), uncollected():
-        for module in ("prefect.flow_engine", "flows.scheduled"):
+        for module in ("prefect.flow_engine", "flows.deployed"):
             importlib.import_module(module)
     keep_pandas_out()
     runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)

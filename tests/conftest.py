@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.services import prepare_environment
+from flows.cli.services import prepare_environment
 
 prepare_environment()
 
@@ -52,7 +52,7 @@ def session_store(session_folder: Path, data_store: str) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def running_services(session_store: str) -> Iterator[None]:
     """A real Ray and a real Prefect API, for the whole session."""
-    from flows.services import services
+    from flows.cli.services import services
     from infra.settings import load_settings
 
     with services(load_settings()):

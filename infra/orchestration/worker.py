@@ -23,7 +23,7 @@ _QUERY_SECONDS = "1"
 """Between two looks for runs that are due; Prefect's 10 are for thousands of workers on one server."""
 _EARLIER = timedelta(seconds=2)
 """From when the worker reads a run's state until it listens; a run can't be cancelled and retried in less."""
-_OWN_FLOWS, _RUN_MODULE = "flows.scheduled.", "flows.process"
+_OWN_FLOWS, _RUN_MODULE = "flows.deployed.", "flows.process"
 PREFECT_SETTINGS = "FMNIST_PREFECT_SETTINGS"
 """Hands a run, as JSON, the Prefect settings of its deployment, which those of the worker would override."""
 

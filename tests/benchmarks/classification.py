@@ -114,7 +114,7 @@ class MemoryWatch:
 
 def run_ours(images: str, table: str) -> None:
     """Run the flow in this process, and print its figures."""
-    from flows.services import prepare_environment, services
+    from flows.cli.services import prepare_environment, services
 
     prepare_environment()
     import flows.classify

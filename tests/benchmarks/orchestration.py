@@ -106,7 +106,7 @@ def wait_until_idle(served: Any) -> None:
 def classify_counted(folder: str, images: str, shard_images: int) -> None:
     """Classify in this process with a server of its own that logs its requests; prints how many there were."""
     os.environ["PREFECT_SERVER_LOGGING_LEVEL"] = "INFO"
-    from flows.services import prepare_environment
+    from flows.cli.services import prepare_environment
 
     prepare_environment()
     import infra.storage.batch_plan

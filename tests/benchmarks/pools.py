@@ -27,7 +27,7 @@ SIZES = {"60 shards of 10,000": (60, 10_000), "2,000 shards of 50": (2_000, 50)}
 
 def run(pool: str, folder: str, images: str, shard_images: int) -> None:
     """Plan and classify in this process; prints the seconds."""
-    from flows.services import prepare_environment
+    from flows.cli.services import prepare_environment
 
     prepare_environment()
     import ray

@@ -47,7 +47,7 @@ class Actor:
 
 
 def _main(kind: str, in_flight: int, shards: int) -> None:
-    from flows.services import prepare_environment
+    from flows.cli.services import prepare_environment
 
     prepare_environment()
     import ray

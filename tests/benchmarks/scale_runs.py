@@ -193,7 +193,7 @@ def _role(process: psutil.Process) -> str | None:
 
 def _main(images: str, table: str, mode: str, reports: str) -> None:
     """Run the flow in this process, and print its figures."""
-    from flows.services import prepare_environment, services
+    from flows.cli.services import prepare_environment, services
 
     prepare_environment()
     import ray

@@ -84,7 +84,7 @@ def kill_a_worker() -> None:
     """Train in this process, kill a worker in the middle, and print how long until a step beyond its last one."""
     import psutil
 
-    from flows.services import prepare_environment, services
+    from flows.cli.services import prepare_environment, services
 
     prepare_environment()
     from flows.parameters import RecipeParameters, TrainParameters

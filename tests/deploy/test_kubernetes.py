@@ -90,11 +90,11 @@ def test_prefect_alone_tries_a_run_again() -> None:
 
 
 def test_jobs_outlast_the_longest_flow() -> None:
-    import flows.scheduled
+    import flows.deployed
 
     longest = max(
         flow.timeout_seconds or 0
-        for flow in (flows.scheduled.train, flows.scheduled.classify, flows.scheduled.train_and_classify)
+        for flow in (flows.deployed.train, flows.deployed.classify, flows.deployed.train_and_classify)
     )
     assert kubernetes.flow_job()["spec"]["activeDeadlineSeconds"] > longest > 0
 

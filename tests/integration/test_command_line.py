@@ -165,7 +165,7 @@ def test_describe_shows_test_images_by_number_as_json(own_store: dict[str, str],
 def test_run_interrupted_before_its_first_checkpoint_is_not_said_to_have_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows.cli import way_on
+    from flows.cli.main import way_on
 
     monkeypatch.setenv("FMNIST_STORE", str(tmp_path))
     assert way_on("2026-11-23T00-00-00-0000") == "The run had no checkpoint yet: begin it again."

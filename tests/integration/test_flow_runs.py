@@ -219,7 +219,7 @@ PROGRAM = """
 import json, os, signal, sys, time
 from pathlib import Path
 
-from flows.services import prepare_environment
+from flows.cli.services import prepare_environment
 
 prepare_environment()
 
@@ -227,7 +227,7 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
-from flows.services import services
+from flows.cli.services import services
 from infra.orchestration.flow_progress import reported
 from infra.orchestration.ray_steps import ClusterTaskRunner, on_ray
 from infra.settings import load_settings
@@ -338,7 +338,7 @@ def test_sigterm_has_the_handler_from_before_when_ray_is_connected_to(cancelled:
 
 
 TWO_CLUSTERS = """
-from flows.services import prepare_environment
+from flows.cli.services import prepare_environment
 
 prepare_environment()
 
@@ -402,7 +402,7 @@ def test_step_does_not_need_what_could_not_be_imported_ahead(running_services: N
 
 
 JOINED = """
-from flows.services import prepare_environment
+from flows.cli.services import prepare_environment
 
 prepare_environment()
 

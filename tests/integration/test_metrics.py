@@ -167,7 +167,7 @@ def test_names_in_rules_dashboard_and_page_are_those_that_are_scraped(classified
 
 
 COUNTS_ITS_NODES = """
-from flows.services import prepare_environment
+from flows.cli.services import prepare_environment
 
 prepare_environment()
 

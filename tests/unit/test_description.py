@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
-from flows.terminal_description import render_description
+from flows.cli.terminal_description import render_description
 from fmnist_model.description import Description, describe
 from fmnist_model.network import NeuralNetwork
 from fmnist_model.reports.prediction_plot import plot_predictions

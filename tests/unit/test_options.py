@@ -8,7 +8,7 @@ import pytest
 from cyclopts import Parameter
 from pydantic import BaseModel
 
-from flows.options import options_of
+from flows.cli.options import options_of
 from flows.parameters import ClassifyParameters, RecipeParameters, RunParameters, TrainParameters
 from infra.errors import RequestError
 

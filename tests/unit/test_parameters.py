@@ -10,7 +10,7 @@ from prefect.flows import Flow
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import validate
 
-from flows.options import options_of
+from flows.cli.options import options_of
 from flows.parameters import (
     ClassifyParameters,
     ReadingParameters,

@@ -28,7 +28,7 @@ def prepared(entrypoint: str | None, **configured: Any) -> Any:
 
 
 def test_own_flows_begin_in_the_first_process() -> None:
-    assert prepared("flows.scheduled.train") == f"{sys.executable} -m flows.process"
+    assert prepared("flows.deployed.train") == f"{sys.executable} -m flows.process"
 
 
 @pytest.mark.parametrize("entrypoint", ["elsewhere.flows.train", "flows/train.py:train", "flows.py:train", None])
@@ -39,7 +39,7 @@ def test_other_flows_are_run_as_prefect_runs_them(entrypoint: str | None) -> Non
 def test_prefect_settings_of_a_deployment_reach_its_runs() -> None:
     """Prefect has the worker's own override them where a command is configured."""
     configuration = run_configuration(set())(env={"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30", "OTHER": "stays"})
-    deployment = DeploymentResponse(name="a-deployment", flow_id=uuid4(), entrypoint="flows.scheduled.train")
+    deployment = DeploymentResponse(name="a-deployment", flow_id=uuid4(), entrypoint="flows.deployed.train")
     configuration.prepare_for_flow_run(FlowRun(flow_id=deployment.flow_id), deployment)
     assert json.loads(configuration.env[PREFECT_SETTINGS]) == {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
     assert configuration.env["OTHER"] == "stays"
@@ -55,7 +55,7 @@ def test_worker_imports_no_flow_of_ours_to_find_that_it_has_no_hooks() -> None:
 def test_flows_of_ours_have_no_hooks() -> None:
     """Or `flow_resolver` would keep them from being called."""
     for name in FIRST_STEP:
-        flow = getattr(importlib.import_module("flows.scheduled"), name.replace("-", "_"))
+        flow = getattr(importlib.import_module("flows.deployed"), name.replace("-", "_"))
         assert not flow.on_cancellation_hooks
         assert not flow.on_crashed_hooks
 
@@ -89,4 +89,4 @@ def test_retry_is_not_ended_by_the_cancel_before_it() -> None:
 
 
 def test_command_of_a_deployment_stays() -> None:
-    assert prepared("flows.scheduled.train", command="a command") == "a command"
+    assert prepared("flows.deployed.train", command="a command") == "a command"

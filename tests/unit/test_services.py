@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.services import _check_that_nodes_reach_prefect, services
+from flows.cli.services import _check_that_nodes_reach_prefect, services
 from infra.cluster.address import is_this_machine
 from infra.errors import RequestError
 from infra.orchestration.server import prefect_api

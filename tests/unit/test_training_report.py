@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flows.results import print_training, training_figures
+from flows.cli.results import print_training, training_figures
 from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.dataset import LabelledImages
 from fmnist_model.evaluation.evaluate import calibrate_and_evaluate

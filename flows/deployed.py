@@ -1,6 +1,6 @@
 """The flows as deployments run them: the same, within a limit of time. infra/deploy/prefect.yaml names them."""
 
-from flows.services import prepare_environment
+from flows.cli.services import prepare_environment
 
 prepare_environment(console=True)
 

@@ -12,7 +12,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from flows.printing import Json, print_json, print_table
+from flows.cli.printing import Json, print_json, print_table
 from infra.errors import JobError
 from infra.settings import load_settings
 from infra.storage.object_store import open_store

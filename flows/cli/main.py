@@ -9,14 +9,14 @@ import cyclopts
 from cyclopts import Parameter
 from rich.console import Console
 
-from flows.cli_describe import describe
-from flows.cli_serve import serve
-from flows.cli_store import store
-from flows.cli_stored import dataset, models, predictions
-from flows.options import options_of
+from flows.cli.catalog import dataset, models, predictions
+from flows.cli.describe import describe
+from flows.cli.options import options_of
+from flows.cli.printing import Json, print_json
+from flows.cli.serve import serve
+from flows.cli.store import store
+from flows.cli.timeline import Timeline
 from flows.parameters import ClassifyParameters, TrainParameters
-from flows.printing import Json, print_json
-from flows.timeline import Timeline
 from infra.errors import JobError, RequestError
 from infra.settings import Settings, load_settings
 
@@ -41,7 +41,7 @@ def run(parameters: TrainParameters, *, as_json: Json = False) -> None:
         from flows.train_and_classify import train_and_classify
 
         summary = train_and_classify(parameters)
-    from flows import results
+    from flows.cli import results
 
     if as_json:
         print_json(results.main_job_figures(summary, settings) | {"timeline": timeline.seconds()})
@@ -59,7 +59,7 @@ def train(parameters: TrainParameters, *, as_json: Json = False) -> None:
         from flows.train import train as train_flow
 
         summary = train_flow(parameters)
-    from flows import results
+    from flows.cli import results
 
     if as_json:
         print_json(results.training_figures(summary, settings))
@@ -86,7 +86,7 @@ def classify(parameters: ClassifyParameters, *, as_json: Json = False) -> None:
         from flows.classify import classify as classify_flow
 
         summary = classify_flow(parameters)
-    from flows import results
+    from flows.cli import results
 
     if as_json:
         print_json(results.classification_figures(summary, settings))
@@ -121,7 +121,7 @@ def _job(title: str) -> Iterator[Callable[[Settings], Timeline]]:
     """Say what is begun, and give a function that starts Prefect and Ray once the request was found to be right."""
     from contextlib import ExitStack
 
-    from flows.progress_line import ProgressLine, progress_line
+    from flows.cli.progress_line import ProgressLine, progress_line
 
     console = Console(stderr=True)
     console.print(f"[bold]{title}[/bold]", highlight=False)
@@ -129,7 +129,7 @@ def _job(title: str) -> Iterator[Callable[[Settings], Timeline]]:
     with ExitStack() as stack:
 
         def start(settings: Settings) -> Timeline:
-            from flows.services import services
+            from flows.cli.services import services
 
             lines.append(stack.enter_context(progress_line(console)))
             timeline = Timeline(lines[0], stack.enter_context(services(settings)))
@@ -170,7 +170,7 @@ def way_on(run_id: str | None) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exits with 0 done, 1 the job failed, 2 the request was wrong, 130 interrupted."""
-    from flows.services import prepare_environment
+    from flows.cli.services import prepare_environment
 
     prepare_environment()
     code = 0

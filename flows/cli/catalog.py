@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from flows.printing import Json, print_json, print_table
+from flows.cli.printing import Json, print_json, print_table
 from infra.settings import load_settings
 from infra.storage.object_store import ObjectStore, open_store
 

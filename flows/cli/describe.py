@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from rich.console import Console
 
-from flows.printing import Json, print_json
+from flows.cli.printing import Json, print_json
 from infra.errors import RequestError
 from infra.settings import load_settings
 from infra.storage.object_store import ObjectStore, open_store
@@ -62,7 +62,7 @@ def describe(
     if as_json:
         print_json(description.to_json())
         return
-    from flows.terminal_description import render_description
+    from flows.cli.terminal_description import render_description
 
     Console().print(render_description(description))
     if plot is not None:

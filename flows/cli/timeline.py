@@ -2,8 +2,8 @@
 
 import time
 
-from flows.progress_line import ProgressLine
-from flows.services import StartUp
+from flows.cli.progress_line import ProgressLine
+from flows.cli.services import StartUp
 
 
 class Timeline:
