@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.cluster [--runs 3]
 
-Nodes are raylets on this machine that share nothing but the network and a folder, as in tests/cluster.py. A node's
+Nodes are raylets on this machine that share nothing but the network and a folder, as in tests/harness/cluster.py. A node's
 death is measured with one actor and a node to spare: seconds from SIGKILL of all on its node until the next shard is
 done, by its replacement. Writes tests/benchmarks/results/cluster.json.
 """
@@ -28,8 +28,8 @@ from infra.storage.object_store import open_store
 from tasks.dataset import NAME, import_dataset
 from tasks.training.splits import load_split
 from tests.benchmarks.classification import make_model
-from tests.cluster import Cluster, ray_cluster
-from tests.commands import FMNIST, outside
+from tests.harness.cluster import Cluster, ray_cluster
+from tests.harness.commands import FMNIST, outside
 
 RESULTS = Path(__file__).parent / "results" / "cluster.json"
 LAYOUTS = {"one_node": (2,), "two_nodes": (1, 1)}

@@ -20,7 +20,7 @@ from typing import Any
 from uuid import uuid4
 
 from tests.benchmarks.classification import last_json, make_images, make_model
-from tests.s3_server import Exchange, S3Server, faulty_proxy
+from tests.harness.s3_server import Exchange, S3Server, faulty_proxy
 
 RESULTS = Path(__file__).parent / "results" / "loose_files.json"
 

@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from tests.benchmarks.classification import last_json, make_images, make_model
-from tests.s3_server import free_port
+from tests.harness.s3_server import free_port
 
 RESULTS = Path(__file__).parent / "results" / "orchestration.json"
 IMAGES, FILE_IMAGES = 9_000_000, 9_000
@@ -52,7 +52,7 @@ STAGES = {
 def starts(runs: int) -> dict[str, Any]:
     """Medians of the seconds of each stage, and of all."""
     from tests.conftest import TEST_DATA
-    from tests.served import Served, serving, until
+    from tests.harness.served import Served, serving, until
 
     def measure(served: Served, name: str, number: int) -> dict[str, float]:
         parameters = {"preset": "quick"} if name == "train" else {"table": f"table-{number}"}
@@ -97,7 +97,7 @@ def starts(runs: int) -> dict[str, Any]:
 
 def wait_until_idle(served: Any) -> None:
     """Until no run goes on: each training makes a champion, and that starts a run of `classify` some seconds later."""
-    from tests.served import FINAL, until
+    from tests.harness.served import FINAL, until
 
     time.sleep(_EVENT_SECONDS)
     until(lambda: all(run["state_name"] in FINAL for name in STAGES for run in served.runs(name)), 120)

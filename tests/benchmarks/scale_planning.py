@@ -29,7 +29,7 @@ def _plan(folder: str, results: Any) -> None:
     from infra.storage.staged_inputs import StagedInputs
     from tasks.classification import plan as planning
     from tasks.classification.inputs import ReadOptions
-    from tests.unit.image_inputs import model_version
+    from tests.unit.tasks.classification.image_inputs import model_version
 
     stages: dict[str, float] = {}
     time_stage(StagedInputs, "stage", "list and keep", stages)

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from tests.benchmarks.classification import make_model
 from tests.benchmarks.scale_runs import SHARD_IMAGES, run_flow, write_images
-from tests.s3_server import Exchange, S3Server, faulty_proxy
+from tests.harness.s3_server import Exchange, S3Server, faulty_proxy
 
 FEW, MANY = 20, 120
 """Files; the report looks at 20 images, so that more files make no more requests of it."""

@@ -77,7 +77,7 @@ def _batches(count: int) -> dict[str, Any]:
     from tasks.classification import plan as planning
     from tasks.classification.inputs import ReadOptions, list_files, pieces_of
     from tests.benchmarks.scale_planning import time_stage
-    from tests.unit.image_inputs import model_version, touch
+    from tests.unit.tasks.classification.image_inputs import model_version, touch
 
     options = ReadOptions()
     store = open_store(f"{load_settings().store}/batches-{count}-{time.time_ns():x}")

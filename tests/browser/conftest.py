@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.absent import install
-from tests.served import Served, serving, until
+from tests.harness.absent import install
+from tests.harness.served import Served, serving, until
 
 FIRST_SEED = 20_261_123
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome")

@@ -5,7 +5,7 @@ import time
 from playwright.sync_api import Locator, Page
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
-from tests.served import Served
+from tests.harness.served import Served
 
 _FORM_SETTLES_SECONDS = 1.5
 """Until it has filled in the defaults; what is typed before is overwritten."""

@@ -13,7 +13,7 @@ from playwright.sync_api import Page, sync_playwright
 from tests.browser.conftest import installed
 from tests.browser.pages import newest_first, open_form, open_run
 from tests.conftest import TEST_DATA
-from tests.served import Served, serving, until
+from tests.harness.served import Served, serving, until
 
 SIZE = {"width": 1300, "height": 1000}
 

@@ -4,7 +4,7 @@ import random
 import time
 from typing import Any
 
-from tests.served import FINAL, Served, until
+from tests.harness.served import FINAL, Served, until
 
 EMPTY_SECONDS = 15
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from fmnist_model.images.decode import encode_png
-from tests.served import Served, until
+from tests.harness.served import Served, until
 
 
 def test_batch_over_its_error_share_and_with_another_class_mix_is_announced(

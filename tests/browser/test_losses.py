@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from tests.served import Served, until
+from tests.harness.served import Served, until
 
 EMPTY_SECONDS = 15
 SILENT_SECONDS = 120

@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.pages import cancel, choose, newest_first, open_form, open_run, quick_run, submit_form
-from tests.served import Served, until
+from tests.harness.served import Served, until
 
 CANCEL_SECONDS = 15
 

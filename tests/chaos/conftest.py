@@ -9,7 +9,7 @@ import pytest
 
 from infra.storage.object_store import ObjectStore, open_store
 from tests.chaos.faults import FaultSchedule
-from tests.s3_server import S3Server, faulty_proxy, isolate_aws
+from tests.harness.s3_server import S3Server, faulty_proxy, isolate_aws
 
 FIRST_SEED = 20_261_123
 

@@ -4,7 +4,7 @@ import random
 import threading
 from collections import Counter
 
-from tests.s3_server import Exchange
+from tests.harness.s3_server import Exchange
 
 KINDS = ("reset", "answer lost", "500", "503 SlowDown", "cut short", "hung", "stale listing")
 

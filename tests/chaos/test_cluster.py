@@ -25,13 +25,13 @@ from infra.storage.datasets import read_dataset
 from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.prediction_table import read_rows
 from tasks.training.splits import load_split
-from tests.cluster import Cluster, ray_cluster
-from tests.commands import typed
-from tests.deployed import deployed
-from tests.s3_server import S3Server
-from tests.served import FINAL, until
+from tests.harness.cluster import Cluster, ray_cluster
+from tests.harness.commands import typed
+from tests.harness.deployed import deployed
+from tests.harness.s3_server import S3Server
+from tests.harness.served import FINAL, until
 
-pytest_plugins = ["tests.gateways"]
+pytest_plugins = ["tests.harness.gateways"]
 
 FILES, ROWS = 24, 20_000
 """Parquet files to classify, and the images of each."""

@@ -13,7 +13,7 @@ from infra.storage.object_store import ObjectStore
 from infra.storage.prediction_table import read_rows
 from tests.chaos.conftest import FaultyStore
 
-pytest_plugins = ["tests.gateways"]
+pytest_plugins = ["tests.harness.gateways"]
 
 SHARE = 0.2
 """Of the requests that go wrong."""

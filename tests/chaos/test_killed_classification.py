@@ -26,7 +26,7 @@ from infra.storage.datasets import read_dataset
 from infra.storage.object_store import open_store
 from tasks.training.splits import load_split
 from tests.benchmarks.classification import make_model
-from tests.commands import FMNIST, outside
+from tests.harness.commands import FMNIST, outside
 
 FILES, LOOSE, BROKEN = 16, 300, 5
 """Parquet files of 10,000 images each, loose files, and loose files that are no images."""

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.commands import descendants, fmnist, processes_of, started, wait_until_gone
+from tests.harness.commands import descendants, fmnist, processes_of, started, wait_until_gone
 
 EPOCHS = 6
 """Of the preset quick."""

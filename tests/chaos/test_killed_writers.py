@@ -13,9 +13,9 @@ import pytest
 
 from infra.storage.checkpoints import list_checkpoints, read_files, read_record, write_checkpoint
 from infra.storage.object_store import ObjectStore, open_store
-from tests.s3_server import S3Server
+from tests.harness.s3_server import S3Server
 
-pytest_plugins = ["tests.gateways"]
+pytest_plugins = ["tests.harness.gateways"]
 
 LARGE = 20 * 2**20
 """Bytes; sent to S3 in three parts."""

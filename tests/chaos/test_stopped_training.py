@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.commands import fmnist, one_clear_line
+from tests.harness.commands import fmnist, one_clear_line
 
 QUICK = ("train", "--preset", "quick", "--workers", "2")
 

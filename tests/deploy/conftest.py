@@ -7,8 +7,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from tests.absent import missing
 from tests.deploy.image import Image, readable_python
+from tests.harness.absent import missing
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from tests.absent import install
-from tests.commands import outside
+from tests.harness.absent import install
+from tests.harness.commands import outside
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "infra" / "deploy" / "kubernetes"

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from tests.absent import IN_CI, install, missing
 from tests.deploy.image import CONTAINERS, USER_ID, Image
-from tests.s3_server import free_port
+from tests.harness.absent import IN_CI, install, missing
+from tests.harness.s3_server import free_port
 
 _FILE = CONTAINERS / "compose.yaml"
 _LOCK = Path(__file__).with_name("compose.lock")

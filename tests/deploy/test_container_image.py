@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from tests.deploy.image import CONTAINERS, PREFIX, REPOSITORY, USER_ID, Image, copies, instructions
-from tests.s3_server import free_port
+from tests.harness.s3_server import free_port
 
 _SCRIPTS = ("install.sh", "entrypoint.sh", "make-env.sh")
 

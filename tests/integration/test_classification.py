@@ -21,7 +21,7 @@ from flows.parameters import ClassifyParameters
 from infra.storage.batch_log import committed_batches, read_batch_log
 from infra.storage.object_store import open_store
 from infra.storage.prediction_table import BatchManifest
-from tests.unit.image_inputs import encode_idx, picture, save_files, save_tar
+from tests.unit.tasks.classification.image_inputs import encode_idx, picture, save_files, save_tar
 
 TABLE = "mixed"
 

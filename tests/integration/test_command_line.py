@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from tests.commands import descendants, fmnist, one_clear_line, started, wait_until_gone
+from tests.harness.commands import descendants, fmnist, one_clear_line, started, wait_until_gone
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ from tasks.step import step
 from tasks.training.begin import begin_run
 from tasks.training.register import promote_version
 from tasks.training.trained_run import RunToTrain
-from tests.commands import fmnist, one_clear_line, printed
+from tests.harness.commands import fmnist, one_clear_line, printed
 
 T = TypeVar("T")
 

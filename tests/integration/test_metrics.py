@@ -13,8 +13,8 @@ import pytest
 from flows.parameters import ClassifyParameters, RecipeParameters, RunParameters, TrainParameters
 from infra.storage.model_registry import ModelRegistry
 from infra.storage.object_store import open_store
-from tests.commands import printed
-from tests.unit.image_inputs import picture, save_files
+from tests.harness.commands import printed
+from tests.unit.tasks.classification.image_inputs import picture, save_files
 
 pytestmark = pytest.mark.slow
 

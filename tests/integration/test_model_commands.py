@@ -12,7 +12,7 @@ from fmnist_model.network import NeuralNetwork, save_weights
 from infra.storage.checkpoints import write_checkpoint
 from infra.storage.model_registry import ModelRegistry
 from infra.storage.object_store import ObjectStore, open_store
-from tests.unit.image_inputs import png
+from tests.unit.tasks.classification.image_inputs import png
 
 
 @pytest.fixture

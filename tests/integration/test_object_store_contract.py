@@ -57,9 +57,9 @@ from infra.storage.prediction_table import (
     read_books,
     read_rows,
 )
-from tests.s3_server import Exchange, S3Server, faulty_proxy, free_port, isolate_aws
+from tests.harness.s3_server import Exchange, S3Server, faulty_proxy, free_port, isolate_aws
 
-pytest_plugins = ["tests.gateways"]
+pytest_plugins = ["tests.harness.gateways"]
 
 LARGE = 20 * 2**20
 """Bytes; more than what S3 takes in one part of ours."""

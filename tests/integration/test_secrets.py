@@ -14,9 +14,9 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from tests.s3_server import S3Server, free_port
+from tests.harness.s3_server import S3Server, free_port
 
-pytest_plugins = ["tests.gateways"]
+pytest_plugins = ["tests.harness.gateways"]
 
 FMNIST = Path(sys.executable).parent / "fmnist"
 CANARY = "canary+in/the=mine"

@@ -34,10 +34,10 @@ from infra.storage.object_store import ObjectStore, StoreUnavailable, open_store
 from infra.storage.object_store.s3 import PART_BYTES
 from infra.storage.retention import Pruned, RetentionUnsafe, prune
 from infra.storage.store_check import check_store, masked
-from tests.s3_server import Exchange, S3Server, faulty_proxy, free_port
-from tests.unit.image_inputs import OPTIONS, as_nobody, model_version, picture, plan_of, png
+from tests.harness.s3_server import Exchange, S3Server, faulty_proxy, free_port
+from tests.unit.tasks.classification.image_inputs import OPTIONS, as_nobody, model_version, picture, plan_of, png
 
-pytest_plugins = ["tests.gateways"]
+pytest_plugins = ["tests.harness.gateways"]
 
 FMNIST = Path(sys.executable).parent / "fmnist"
 AT_ONCE = timedelta(minutes=-1)

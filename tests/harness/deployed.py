@@ -1,0 +1,110 @@
+"""A Prefect server and a worker, each a process of its own, with the deployments, as infra/deploy/prefect.yaml says how."""
+
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import httpx
+
+from infra.orchestration.deployments import DEFINITIONS
+from infra.orchestration.worker import end_with_runs
+from tests.harness.commands import outside
+from tests.harness.s3_server import free_port
+from tests.harness.served import PrefectApi, until
+
+_PREFECT = (sys.executable, "-m", "prefect")
+_START_SECONDS = 90
+_OF_THE_TESTS = ("PREFECT_", "RAY_", "DO_NOT_TRACK", "AWS_")
+_ALONE = {
+    # No run but those that are asked for: no schedule starts one, and no new champion.
+    "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_ENABLED": "false",  # its pages are prepared among the installed packages
+}
+_WORKER = {"PREFECT_WORKER_QUERY_SECONDS": "1"}
+
+
+@contextmanager
+def deployed(folder: Path, settings: dict[str, str], environment: dict[str, str]) -> Iterator[PrefectApi]:
+    """Run both for the length of the block.
+
+    The deployments are made in a folder that is gone when the worker starts, as if it were on another machine.
+
+    Args:
+        folder: of what they keep, and of their logs.
+        settings: of the project; they stand in the file `.env` of the worker's folder.
+        environment: of the worker, besides.
+
+    Yields:
+        The server, which has the deployments.
+    """
+    pool, deploy, worker = _documented_commands()
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    at_server = {"PREFECT_HOME": str(folder), "PREFECT_API_URL": url, "DO_NOT_TRACK": "1"}
+    server = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with _process(folder / "server.log", server, at_server | _ALONE) as process:
+        until(lambda: _answers(url) or process.poll() is not None, _START_SECONDS)
+        assert process.poll() is None, (folder / "server.log").read_text()
+        with TemporaryDirectory() as checkout:
+            definitions = Path(checkout) / "infra" / "deploy" / DEFINITIONS.name
+            definitions.parent.mkdir()
+            shutil.copy(DEFINITIONS, definitions)
+            for arguments in (pool, deploy):
+                done = subprocess.run(
+                    [*_PREFECT, *arguments],
+                    cwd=checkout,
+                    env=_clean(at_server),
+                    capture_output=True,
+                    text=True,
+                    timeout=_START_SECONDS,
+                    check=False,
+                )
+                assert done.returncode == 0, done.stdout + done.stderr
+        (folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+        with _process(folder / "worker.log", worker, at_server | _WORKER | environment):
+            yield PrefectApi(url)
+
+
+def _documented_commands() -> list[list[str]]:
+    """What the first lines of infra/deploy/prefect.yaml tell to type: the pool, the deployments, the worker."""
+    typed = "#   prefect "
+    lines = DEFINITIONS.read_text().splitlines()
+    return [shlex.split(line.removeprefix(typed)) for line in lines if line.startswith(typed)]
+
+
+def _answers(url: str) -> bool:
+    with suppress(httpx.HTTPError):
+        return httpx.get(f"{url}/health", timeout=5, trust_env=False).is_success
+    return False
+
+
+@contextmanager
+def _process(log: Path, arguments: list[str], environment: dict[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*_PREFECT, *arguments],
+            cwd=log.parent,
+            env=_clean(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        end_with_runs(process.pid)
+        process.wait()
+
+
+def _clean(environment: dict[str, str]) -> dict[str, str]:
+    """A person's environment, who has set nothing but this."""
+    outer = {name: value for name, value in outside().items() if not name.startswith(_OF_THE_TESTS)}
+    return outer | environment

@@ -1,0 +1,616 @@
+"""Every image is decoded by one transform, or rejected with a reason; none is lost, and none stops the others."""
+
+import io
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision.transforms import v2
+
+from fmnist_model.dataset import from_table, to_table
+from fmnist_model.errors import InvalidDataset
+from fmnist_model.images.decode import (
+    DecodedImages,
+    ImageRejected,
+    Invert,
+    decode_image,
+    decode_images,
+    encode_png,
+    holds_images,
+    huggingface_schema,
+    is_image_name,
+)
+from tests.harness.absent import needs
+
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+RAW = pa.binary(784)
+
+
+def encode(picture: Image.Image, file_format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def random_grey(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def smooth_grey(height: int, width: int) -> NDArray[np.uint8]:
+    """Bright to the right and to the bottom: what lossy formats keep, and what shows every turn and flip."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    return (200 * columns / width + 55 * rows / height).astype(np.uint8)
+
+
+def as_struct(values: list[bytes | None]) -> pa.StructArray:
+    return pa.array([None if value is None else {"bytes": value, "path": "a.png"} for value in values], STRUCT)
+
+
+def assert_books_balance(decoded: DecodedImages, n: int) -> None:
+    assert len(decoded.pixels) + len(decoded.rejected) == n
+    assert sorted([*decoded.rows.tolist(), *(row for row, _ in decoded.rejected)]) == list(range(n))
+    assert decoded.rows.tolist() == sorted(decoded.rows.tolist())
+    assert decoded.pixels.shape == (len(decoded.rows), 28, 28)
+    assert decoded.pixels.dtype == np.uint8
+    assert all(reason for _, reason in decoded.rejected)
+
+
+# Formats
+
+
+@pytest.mark.parametrize(
+    ("file_format", "options"),
+    [
+        ("PNG", {}),
+        ("WEBP", {"lossless": True}),
+        ("BMP", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("GIF", {}),
+    ],
+)
+def test_lossless_format_is_decoded_to_the_pixel(file_format: str, options: dict[str, Any]):
+    pixels = random_grey(28, 28)
+    np.testing.assert_array_equal(decode_image(encode(Image.fromarray(pixels), file_format, **options)), pixels)
+
+
+@pytest.mark.parametrize("options", [{"quality": 95}, {"quality": 95, "progressive": True}])
+def test_jpeg_is_decoded_to_within_its_loss(options: dict[str, Any]):
+    pixels = smooth_grey(28, 28)
+    decoded = decode_image(encode(Image.fromarray(pixels), "JPEG", **options))
+    np.testing.assert_allclose(decoded.astype(int), pixels, atol=4)
+
+
+def test_jpeg_with_several_pictures_gives_the_first():
+    white, black = Image.new("L", (28, 28), 255), Image.new("L", (28, 28), 0)
+    assert decode_image(encode(white, "MPO", save_all=True, append_images=[black])).min() == 255
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "TIFF", "WEBP", "PNG"])
+def test_file_with_several_frames_gives_the_first(file_format: str):
+    white, black = Image.new("RGB", (28, 28), "white"), Image.new("RGB", (28, 28), "black")
+    assert decode_image(encode(white, file_format, save_all=True, append_images=[black])).min() >= 254
+
+
+@pytest.mark.parametrize("file_format", ["PPM", "ICO", "EPS", "TGA"])
+def test_format_beyond_the_documented_ones_is_rejected(file_format: str):
+    with pytest.raises(ImageRejected, match="not an image: no known format"):
+        decode_image(encode(Image.new("RGB", (32, 32), "white"), file_format))
+
+
+def test_png_round_trip_is_lossless():
+    pixels = random_grey(28, 28)
+    np.testing.assert_array_equal(decode_image(encode_png(pixels)), pixels)
+
+
+def test_data_set_round_trip_is_lossless():
+    images, labels = random_grey(12, 28, 28), np.arange(12, dtype=np.uint8) % 10
+    data = from_table([to_table(images, labels, 0, "train")], "train")
+    np.testing.assert_array_equal(data.images, images)
+    np.testing.assert_array_equal(data.labels, labels)
+
+
+def test_data_set_rows_carry_their_number_in_the_split():
+    table = to_table(random_grey(2, 28, 28), np.zeros(2, np.uint8), 9_999, "test")
+    assert [row["path"] for row in table["image"].to_pylist()] == ["test/09999.png", "test/10000.png"]
+
+
+# Modes
+
+
+def luma(colour: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """ITU-R 601-2, in floating point."""
+    return colour[..., :3] @ np.array([0.299, 0.587, 0.114])
+
+
+def picture(mode: str) -> tuple[Image.Image, NDArray[Any]]:  # noqa: PLR0911 (one a mode)
+    """A 28x28 picture of a mode, and what is expected of it: float grey levels."""
+    colour = random_grey(28, 28, 4)
+    grey, alpha = colour[..., 0], colour[..., 3] / 255
+    match mode:
+        case "1":
+            return Image.fromarray(grey > 127), (grey > 127) * 255.0
+        case "L":
+            return Image.fromarray(grey), grey.astype(float)
+        case "LA":
+            return Image.fromarray(np.ascontiguousarray(colour[..., [0, 3]]), "LA"), grey * alpha
+        case "RGB":
+            return Image.fromarray(np.ascontiguousarray(colour[..., :3])), luma(colour)
+        case "RGBA":
+            return Image.fromarray(colour), luma(colour) * alpha
+        case "I;16":
+            deep = grey.astype(np.uint16) * 256 + colour[..., 1]
+            return Image.fromarray(deep), grey.astype(float)
+        case "P":
+            palette = random_grey(16, 3, seed=1)
+            indexed = Image.fromarray(grey % 16, "P")
+            indexed.putpalette(palette.tobytes())
+            return indexed, luma(palette)[grey % 16]
+    raise AssertionError(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "file_format"),
+    [(mode, "PNG") for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")]
+    + [(mode, "TIFF") for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")]
+    + [(mode, "BMP") for mode in ("1", "L", "P", "RGB")]
+    + [("P", "GIF"), ("RGB", "WEBP")],
+)
+def test_mode_is_brought_to_grey(mode: str, file_format: str):
+    original, expected = picture(mode)
+    options = {"lossless": True} if file_format == "WEBP" else {}
+    decoded = decode_image(encode(original, file_format, **options))
+    np.testing.assert_allclose(decoded.astype(float), expected, atol=1)
+
+
+def test_webp_with_alpha_is_composited_over_black():
+    original, expected = picture("RGBA")
+    decoded = decode_image(encode(original, "WEBP", lossless=True, exact=True))
+    np.testing.assert_allclose(decoded.astype(float), expected, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("ink", "grey"),
+    [((0, 0, 0, 0), 255), ((0, 0, 0, 255), 0), ((255, 0, 0, 0), 179), ((0, 0, 255, 0), 226), ((0, 0, 0, 128), 127)],
+)
+@pytest.mark.parametrize("file_format", ["TIFF", "JPEG"])
+def test_cmyk_is_brought_to_grey(file_format: str, ink: tuple[int, int, int, int], grey: int):
+    decoded = decode_image(encode(Image.new("CMYK", (28, 28), ink), file_format))
+    np.testing.assert_allclose(decoded.astype(int), grey, atol=2)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "GIF"])
+def test_transparent_entry_of_a_palette_becomes_black(file_format: str):
+    indexed = Image.fromarray((np.arange(784) % 2).astype(np.uint8).reshape(28, 28), "P")
+    indexed.putpalette([255, 255, 255, 200, 200, 200])
+    decoded = decode_image(encode(indexed, file_format, transparency=0))
+    np.testing.assert_array_equal(decoded.reshape(-1)[:4], [0, 200, 0, 200])
+
+
+def test_palette_with_an_alpha_for_each_entry_is_composited_over_black():
+    indexed = Image.fromarray((np.arange(784) % 2).astype(np.uint8).reshape(28, 28), "P")
+    indexed.putpalette([255, 255, 255, 200, 200, 200])
+    decoded = decode_image(encode(indexed, "PNG", transparency=bytes([51, 255])))
+    np.testing.assert_array_equal(decoded.reshape(-1)[:4], [51, 200, 51, 200])
+
+
+def test_transparent_grey_level_becomes_black():
+    pixels = np.full((28, 28), 200, np.uint8)
+    pixels[0, 0] = 90
+    decoded = decode_image(encode(Image.fromarray(pixels), "PNG", transparency=200))
+    assert decoded[0, 0] == 90
+    assert decoded.reshape(-1)[1:].max() == 0
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+def test_sixteen_bits_keep_their_range(file_format: str):
+    deep = np.linspace(0, 65535, 784).astype(np.uint16).reshape(28, 28)
+    np.testing.assert_array_equal(decode_image(encode(Image.fromarray(deep), file_format)), deep >> 8)
+
+
+# Orientation and size
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, lambda stored: stored),
+        (2, np.fliplr),
+        (3, lambda stored: np.rot90(stored, 2)),
+        (4, np.flipud),
+        (5, np.transpose),
+        (6, lambda stored: np.rot90(stored, -1)),
+        (7, lambda stored: np.rot90(stored, 2).T),
+        (8, np.rot90),
+    ],
+)
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_picture_is_turned_upright_as_exif_says(file_format: str, orientation: int, upright: Any):
+    stored = smooth_grey(28, 28)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options: dict[str, Any] = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}}.get(file_format, {})
+    decoded = decode_image(encode(Image.fromarray(stored).convert("RGB"), file_format, exif=exif, **options))
+    np.testing.assert_allclose(decoded.astype(int), upright(stored), atol=5 if file_format == "JPEG" else 1)
+
+
+SIZES = [(28, 29), (56, 56), (100, 37), (27, 28), (7, 200), (1, 1), (280, 280)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_grey_picture_is_resized_as_torchvision_resizes_tensors(size: tuple[int, int]):
+    pixels = random_grey(*size)
+    resize = v2.Resize((28, 28), v2.InterpolationMode.BILINEAR, antialias=True)
+    expected = resize(torch.from_numpy(pixels)[None])[0].numpy()
+    np.testing.assert_allclose(decode_image(encode_png(pixels)).astype(int), expected, atol=1)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_colour_picture_is_transformed_as_by_torchvision(size: tuple[int, int]):
+    colour = Image.fromarray(random_grey(*size, 3))
+    transform = v2.Compose([v2.Grayscale(), v2.Resize((28, 28), v2.InterpolationMode.BILINEAR, antialias=True)])
+    np.testing.assert_allclose(decode_image(encode(colour, "PNG")).astype(int), np.asarray(transform(colour)), atol=1)
+
+
+def test_picture_of_the_models_size_is_not_resampled():
+    pixels = (np.indices((28, 28)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    decoded = decode_image(encode(Image.fromarray(pixels).convert("RGB"), "PNG"))
+    np.testing.assert_array_equal(decoded, pixels)
+
+
+# What is rejected
+
+
+SMALL = {
+    "PNG": encode(Image.fromarray(random_grey(8, 8, 3)), "PNG"),
+    "PNG with a palette": encode(picture("P")[0].resize((8, 8)), "PNG"),
+    "JPEG": encode(Image.fromarray(random_grey(8, 8, 3)), "JPEG"),
+    "WebP": encode(Image.fromarray(random_grey(8, 8, 3)), "WEBP"),
+    "lossless WebP": encode(Image.fromarray(random_grey(8, 8, 4)), "WEBP", lossless=True),
+    "GIF": encode(Image.fromarray(random_grey(8, 8)), "GIF"),
+    "BMP": encode(Image.fromarray(random_grey(8, 8, 3)), "BMP"),
+    "TIFF": encode(Image.fromarray(random_grey(8, 8, 3)), "TIFF"),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_truncation_is_decoded_or_rejected(name: str):
+    data = SMALL[name]
+    prefixes = [data[:length] for length in range(len(data))]
+    assert_books_balance(decode_images(as_struct(prefixes)), len(prefixes))
+
+
+def test_png_that_ends_inside_its_pixels_is_rejected_as_truncated():
+    data = encode_png(random_grey(28, 28))
+    with pytest.raises(ImageRejected, match=r"^truncated: "):
+        decode_image(data[: len(data) // 2])
+
+
+@settings(deadline=None, print_blob=True)
+@given(data=st.data(), name=st.sampled_from(sorted(SMALL)))
+def test_damaged_file_is_decoded_or_rejected(data: st.DataObject, name: str):
+    damaged = bytearray(SMALL[name])
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    assert_books_balance(decode_images(as_struct([bytes(damaged)])), 1)
+
+
+@settings(deadline=None, print_blob=True)
+@given(st.binary(max_size=200))
+def test_any_bytes_are_decoded_or_rejected(data: bytes):
+    assert_books_balance(decode_images(as_struct([data])), 1)
+
+
+def test_empty_file_is_rejected_as_no_image():
+    with pytest.raises(ImageRejected, match=r"^not an image: the file is empty$"):
+        decode_image(b"")
+
+
+@pytest.mark.parametrize("data", [b"this is a text file\n" * 10, b"<html>", b"PAR1", b"\0" * 100])
+def test_file_of_another_kind_is_rejected_as_no_image(data: bytes):
+    with pytest.raises(ImageRejected, match=r"^not an image: no known format$"):
+        decode_image(data)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A valid grey PNG of any size on paper, with one row of pixels."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(width + 1))) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(50_000, 50_000), (9_000, 9_000), (64_000_001, 1)])
+def test_decompression_bomb_is_rejected_as_too_large(size: tuple[int, int]):
+    with pytest.raises(ImageRejected, match=r"^too large: "):
+        decode_image(png_header(*size))
+
+
+def tiff_header(width: int, height: int) -> bytes:
+    """A grey TIFF of any size on paper, compressed, with next to no pixels."""
+    data = zlib.compress(bytes(1_000))
+    tags = [(256, width), (257, height), (258, 8), (259, 8), (262, 1), (273, 8), (277, 1), (278, height)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in [*tags, (279, len(data))])
+    directory = struct.pack("<H", len(tags) + 1) + entries + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory
+
+
+@needs(Path("/proc/self/status").exists(), "memory is measured as Linux tells it")
+@pytest.mark.parametrize("encoded", [png_header, tiff_header])
+def test_decompression_bomb_takes_no_memory_and_no_time(encoded: Callable[[int, int], bytes], tmp_path: Path):
+    (tmp_path / "small").write_bytes(encoded(28, 28))
+    (tmp_path / "bomb").write_bytes(encoded(50_000, 50_000))
+    code = """
+import sys, time
+from pathlib import Path
+from fmnist_model.images.decode import ImageRejected, decode_image
+
+def peak_megabytes():  # not `ru_maxrss`, which a process takes over from the one that started it
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024
+
+for name in ("small", "bomb"):
+    data = (Path(sys.argv[1]) / name).read_bytes()
+    before, began = peak_megabytes(), time.perf_counter()
+    try:
+        decode_image(data)
+        print("decoded")
+    except ImageRejected as reason:
+        print(reason)
+print(peak_megabytes() - before, time.perf_counter() - began)
+"""
+    child = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(child, capture_output=True, text=True, check=True, timeout=120).stdout.splitlines()
+    megabytes, seconds = done[2].split()
+    assert done[1].startswith("too large: ")
+    assert int(megabytes) < 20
+    assert float(seconds) < 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_large_picture_below_the_limit_is_no_bomb():
+    assert decode_image(encode(Image.new("1", (8_000, 8_000), 1), "PNG")).min() == 255
+
+
+# Dark on light
+
+
+@pytest.mark.parametrize("invert", ["auto", "always", "never"])
+def test_light_on_dark_and_dark_on_light_are_told_apart(invert: Invert):
+    light_on_dark = np.zeros((28, 28), np.uint8)
+    light_on_dark[4:24, 8:20] = 200
+    pixels = np.stack([light_on_dark, 255 - light_on_dark])
+    expected = {"auto": [0, 0], "always": [255, 0], "never": [0, 255]}[invert]
+    decoded = decode_images(pa.array([encode_png(image) for image in pixels], pa.binary()), invert=invert)
+    assert decoded.pixels[:, 0, 0].tolist() == expected
+    assert [int(decode_image(encode_png(image), invert=invert)[0, 0]) for image in pixels] == expected
+
+
+@pytest.mark.parametrize(("corners", "inverted"), [((127, 127, 128, 128), False), ((127, 128, 128, 128), True)])
+def test_four_corners_decide_what_is_dark_on_light(corners: tuple[int, ...], inverted: bool):
+    pixels = random_grey(28, 28)
+    pixels[[0, 0, -1, -1], [0, -1, 0, -1]] = corners
+    np.testing.assert_array_equal(decode_image(encode_png(pixels), invert="auto"), 255 - pixels if inverted else pixels)
+
+
+def test_light_border_between_dark_corners_does_not_invert():
+    pixels = np.full((28, 28), 255, np.uint8)
+    pixels[[0, 0, -1, -1], [0, -1, 0, -1]] = 0
+    np.testing.assert_array_equal(decode_image(encode_png(pixels), invert="auto"), pixels)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_negative_is_taken_after_the_transform(mode: str):
+    data = encode(picture(mode)[0].resize((40, 50)), "PNG")
+    np.testing.assert_array_equal(decode_image(data, invert="always"), 255 - decode_image(data))
+
+
+def test_inverting_leaves_the_column_as_it_is():
+    pixels = np.full((2, 28, 28), 255, np.uint8)
+    column = COLUMNS["raw pixels"]([image.tobytes() for image in pixels])
+    assert decode_images(column, invert="auto").pixels.max() == 0
+    assert decode_images(column).pixels.min() == 255
+
+
+# Columns
+
+
+COLUMNS: dict[str, Callable[[list[Any]], pa.Array]] = {
+    "struct": as_struct,
+    "binary": lambda values: pa.array(values, pa.binary()),
+    "large binary": lambda values: pa.array(values, pa.large_binary()),
+    "raw pixels": lambda values: pa.array(values, RAW),
+    "raw pixels in a struct": lambda values: pa.array(
+        [value and {"bytes": value} for value in values], pa.struct([("bytes", RAW)])
+    ),
+    "raw pixels in lists": lambda values: pa.array([value and list(value) for value in values], pa.list_(pa.uint8())),
+    "raw pixels in large lists": lambda values: pa.array(
+        [value and list(value) for value in values], pa.large_list(pa.uint8())
+    ),
+    "raw pixels in fixed-size lists": lambda values: pa.array(
+        [value and list(value) for value in values], pa.list_(pa.uint8(), 784)
+    ),
+    "raw pixels in lists in a struct": lambda values: pa.array(
+        [value and {"bytes": list(value)} for value in values], pa.struct([("bytes", pa.list_(pa.uint8()))])
+    ),
+}
+
+
+def column_values(name: str, pixels: NDArray[np.uint8]) -> list[bytes]:
+    return [image.tobytes() if name.startswith("raw") else encode_png(image) for image in pixels]
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_column_is_decoded_in_input_order(name: str):
+    pixels = random_grey(5, 28, 28)
+    decoded = decode_images(COLUMNS[name](column_values(name, pixels)))
+    np.testing.assert_array_equal(decoded.pixels, pixels)
+    assert decoded.rows.tolist() == list(range(5))
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_slice_of_a_column_is_decoded_from_its_offset(name: str):
+    pixels = random_grey(8, 28, 28)
+    decoded = decode_images(COLUMNS[name](column_values(name, pixels)).slice(3, 4))
+    np.testing.assert_array_equal(decoded.pixels, pixels[3:7])
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_null_is_rejected_as_missing(name: str):
+    values = column_values(name, random_grey(2, 28, 28))
+    decoded = decode_images(COLUMNS[name]([values[0], None, values[1]]))
+    assert decoded.rejected == [(1, "missing: the image is null")]
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_nulls_in_a_slice_keep_the_rows_of_the_slice(name: str):
+    pixels = random_grey(6, 28, 28)
+    values: list[bytes | None] = [*column_values(name, pixels)]
+    values[1] = values[4] = None
+    decoded = decode_images(COLUMNS[name](values).slice(2))
+    assert decoded.rows.tolist() == [0, 1, 3]
+    assert [row for row, _ in decoded.rejected] == [2]
+    np.testing.assert_array_equal(decoded.pixels, pixels[[2, 3, 5]])
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_column_of_nulls_alone_is_rejected_row_by_row(name: str):
+    decoded = decode_images(COLUMNS[name]([None] * 3))
+    assert_books_balance(decoded, 3)
+    assert len(decoded.rejected) == 3
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_empty_column_gives_no_image(name: str):
+    assert_books_balance(decode_images(COLUMNS[name]([])), 0)
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_type_of_a_column_that_is_decoded_holds_images(name: str):
+    assert holds_images(COLUMNS[name]([]).type)
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.uint8()), pa.large_list(pa.uint8())], ids=str)
+def test_lists_of_another_length_are_rejected(kind: pa.DataType):
+    pixels = random_grey(3, 784)
+    rows = [[], pixels[0], pixels[0, :-1], None, pixels[1], [*pixels[1], 0], [1] * 28, pixels[2]]
+    decoded = decode_images(pa.array(rows, kind).slice(1))
+    assert decoded.rows.tolist() == [0, 3, 6]
+    np.testing.assert_array_equal(decoded.pixels.reshape(-1, 784), pixels)
+    assert decoded.rejected == [
+        (1, "not an image: 783 pixels instead of 784 (28 x 28)"),
+        (2, "missing: the image is null"),
+        (4, "not an image: 785 pixels instead of 784 (28 x 28)"),
+        (5, "not an image: 28 pixels instead of 784 (28 x 28)"),
+    ]
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.uint8()), pa.large_list(pa.uint8()), pa.list_(pa.uint8(), 784)], ids=str)
+def test_list_with_a_null_pixel_is_rejected(kind: pa.DataType):
+    pixels = random_grey(3, 784)
+    rows = [pixels[0], [None, *pixels[1, 1:-1], None], pixels[2]]
+    decoded = decode_images(pa.array([pixels[0], *rows], kind).slice(1))
+    assert decoded.rejected == [(1, "damaged: 2 of its pixels are null")]
+    np.testing.assert_array_equal(decoded.pixels.reshape(-1, 784), pixels[[0, 2]])
+
+
+@pytest.mark.parametrize("name", [name for name in COLUMNS if name.startswith("raw")])
+def test_raw_pixels_are_not_copied(name: str):
+    column = COLUMNS[name](column_values(name, random_grey(5, 28, 28)))
+    assert not decode_images(column.slice(1, 3)).pixels.flags.owndata
+
+
+def test_lists_over_values_that_begin_elsewhere_are_found():
+    values = pa.array(random_grey(4 * 784)).slice(784)
+    expected = np.asarray(values).reshape(3, 28, 28)[1:]
+    for column in (
+        pa.FixedSizeListArray.from_arrays(values, 784),
+        pa.ListArray.from_arrays(pa.array([0, 784, 1568, 2352], pa.int32()), values),
+    ):
+        np.testing.assert_array_equal(decode_images(column.slice(1)).pixels, expected)
+
+
+def test_null_bytes_in_a_struct_are_rejected_as_missing():
+    column = pa.array([{"bytes": None, "path": "/tmp/a.png"}], STRUCT)  # noqa: S108 (never opened)
+    assert decode_images(column).rejected == [(0, "missing: the image is null")]
+
+
+def test_null_struct_is_rejected_though_bytes_lie_under_it():
+    fields = [pa.array([encode_png(random_grey(28, 28))] * 2), pa.array(["a", "b"])]
+    column = pa.StructArray.from_arrays(fields, fields=list(STRUCT), mask=pa.array([False, True]))
+    assert decode_images(column).rejected == [(1, "missing: the image is null")]
+
+
+@settings(deadline=None, print_blob=True, max_examples=50)
+@given(
+    st.lists(st.one_of(st.integers(0, 255), st.none(), st.binary(max_size=4)), max_size=12),
+    st.integers(0, 12),
+    st.sampled_from(["struct", "binary"]),
+)
+def test_every_row_is_decoded_or_rejected_and_keeps_its_place(rows: list[int | bytes | None], first: int, column: str):
+    values = [encode_png(np.full((28, 28), row, np.uint8)) if isinstance(row, int) else row for row in rows]
+    decoded = decode_images(COLUMNS[column](values).slice(first))
+    assert_books_balance(decoded, max(0, len(rows) - first))
+    assert decoded.pixels[:, 0, 0].tolist() == [row for row in rows[first:] if isinstance(row, int)]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.string(),
+        pa.int64(),
+        pa.binary(783),
+        pa.list_(pa.uint8(), 783),
+        pa.list_(pa.int8()),
+        pa.large_list(pa.float32()),
+        pa.list_(pa.list_(pa.uint8())),
+        pa.struct([("path", pa.string())]),
+        pa.struct([("bytes", pa.string())]),
+        pa.null(),
+    ],
+    ids=str,
+)
+def test_column_of_another_type_is_refused_by_name(kind: pa.DataType):
+    assert not holds_images(kind)
+    with pytest.raises(InvalidDataset, match="holds no images: expected image files"):
+        decode_images(pa.nulls(1, kind))
+
+
+@pytest.mark.parametrize("invert", ["auto", "always", "never"])
+@pytest.mark.parametrize("n", [3, 100])
+def test_images_are_inverted_as_each_of_them_alone(invert: Invert, n: int):
+    pixels = np.random.default_rng(n).integers(0, 256, (n, 28, 28), dtype=np.uint8)
+    expected = [decode_image(encode_png(image), invert=invert) for image in pixels]
+    for name, column in COLUMNS.items():
+        decoded = decode_images(column(column_values(name, pixels)), invert=invert)
+        np.testing.assert_array_equal(decoded.pixels, expected)
+
+
+def test_type_of_a_hugging_face_image_column_holds_images():
+    assert holds_images(huggingface_schema().field("image").type)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.png", "A.JPG", "b.jpeg", "x/c.WebP", "d.gif", "e.bmp", "f.tif", "f.TIFF", "a.b.png"]
+)
+def test_name_of_an_image_file_is_recognized(name: str):
+    assert is_image_name(name)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "png", ".png", "a.png.gz", "a.parquet", "a.png~", ""])
+def test_name_of_another_file_is_not_recognized(name: str):
+    assert not is_image_name(name)

@@ -1,0 +1,49 @@
+"""Prometheus's own tool on its rules, and what they and the dashboard name."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from infra.cluster.prometheus import Counter, Gauge
+from tasks import prometheus as work_metrics
+from tests.harness.absent import install
+
+ROOT = Path(__file__).parents[4]
+FOLDER = ROOT / "infra" / "deploy" / "monitoring"
+EXPORTED = {f"ray_{found.name}" for found in vars(work_metrics).values() if isinstance(found, Counter | Gauge)}
+
+
+@pytest.fixture(scope="module")
+def promtool() -> str:
+    """Prometheus's tool."""
+    if shutil.which("promtool") is None:
+        install("prometheus", "promtool")
+    return "promtool"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["check", "config", "prometheus.yaml"], ["check", "rules", "rules.yaml"], ["test", "rules", "rules_test.yaml"]],
+    ids=" ".join,
+)
+def test_promtool_is_content(command: list[str], promtool: str) -> None:
+    done = subprocess.run([promtool, *command], cwd=FOLDER, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_dashboard_shows_what_is_exported_or_recorded() -> None:
+    dashboard = json.loads((FOLDER / "dashboard.json").read_text())
+    shown = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+    recorded = set(re.findall(r"record: (\S+)", (FOLDER / "rules.yaml").read_text()))
+    assert set(re.findall(r"node:\w+:sum", shown)) <= recorded
+    assert set(re.findall(r"\bray_fmnist_\w+", shown)) <= EXPORTED
+
+
+def test_page_for_operators_names_every_metric_and_alert() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    alerts = set(re.findall(r"alert: (\w+)", (FOLDER / "rules.yaml").read_text()))
+    assert {name for name in EXPORTED | alerts if name not in page} == set()

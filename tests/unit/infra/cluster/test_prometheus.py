@@ -1,0 +1,137 @@
+"""What is exported: names as Prometheus wants them, and nothing that could stop the work."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from infra.cluster.prometheus import Counter, Gauge, Stages
+from tasks import prometheus as work_metrics
+from tasks.prometheus import TrainingMetrics, reason_kind
+
+ROOT = Path(__file__).parents[4]
+EXPORTED = [found for found in vars(work_metrics).values() if isinstance(found, Counter | Gauge)]
+
+
+class Noted(Counter):
+    """Keeps what is counted."""
+
+    def __init__(self) -> None:
+        super().__init__("noted_total", "What was counted.", ("stage",))
+        object.__setattr__(self, "values", {})
+
+    def add(self, value: float, **labels: str) -> None:
+        values: dict[str, float] = self.__dict__["values"]
+        values[labels["stage"]] = values.get(labels["stage"], 0) + value
+
+
+@pytest.mark.parametrize("metric", EXPORTED, ids=lambda metric: str(metric.name))
+def test_names_are_prometheus_s_own_kind(metric: Counter | Gauge) -> None:
+    assert re.fullmatch(r"fmnist_[a-z_]+", metric.name)
+    assert metric.name.endswith("_total") == isinstance(metric, Counter)
+
+
+def test_no_name_is_there_twice() -> None:
+    names = [metric.name for metric in EXPORTED]
+    assert len(names) == len(set(names))
+
+
+def test_where_there_is_no_ray_nothing_is_counted_and_ray_is_not_imported() -> None:
+    program = (
+        "import sys; from tasks.prometheus import IMAGES, SHARDS_LEFT\n"
+        "IMAGES.add(3, outcome='predicted', reason=''); SHARDS_LEFT.set(1, table='t')\n"
+        "assert 'ray' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        ("truncated: 12 bytes are missing", "truncated"),
+        ("not an image: no known format", "not an image"),
+        ("s3://bucket/key is odd", "other"),
+        ("", "other"),
+    ],
+)
+def test_reason_is_one_of_a_few(reason: str, kind: str) -> None:
+    assert reason_kind(reason) == kind
+
+
+def test_stages_count_what_each_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 0.0
+    monkeypatch.setattr("infra.cluster.prometheus.time.perf_counter", lambda: clock)
+
+    def items() -> Iterator[int]:
+        nonlocal clock
+        for item in range(2):
+            clock += 3
+            yield item
+
+    counter = Noted()
+    stages = Stages(counter)
+    for _ in stages.each("read", items()):
+        with stages.of("write"):
+            clock += 20
+    stages.export()
+    assert counter.__dict__["values"] == {"read": 6, "write": 40}
+
+
+def test_stages_hand_on_once_a_second_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = Noted()
+    stages = Stages(counter)
+    for _ in range(1000):
+        with stages.of("read"):
+            pass
+    assert counter.__dict__["values"] == {}
+    monkeypatch.setattr("infra.cluster.prometheus._EXPORT_SECONDS", -1.0)
+    with stages.of("read"):
+        pass
+    assert counter.__dict__["values"]["read"] > 0
+
+
+def test_stage_that_fails_is_counted_and_fails() -> None:
+    counter = Noted()
+    stages = Stages(counter)
+    with pytest.raises(OSError, match="gone"), stages.of("read"):
+        raise OSError("gone")
+    stages.export()
+    assert "read" in counter.__dict__["values"]
+
+
+def test_steps_before_a_run_was_resumed_are_not_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[float] = []
+    monkeypatch.setattr(Counter, "add", lambda self, value: counted.append(value) if "images" in self.name else None)
+
+    class Progress:
+        step, global_batch_size, loss = 130, 10, 0.5
+
+    metrics = TrainingMetrics(100)
+    metrics.at(Progress)
+    Progress.step = 150
+    metrics.at(Progress)
+    assert counted == [300, 200]
+
+
+def test_a_training_s_steps_and_images_are_counted_as_its_epochs_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+    import torch
+
+    from fmnist_model.dataset import LabelledImages
+    from fmnist_model.training.loop import TrainingRun
+    from fmnist_model.training.recipe import TrainingRecipe
+
+    counted: dict[str, float] = {}
+
+    def add(self: Counter, value: float) -> None:
+        counted[self.name] = counted.get(self.name, 0) + value
+
+    monkeypatch.setattr(Counter, "add", add)
+    data = LabelledImages(np.zeros((95, 28, 28), np.uint8), np.arange(95) % 10)
+    run = TrainingRun(TrainingRecipe(epochs=2, global_batch_size=10), data, torch.device("cpu"))
+    epochs = list(run.epochs(TrainingMetrics(0).at))
+    assert counted["fmnist_training_images_total"] == sum(epoch.images for epoch in epochs) == 180
+    assert counted["fmnist_training_steps_total"] == 18

@@ -1,0 +1,315 @@
+"""A path, folder, glob or URI names the same files each time, or is refused by name."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+from pyarrow import fs
+
+from infra.errors import RequestError
+from infra.storage.input_files import InputNotFound, filesystem_of, input_uri, list_input_files
+from tests.harness.absent import missing
+
+ODD_NAMES = [
+    "two words.png",
+    "größe.png",
+    "图像.png",
+    "a#1.png",
+    "50%.png",
+    "50%20.png",
+    "why?.png",
+    "[1].png",
+    "a&b='\".png",
+]
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+
+
+def listed(location: str | Path, below: Path) -> list[str]:
+    """Names below a folder, sorted."""
+    return sorted(file.uri.removeprefix(f"file://{below}/") for file in list_input_files(str(location)))
+
+
+# What is listed
+
+
+def test_one_file_is_listed(tmp_path: Path):
+    touch(tmp_path, "a.png", "b.png")
+    assert listed(tmp_path / "a.png", tmp_path) == ["a.png"]
+
+
+def test_folder_is_listed_with_all_below_it(tmp_path: Path):
+    touch(tmp_path, "a.png", "x/b.png", "x/y/z/c.png")
+    assert listed(tmp_path, tmp_path) == ["a.png", "x/b.png", "x/y/z/c.png"]
+
+
+def test_link_into_a_folder_above_is_followed_once(tmp_path: Path):
+    touch(tmp_path, "a.png", "x/b.png")
+    (tmp_path / "x" / "up").symlink_to(tmp_path)
+    (tmp_path / "x" / "self").symlink_to(tmp_path / "x")
+    assert listed(tmp_path, tmp_path) == ["a.png", "x/b.png"]
+
+
+def test_linked_folder_and_file_are_listed(tmp_path: Path):
+    touch(tmp_path, "elsewhere/a.png", "here/b.png")
+    (tmp_path / "here" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "here" / "c.png").symlink_to(tmp_path / "elsewhere" / "a.png")
+    (tmp_path / "here" / "broken.png").symlink_to(tmp_path / "nowhere")
+    assert listed(tmp_path / "here", tmp_path / "here") == ["b.png", "c.png", "linked/a.png"]
+
+
+def test_hidden_files_and_folders_are_passed_over(tmp_path: Path):
+    touch(tmp_path, "a.png", ".b.png", "_c.png", ".git/d.png", "_temporary/e.png", "x/.y/f.png", "g_.png")
+    assert listed(tmp_path, tmp_path) == ["a.png", "g_.png"]
+
+
+def test_hidden_file_is_listed_where_it_is_named(tmp_path: Path):
+    touch(tmp_path, ".a.png")
+    assert listed(tmp_path / ".a.png", tmp_path) == [".a.png"]
+
+
+def test_folder_inside_a_hidden_one_is_listed_where_it_is_named(tmp_path: Path):
+    touch(tmp_path, ".cache/images/a.png")
+    assert listed(tmp_path / ".cache/images", tmp_path) == [".cache/images/a.png"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_file_of_any_name_is_listed(tmp_path: Path, name: str):
+    touch(tmp_path, name)
+    assert listed(tmp_path / name, tmp_path) == [name]
+
+
+def test_folder_with_files_of_any_name_is_listed(tmp_path: Path):
+    touch(tmp_path, *ODD_NAMES)
+    assert listed(tmp_path, tmp_path) == sorted(ODD_NAMES)
+
+
+@pytest.mark.parametrize("name", [name.removesuffix(".png") for name in ODD_NAMES])
+def test_folder_of_any_name_is_listed(tmp_path: Path, name: str):
+    touch(tmp_path, f"{name}/a.png")
+    assert listed(tmp_path / name, tmp_path) == [f"{name}/a.png"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_listed_uri_leads_back_to_the_file(tmp_path: Path, name: str):
+    touch(tmp_path, name)
+    (file,) = list_input_files(str(tmp_path))
+    filesystem, path = filesystem_of(file.uri)
+    with filesystem.open_input_file(path) as stream:
+        assert stream.read() == name.encode()
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_listed_uri_lists_the_same_file_again(tmp_path: Path, name: str):
+    touch(tmp_path, name)
+    (file,) = list_input_files(str(tmp_path))
+    assert list(list_input_files(file.uri)) == [file]
+
+
+def test_upper_case_endings_are_listed(tmp_path: Path):
+    touch(tmp_path, "A.PNG", "b.Jpeg")
+    assert listed(tmp_path, tmp_path) == ["A.PNG", "b.Jpeg"]
+
+
+def test_empty_folder_lists_nothing(tmp_path: Path):
+    assert listed(tmp_path, tmp_path) == []
+
+
+def test_empty_subfolders_are_no_files(tmp_path: Path):
+    (tmp_path / "a.png").mkdir()
+    assert listed(tmp_path, tmp_path) == []
+
+
+def test_linked_file_is_listed(tmp_path: Path):
+    touch(tmp_path, "real/a.png")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/b.png").symlink_to(tmp_path / "real/a.png")
+    assert listed(tmp_path / "images", tmp_path) == ["images/b.png"]
+
+
+def test_link_that_leads_nowhere_is_passed_over(tmp_path: Path):
+    touch(tmp_path, "a.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "nowhere")
+    assert listed(tmp_path, tmp_path) == ["a.png"]
+
+
+def test_pipe_is_passed_over(tmp_path: Path):
+    touch(tmp_path, "a.png")
+    os.mkfifo(tmp_path / "b.png")
+    assert listed(tmp_path, tmp_path) == ["a.png"]
+
+
+# Globs
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.png", ["a.png", "b.png"]),
+        ("?.png", ["a.png", "b.png"]),
+        ("[ac].png", ["a.png"]),
+        ("[!a].png", ["b.png"]),
+        ("*", ["a.png", "b.png", "c.jpg"]),
+        ("*/*.png", ["x/d.png"]),
+        ("**/*.png", ["a.png", "b.png", "x/d.png", "x/y/e.png"]),
+        ("x/**", ["x/d.png", "x/y/e.png"]),
+        ("**/y/*", ["x/y/e.png"]),
+        ("x*/d.*", ["x/d.png"]),
+    ],
+)
+def test_glob_lists_what_it_matches(tmp_path: Path, pattern: str, expected: list[str]):
+    touch(tmp_path, "a.png", "b.png", "c.jpg", "x/d.png", "x/y/e.png", ".hidden/f.png", "_g.png")
+    assert listed(tmp_path / pattern, tmp_path) == expected
+
+
+def test_relative_glob_is_of_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    touch(tmp_path, "x/a.png")
+    monkeypatch.chdir(tmp_path)
+    assert listed("x/*.png", tmp_path) == ["x/a.png"]
+
+
+def test_glob_matches_names_with_spaces_and_signs(tmp_path: Path):
+    touch(tmp_path, "two words #1 50%.png")
+    assert listed(tmp_path / "two words*.png", tmp_path) == ["two words #1 50%.png"]
+
+
+def test_regular_expression_signs_in_a_glob_stand_for_themselves(tmp_path: Path):
+    touch(tmp_path, "a+(1).png", "aa1.png", "axpng")
+    assert listed(tmp_path / "a+(1)*.png", tmp_path) == ["a+(1).png"]
+
+
+def test_file_goes_before_the_glob_its_name_would_be(tmp_path: Path):
+    touch(tmp_path, "[1].png", "1.png")
+    assert listed(tmp_path / "[1].png", tmp_path) == ["[1].png"]
+
+
+def test_glob_that_matches_nothing_lists_nothing(tmp_path: Path):
+    touch(tmp_path, "a.png")
+    assert listed(tmp_path / "*.jpg", tmp_path) == []
+
+
+def test_glob_below_a_missing_folder_is_not_found(tmp_path: Path):
+    with pytest.raises(InputNotFound, match=r"nowhere/\*\.png: there is no such file or folder"):
+        list(list_input_files(str(tmp_path / "nowhere/*.png")))
+
+
+def test_glob_below_a_file_does_not_list_the_file(tmp_path: Path):
+    touch(tmp_path, "a.png")
+    with pytest.raises(InputNotFound):
+        list(list_input_files(str(tmp_path / "a.png/*.png")))
+
+
+def test_glob_that_is_none_is_refused_by_name(tmp_path: Path):
+    with pytest.raises(RequestError, match=re.escape(f"{tmp_path}/a**b")):
+        list(list_input_files(f"{tmp_path}/a**b"))
+
+
+# What is refused
+
+
+def test_missing_file_is_not_found_by_name(tmp_path: Path):
+    with pytest.raises(InputNotFound, match=re.escape(f"{tmp_path}/a.png: there is no such file or folder")):
+        list(list_input_files(str(tmp_path / "a.png")))
+
+
+def test_empty_location_is_not_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    touch(tmp_path, "a.png")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputNotFound, match="An input is empty"):
+        list(list_input_files(""))
+
+
+@pytest.mark.parametrize("uri", ["http://host/a.png", "gs://bucket/a.png", "nonsense://a"])
+def test_scheme_that_cannot_be_read_is_refused_by_name(uri: str):
+    with pytest.raises(RequestError, match=re.escape(uri)):
+        list(list_input_files(uri))
+
+
+@pytest.mark.parametrize("uri", ["file://host/a.png", "file://a.png"])
+def test_file_uri_with_a_host_is_refused(uri: str):
+    with pytest.raises(RequestError, match="a file URI has three slashes"):
+        list(list_input_files(uri))
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_name_that_no_file_can_have_is_refused(tmp_path: Path, name: str):
+    with pytest.raises(RequestError):
+        list(list_input_files(f"{tmp_path}/{name}"))
+
+
+def test_file_whose_name_is_not_utf8_is_told(tmp_path: Path):
+    try:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")).touch()
+    except OSError:
+        missing("this file system has Unicode names alone")
+    with pytest.raises(RequestError, match=r"not UTF-8: .*\\xff\.png"):
+        list(list_input_files(str(tmp_path)))
+
+
+# URIs
+
+
+def test_relative_path_becomes_an_absolute_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert input_uri("x/a.png") == f"file://{tmp_path}/x/a.png"
+
+
+def test_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/analyst")
+    assert input_uri("~/a.png") == "file:///home/analyst/a.png"
+
+
+def test_name_that_begins_with_a_tilde_and_is_no_users_is_taken_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    touch(tmp_path, "~nobody-of-that-name.png")
+    monkeypatch.chdir(tmp_path)
+    assert listed("~nobody-of-that-name.png", tmp_path) == ["~nobody-of-that-name.png"]
+
+
+def test_uri_is_left_as_it_is():
+    assert input_uri("s3://bucket/a b.png") == "s3://bucket/a b.png"
+
+
+@pytest.mark.parametrize("prefix", ["file://", "FILE://", "file://localhost"])
+def test_file_uri_names_the_local_path(prefix: str):
+    filesystem, path = filesystem_of(f"{prefix}/data/a b#c%20?.png")
+    assert isinstance(filesystem, fs.LocalFileSystem)
+    assert path == "/data/a b#c%20?.png"
+
+
+def test_folder_uri_may_end_with_a_slash(tmp_path: Path):
+    touch(tmp_path, "x/a.png")
+    assert listed(f"file://{tmp_path}/x/", tmp_path) == ["x/a.png"]
+
+
+# Fingerprints
+
+
+def test_size_is_the_files(tmp_path: Path):
+    touch(tmp_path, "a.png")
+    (file,) = list_input_files(str(tmp_path))
+    assert file.size == len("a.png")
+
+
+def test_fingerprint_of_an_unchanged_file_stays(tmp_path: Path):
+    touch(tmp_path, "a.png")
+    assert list(list_input_files(str(tmp_path))) == list(list_input_files(str(tmp_path)))
+
+
+@pytest.mark.parametrize("change", ["size", "time"])
+def test_fingerprint_changes_with_the_file(tmp_path: Path, change: str):
+    touch(tmp_path, "a.png")
+    path = tmp_path / "a.png"
+    os.utime(path, ns=(10**18, 10**18))
+    (before,) = list_input_files(str(path))
+    if change == "size":
+        path.write_bytes(b"longer than before")
+    os.utime(path, ns=(10**18, 10**18 + (change == "time")))
+    (after,) = list_input_files(str(path))
+    assert after.fingerprint != before.fingerprint

@@ -1,0 +1,314 @@
+"""Every image of the inputs is planned exactly once, whoever plans and however often."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import numpy as np
+import pytest
+
+from infra.errors import JobError, RequestError
+from infra.storage.batch_log import LoggedBatch, mark_committed, read_batch_log
+from infra.storage.batch_plan import ShardInputs, find_plan
+from infra.storage.object_store import ObjectStore, SwapConflict, open_store
+from infra.storage.prediction_table import BatchManifest, BatchPlan, ShardBooks, commit
+from tasks.classification import plan as planning
+from tasks.classification.inputs import ReadOptions
+from tasks.classification.plan import PlannedWork, plan_inputs
+from tests.unit.tasks.classification.image_inputs import (
+    OPTIONS,
+    model_version,
+    save_files,
+    save_parquet,
+    save_tar,
+    touch,
+)
+
+# Plans
+
+
+class Table:
+    """A prediction table in a store of the test's own, and those who plan batches for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store: ObjectStore = open_store(f"file://{folder}/store")
+        self._folder = folder
+
+    def plan(self, *inputs: str | Path, version: int = 1, options: ReadOptions = OPTIONS) -> PlannedWork:
+        return plan_inputs(
+            self.store,
+            [str(location) for location in inputs],
+            table="t",
+            model=model_version(version),
+            options=options,
+            scratch=Path(mkdtemp(prefix="scratch-", dir=self._folder)),
+        )
+
+    def commit(self, plan: BatchPlan, *, and_mark: bool = True) -> BatchManifest:
+        """Commit a batch as if all of its images were classified."""
+        inputs = ShardInputs(self.store, plan)
+        rows = [sum(inputs.of(shard).column("rows").to_pylist()) for shard in range(plan.shards)]
+        books = [ShardBooks(shard, count, count, 0) for shard, count in enumerate(rows)]
+        manifest = commit(self.store, plan, books, model={}, seconds=1)
+        if and_mark:
+            mark_committed(self.store, plan.table, {plan.batch})
+        return manifest
+
+    def log(self) -> list[LoggedBatch]:
+        return read_batch_log(self.store, "t").batches
+
+    def planned(self) -> list[str]:
+        """The URIs in all plans that the log knows, in order."""
+        return sorted(uri for entry in self.log() for uri in self.planned_in(entry.batch))
+
+    def planned_in(self, batch: str) -> list[str]:
+        plan = find_plan(self.store, "t", batch)
+        assert plan is not None
+        inputs = ShardInputs(self.store, plan)
+        return [uri for shard in range(plan.shards) for uri in inputs.of(shard).column("uri").to_pylist()]
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Table:
+    return Table(tmp_path)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder with three images."""
+    save_files(tmp_path / "images", {f"{name}.png": name.encode() for name in "abc"})
+    return tmp_path / "images"
+
+
+def test_first_run_plans_all_images(table: Table, images: Path):
+    work = table.plan(images)
+    assert [(plan.planned, plan.shards) for plan in work.plans] == [(3, 1)]
+    assert table.planned() == [f"file://{images}/{name}.png" for name in "abc"]
+
+
+def test_plan_is_in_the_order_of_the_uris(table: Table, tmp_path: Path):
+    ordered = ["a b.png", "a#1.png", "a.tar", "a/c.png", "b.png", "größe.png", "图.png"]
+    touch(tmp_path / "images", *(name for name in reversed(ordered) if name != "a.tar"))
+    save_tar(tmp_path / "images/a.tar", [("1.png", b"")])
+    [plan] = table.plan(tmp_path / "images").plans
+    assert table.planned_in(plan.batch) == [f"file://{tmp_path}/images/{name}" for name in ordered]
+
+
+def test_overlapping_inputs_give_each_file_once(table: Table, images: Path):
+    (images / "list.txt").write_text("a.png\nb.png\nb.png\n")
+    table.plan(images, f"{images}/a.png", f"{images}/*.png", images / "list.txt", f"{images}/../images")
+    assert table.planned() == [f"file://{images}/{name}.png" for name in "abc"]
+
+
+def test_label_of_a_list_goes_with_a_file_that_a_folder_names_too(table: Table, images: Path):
+    (images / "list.csv").write_text("uri,label\nb.png,4\n")
+    [plan] = table.plan(images, images / "list.csv").plans
+    assert ShardInputs(table.store, plan).of(0).column("label").to_pylist() == [None, 4, None]
+
+
+def test_images_of_containers_are_counted(table: Table, tmp_path: Path):
+    save_tar(tmp_path / "a.tar", [(f"{number}.png", b"") for number in range(5)])
+    touch(tmp_path, "b.png")
+    [plan] = table.plan(tmp_path / "a.tar", tmp_path / "b.png").plans
+    assert plan.planned == 6
+
+
+def test_second_run_plans_nothing_and_counts_what_is_done(table: Table, images: Path):
+    save_tar(images / "d.tar", [(f"{number}.png", b"") for number in range(5)])
+    table.commit(table.plan(images).plans[0])
+    work = table.plan(images)
+    assert (work.plans, work.already_done) == ([], 8)
+
+
+def test_what_is_done_is_counted_of_the_inputs_alone(table: Table, images: Path):
+    table.commit(table.plan(images).plans[0])
+    assert table.plan(images / "a.png").already_done == 1
+
+
+def test_new_file_is_a_batch_of_just_that(table: Table, images: Path):
+    table.commit(table.plan(images).plans[0])
+    touch(images, "new.png")
+    work = table.plan(images)
+    assert [table.planned_in(plan.batch) for plan in work.plans] == [[f"file://{images}/new.png"]]
+    assert work.already_done == 3
+
+
+def test_changed_file_is_new(table: Table, images: Path):
+    table.commit(table.plan(images).plans[0])
+    (images / "b.png").write_bytes(b"changed")
+    assert [table.planned_in(plan.batch) for plan in table.plan(images).plans] == [[f"file://{images}/b.png"]]
+
+
+def test_file_that_was_missing_is_new_when_it_is_there(table: Table, images: Path):
+    (images / "list.txt").write_text("later.png\n")
+    table.commit(table.plan(images / "list.txt").plans[0])
+    assert table.plan(images / "list.txt").plans == []
+    touch(images, "later.png")
+    [plan] = table.plan(images / "list.txt").plans
+    assert table.planned_in(plan.batch) == [f"file://{images}/later.png"]
+
+
+def test_everything_is_new_to_another_model_version(table: Table, images: Path):
+    first = table.plan(images).plans
+    table.commit(first[0])
+    work = table.plan(images, version=2)
+    assert [(plan.planned, plan.model_version) for plan in work.plans] == [(3, "2")]
+    assert (work.already_done, work.plans[0].batch == first[0].batch) == (0, False)
+
+
+def test_unfinished_batch_comes_first(table: Table, images: Path):
+    [unfinished] = table.plan(images).plans
+    touch(images, "new.png")
+    first, second = table.plan(images).plans
+    assert first == unfinished
+    assert table.planned_in(second.batch) == [f"file://{images}/new.png"]
+
+
+def test_unfinished_batch_comes_though_its_inputs_are_not_asked_for(table: Table, images: Path):
+    [unfinished] = table.plan(images / "a.png").plans
+    assert table.plan(images / "b.png").plans[0] == unfinished
+
+
+def test_unfinished_batch_of_another_model_is_left_alone(table: Table, images: Path):
+    table.plan(images)
+    assert [plan.model_version for plan in table.plan(images, version=2).plans] == ["2"]
+
+
+def test_finished_batch_comes_no_more(table: Table, images: Path):
+    for name in "abc":
+        table.commit(table.plan(images / f"{name}.png").plans[0])
+    assert table.plan(images).plans == []
+
+
+def test_container_without_images_is_nothing_to_plan(table: Table, tmp_path: Path):
+    work = table.plan(save_parquet(tmp_path / "a.parquet", []))
+    assert (work.plans, work.already_done, table.log()) == ([], 0, [])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ReadOptions(invert="auto"),
+        ReadOptions(image_column="picture"),
+        ReadOptions(label_column="truth"),
+        ReadOptions(calibrate=False),
+    ],
+)
+def test_other_options_for_the_same_table_and_model_are_refused(table: Table, images: Path, options: ReadOptions):
+    table.plan(images)
+    [changed] = [name for name in ReadOptions.model_fields if getattr(options, name) != getattr(OPTIONS, name)]
+    with pytest.raises(RequestError, match=f"Table t holds predictions of model version 1 made with {changed} "):
+        table.plan(images, options=options)
+
+
+def test_other_options_for_another_model_are_taken(table: Table, images: Path):
+    table.plan(images)
+    work = table.plan(images, version=2, options=ReadOptions(invert="auto"))
+    assert work.plans[0].options["invert"] == "auto"
+
+
+def test_plan_that_is_lost_is_told_by_its_batch(table: Table, images: Path):
+    [plan] = table.plan(images).plans
+    table.store.delete(f"{plan.key}/_plan.parquet")
+    with pytest.raises(JobError, match=f"lost the plan of batch {plan.batch}"):
+        table.plan(images)
+
+
+def test_batch_that_is_committed_and_not_marked_is_marked(table: Table, images: Path):
+    table.commit(table.plan(images).plans[0], and_mark=False)
+    assert [entry.committed for entry in table.log()] == [False]
+    assert table.plan(images).plans == []
+    assert [entry.committed for entry in table.log()] == [True]
+
+
+def test_batch_that_is_committed_and_not_marked_hinders_no_new_one(table: Table, images: Path):
+    table.commit(table.plan(images).plans[0], and_mark=False)
+    touch(images, "new.png")
+    [plan] = table.plan(images).plans
+    assert table.planned_in(plan.batch) == [f"file://{images}/new.png"]
+
+
+# Plans: several planners at once
+
+
+def first_to_append(monkeypatch: pytest.MonkeyPatch, other: Callable[[], Any]) -> list[Any]:
+    """Let another planner plan, from first to last, just before the next one appends his batch to the log."""
+    append, results = planning.append_batch, []
+
+    def append_after_the_other(*arguments: Any) -> None:
+        monkeypatch.setattr(planning, "append_batch", append)
+        results.append(other())
+        append(*arguments)
+
+    monkeypatch.setattr(planning, "append_batch", append_after_the_other)
+    return results
+
+
+def test_same_inputs_planned_by_two_at_once_are_one_batch(table: Table, images: Path, monkeypatch: pytest.MonkeyPatch):
+    others = first_to_append(monkeypatch, lambda: table.plan(images))
+    late = table.plan(images)
+    assert late.plans == others[0].plans
+    assert [entry.batch for entry in table.log()] == [late.plans[0].batch]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("ab", "bc"), ("abc", "b"), ("b", "abc"), ("a", "c")], ids=lambda names: names
+)
+def test_two_planners_at_once_put_no_image_into_two_batches(
+    table: Table, images: Path, monkeypatch: pytest.MonkeyPatch, one: str, other: str
+):
+    first_to_append(monkeypatch, lambda: table.plan(*(f"{images}/{name}.png" for name in other)))
+    table.plan(*(f"{images}/{name}.png" for name in one))
+    assert table.planned() == [f"file://{images}/{name}.png" for name in sorted({*one, *other})]
+
+
+def test_planner_who_comes_late_is_to_finish_the_other_batch_too(
+    table: Table, images: Path, monkeypatch: pytest.MonkeyPatch
+):
+    others = first_to_append(monkeypatch, lambda: table.plan(f"{images}/[ab].png"))
+    first, second = table.plan(f"{images}/[bc].png").plans
+    assert [first] == others[0].plans
+    assert table.planned_in(second.batch) == [f"file://{images}/c.png"]
+
+
+def test_planners_of_two_models_at_once_both_plan_everything(
+    table: Table, images: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first_to_append(monkeypatch, lambda: table.plan(images, version=2))
+    table.plan(images, version=1)
+    assert sorted(table.planned()) == sorted([f"file://{images}/{name}.png" for name in "abc"] * 2)
+
+
+def test_planner_who_comes_late_with_other_options_is_refused(
+    table: Table, images: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first_to_append(monkeypatch, lambda: table.plan(images / "a.png", options=ReadOptions(invert="auto")))
+    with pytest.raises(RequestError, match="made with invert auto"):
+        table.plan(images / "b.png")
+
+
+def test_planner_does_not_try_forever(table: Table, images: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*arguments: Any) -> None:
+        raise SwapConflict("another was first")
+
+    monkeypatch.setattr(planning, "append_batch", refuse)
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
+    with pytest.raises(SwapConflict):
+        table.plan(images)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_many_planners_at_once_plan_every_image_exactly_once(table: Table, tmp_path: Path, seed: int):
+    chance = np.random.default_rng(seed)
+    touch(tmp_path / "images", *(f"{number:02d}.png" for number in range(20)))
+    inputs = [chance.choice(20, 8, replace=False) for _ in range(6)]
+
+    def plan(numbers: Any) -> PlannedWork:
+        return table.plan(*(f"{tmp_path}/images/{number:02d}.png" for number in numbers))
+
+    with ThreadPoolExecutor(len(inputs)) as threads:
+        list(threads.map(plan, inputs))
+    asked_for = sorted({number for numbers in inputs for number in numbers.tolist()})
+    assert table.planned() == [f"file://{tmp_path}/images/{number:02d}.png" for number in asked_for]

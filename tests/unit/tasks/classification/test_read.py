@@ -1,0 +1,501 @@
+"""A shard's images are read in the order of its plan and as many as were planned, whatever happened to them since."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+
+from fmnist_model.images.decode import decode_images
+from tasks.classification import read as reading
+from tasks.classification.inputs import ReadOptions
+from tasks.classification.read import ReadImages, read_shard
+from tests.unit.tasks.classification.image_inputs import (
+    OPTIONS,
+    as_nobody,
+    encode_idx,
+    picture,
+    plan_of,
+    png,
+    save_files,
+    save_parquet,
+    save_tar,
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """An image as it was read."""
+
+    uri: str
+    pixels: NDArray[np.uint8] | None
+    label: int | None
+    reason: str | None
+    """Why there are no pixels."""
+
+
+def found_in(batch: ReadImages) -> list[Found]:
+    assert len(batch.images) == len(batch.encoded) == len(batch.labels)
+    assert (batch.images.type, batch.labels.type) == (pa.string(), pa.int8())
+    decoded = decode_images(batch.encoded)
+    pixels = dict(zip(decoded.rows.tolist(), decoded.pixels, strict=True))
+    reasons = dict(decoded.rejected) | batch.reasons
+    assert pixels.keys() | reasons.keys() == set(range(len(batch.images)))
+    assert pixels.keys().isdisjoint(reasons)
+    columns = zip(batch.images.to_pylist(), batch.labels.to_pylist(), strict=True)
+    return [Found(uri, pixels.get(row), label, reasons.get(row)) for row, (uri, label) in enumerate(columns)]
+
+
+def read_plan(plan: pa.Table, options: ReadOptions = OPTIONS) -> list[Found]:
+    """Read a shard, and make sure of its books."""
+    found = [image for batch in read_shard(plan, options) for image in found_in(batch)]
+    assert len(found) == sum(plan.column("rows").to_pylist())
+    assert len({image.uri for image in found}) == len(found)
+    return found
+
+
+def kinds_of_reasons(found: list[Found]) -> list[str | None]:
+    """The first word of each reason."""
+    return [image.reason and image.reason.partition(":")[0] for image in found]
+
+
+def save_list(folder: Path, *names: str) -> Path:
+    (folder / "list.txt").write_text("".join(f"{name}\n" for name in names))
+    return folder / "list.txt"
+
+
+# What is there
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    """Image files between containers: 14 images, each with the picture of its number in this order."""
+    folder = tmp_path / "inputs"
+    save_files(folder, {"a.png": png(0), "c.png": png(4), "d d/größe #1.PNG": png(5), "z.png": png(13)})
+    save_tar(folder / "b.tar", [("x/1.png", png(1)), ("x/1.cls", b"7"), ("x/2.png", png(2)), ("x/3.png", png(3))])
+    save_parquet(folder / "e.parquet", [png(6), png(7), png(8), png(9)], [6, 7, None, 9], group=3)
+    images, labels = np.stack([picture(10), picture(11), picture(12)]), np.array([0, 1, 2], np.uint8)
+    save_files(folder, {"f-images-idx3-ubyte": encode_idx(images), "f-labels-idx1-ubyte": encode_idx(labels)})
+    return folder
+
+
+NAMES = [
+    "a.png",
+    "b.tar#member=x/1.png",
+    "b.tar#member=x/2.png",
+    "b.tar#member=x/3.png",
+    "c.png",
+    "d d/größe #1.PNG",
+    *(f"e.parquet#row={row}" for row in range(4)),
+    *(f"f-images-idx3-ubyte#row={row}" for row in range(3)),
+    "z.png",
+]
+
+
+@pytest.fixture(params=[4096, 2, 1], ids=lambda rows: f"batches of {rows}")
+def batch_images(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(reading, "BATCH_IMAGES", request.param)
+    rows: int = request.param
+    return rows
+
+
+def test_images_come_in_the_order_of_the_plan(inputs: Path, batch_images: int):
+    found = read_plan(plan_of(inputs))
+    assert [image.uri for image in found] == [f"file://{inputs}/{name}" for name in NAMES]
+
+
+def test_each_image_has_its_own_picture(inputs: Path, batch_images: int):
+    for number, image in enumerate(read_plan(plan_of(inputs))):
+        np.testing.assert_array_equal(image.pixels, picture(number))
+
+
+def test_each_image_has_its_own_label(inputs: Path, batch_images: int):
+    labels = [image.label for image in read_plan(plan_of(inputs))]
+    assert labels == [None, 7, None, None, None, None, 6, 7, None, 9, 0, 1, 2, None]
+
+
+def test_no_batch_has_more_images_than_it_may(inputs: Path, batch_images: int):
+    assert all(len(batch.images) <= batch_images for batch in read_shard(plan_of(inputs), OPTIONS))
+
+
+def test_part_of_a_plan_gives_just_its_images(inputs: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tasks.classification.inputs._PIECE_ROWS", 1)
+    plan = plan_of(inputs)
+    assert len(plan) == len(NAMES)
+    for row in range(len(plan)):
+        assert [image.uri for image in read_plan(plan.slice(row, 1))] == [f"file://{inputs}/{NAMES[row]}"]
+
+
+def test_labels_of_a_list_go_with_its_images(tmp_path: Path):
+    save_files(tmp_path, {"a.png": png(0), "b.png": png(1)})
+    (tmp_path / "list.csv").write_text("uri,label\nb.png,8\na.png,\nnowhere.png,3\n")
+    found = read_plan(plan_of(tmp_path / "list.csv"))
+    assert [(image.uri.rpartition("/")[2], image.label) for image in found] == [
+        ("a.png", None),
+        ("b.png", 8),
+        ("nowhere.png", 3),
+    ]
+
+
+def test_named_columns_are_those_that_are_read(tmp_path: Path):
+    import pyarrow.parquet as pq
+
+    columns = {"image": [png(0)], "other": [png(1)], "label": [0], "truth": [5]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    options = ReadOptions(image_column="other", label_column="truth")
+    [image] = read_plan(plan_of(tmp_path / "a.parquet", options=options), options)
+    np.testing.assert_array_equal(image.pixels, picture(1))
+    assert image.label == 5
+
+
+# Memory
+
+
+def test_batch_of_files_ends_before_it_holds_too_many_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sizes = [300, 300, 300, 300, 1, 2000, 300, 900, 50, 50]
+    save_files(tmp_path, {f"{number}.png": bytes(size) for number, size in enumerate(sizes)})
+    monkeypatch.setattr(reading, "_BATCH_BYTES", 1000)
+    batches = [[len(data) for data in batch.encoded.to_pylist()] for batch in read_shard(plan_of(tmp_path), OPTIONS)]
+    assert batches == [[300, 300, 300], [300, 1], [2000], [300], [900, 50, 50]]
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet", "idx", "tar.gz", "idx.gz"])
+def test_images_of_a_container_that_vanished_come_in_batches_too(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    path = save_container(tmp_path / "in", kind)
+    plan = plan_of(path)
+    path.unlink()
+    monkeypatch.setattr(reading, "BATCH_IMAGES", 2)
+    assert [len(batch.images) for batch in read_shard(plan, OPTIONS)] == [2, 2, 2]
+
+
+def test_shard_of_many_files_is_read_a_batch_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    save_files(tmp_path, {f"{number}.png": b"x" for number in range(100)})
+    monkeypatch.setattr(reading, "BATCH_IMAGES", 10)
+    read: list[str] = []
+    read_input = reading.read_input
+    monkeypatch.setattr(reading, "read_input", lambda uri, *others: (read.append(uri), read_input(uri, *others))[1])
+    batches = read_shard(plan_of(tmp_path), OPTIONS)
+    next(batches)
+    assert len(read) == 10
+
+
+# Files that can't be read
+
+
+def reason_of_second(plan: pa.Table) -> str:
+    """Why the second of three images can't be read, while the others can."""
+    first, second, third = read_plan(plan)
+    np.testing.assert_array_equal(first.pixels, picture(0))
+    np.testing.assert_array_equal(third.pixels, picture(2))
+    assert second.reason is not None
+    return second.reason
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    save_files(tmp_path / "three", {f"{number}.png": png(number) for number in range(3)})
+    return tmp_path / "three"
+
+
+def test_file_that_vanished_is_told(three: Path):
+    plan = plan_of(three)
+    (three / "1.png").unlink()
+    assert reason_of_second(plan) == "vanished: there is no such file"
+
+
+def test_file_whose_folder_became_a_file_is_told(tmp_path: Path):
+    save_files(tmp_path / "in", {"0.png": png(0), "1/1.png": png(1), "2.png": png(2)})
+    plan = plan_of(tmp_path / "in")
+    (tmp_path / "in/1/1.png").unlink()
+    (tmp_path / "in/1").rmdir()
+    (tmp_path / "in/1").touch()
+    assert reason_of_second(plan) == "vanished: there is no such file"
+
+
+@pytest.mark.parametrize("data", [b"longer than before " * 100, b""], ids=["longer", "empty"])
+def test_file_that_changed_is_told(three: Path, data: bytes):
+    plan = plan_of(three)
+    (three / "1.png").write_bytes(data)
+    assert reason_of_second(plan).startswith("changed: ")
+
+
+def test_file_that_was_written_again_is_told(three: Path):
+    plan = plan_of(three)
+    os.utime(three / "1.png", ns=(1, 1))
+    assert reason_of_second(plan).startswith("changed: ")
+
+
+def test_file_that_may_not_be_read_is_told(open_folder: Path):
+    save_files(open_folder, {f"{number}.png": png(number) for number in range(3)})
+    plan = plan_of(open_folder)
+    (open_folder / "1.png").chmod(0)
+    with as_nobody():
+        assert reason_of_second(plan).startswith("permission: ")
+
+
+def test_file_in_a_folder_that_may_not_be_entered_is_told(open_folder: Path):
+    save_files(open_folder, {"0.png": png(0), "1/1.png": png(1), "2.png": png(2)})
+    plan = plan_of(open_folder)
+    (open_folder / "1").chmod(0)
+    with as_nobody():
+        assert reason_of_second(plan).startswith("permission: ")
+
+
+def test_file_that_is_too_large_is_told_with_its_size(three: Path, monkeypatch: pytest.MonkeyPatch):
+    save_files(three, {"1.png": bytes(12_345)})
+    plan = plan_of(three)
+    monkeypatch.setattr(reading, "_LARGEST_FILE", 5000)
+    assert reason_of_second(plan) == "too large: 12,345 bytes"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_what_is_no_file_is_told(three: Path, make: Callable[[Path], None]):
+    (three / "1.png").unlink()
+    make(three / "1.png")
+    assert reason_of_second(plan_of(save_list(three, "0.png", "1.png", "2.png"))).startswith("unreadable: ")
+
+
+def test_file_that_became_a_pipe_is_not_waited_for(three: Path):
+    plan = plan_of(three)
+    (three / "1.png").unlink()
+    os.mkfifo(three / "1.png")
+    assert reason_of_second(plan).startswith("unreadable: ")
+
+
+def test_folders_that_a_list_names_are_left_closed(three: Path):
+    (three / "folder.png").mkdir()
+    plan = plan_of(save_list(three, "folder.png"))
+    opened = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 (Path.iterdir holds one open)
+    for _ in range(5):
+        read_plan(plan)
+    assert len(os.listdir("/proc/self/fd")) == opened  # noqa: PTH208
+
+
+def test_link_that_leads_in_a_circle_is_told(three: Path):
+    plan = plan_of(three)
+    (three / "1.png").unlink()
+    (three / "1.png").symlink_to("1.png")
+    assert reason_of_second(plan).startswith("unreadable: ")
+
+
+def test_entry_that_was_not_there_is_told(three: Path):
+    plan = plan_of(save_list(three, "0.png", "1a.png", "2.png"))
+    assert reason_of_second(plan).startswith("vanished: ")
+
+
+def test_entry_that_was_not_there_when_it_was_planned_is_left_to_the_next_run(three: Path):
+    plan = plan_of(save_list(three, "0.png", "1a.png", "2.png"))
+    save_files(three, {"1a.png": png(1)})
+    assert reason_of_second(plan).startswith("vanished: ")
+
+
+def test_entry_of_a_scheme_that_can_not_be_read_is_told_by_its_uri(three: Path):
+    plan = plan_of(save_list(three, "0.png", "gs://bucket/1.png"))
+    [_, image] = read_plan(plan)
+    assert image.reason is not None
+    assert image.reason.startswith("unreadable: gs://bucket/1.png")
+
+
+def test_empty_file_is_told(three: Path):
+    save_files(three, {"1.png": b""})
+    assert reason_of_second(plan_of(three)).startswith("not an image: ")
+
+
+# Containers that can't be read
+
+CONTAINERS = ["tar", "parquet", "idx", "tar.gz", "idx.gz"]
+
+
+def save_container(folder: Path, kind: str, numbers: range = range(6)) -> Path:
+    """A container of pictures; those before and after it in the folder are of numbers 100 and 101."""
+    import gzip
+
+    save_files(folder, {"a.png": png(100), "z.png": png(101)})
+    path = folder / {"tar": "b.tar", "parquet": "b.parquet", "idx": "b.idx", "tar.gz": "b.tgz"}.get(kind, "b.idx.gz")
+    if kind == "parquet":
+        save_parquet(path, [png(number) for number in numbers], group=2)
+    elif kind.startswith("idx"):
+        path.write_bytes(encode_idx(np.stack([picture(number) for number in numbers])))
+    else:
+        save_tar(path, [(f"{number}.png", png(number)) for number in numbers])
+    if kind.endswith(".gz"):
+        path.write_bytes(gzip.compress(path.read_bytes(), mtime=0))
+    return path
+
+
+def reasons_of_container(plan: pa.Table) -> set[str | None]:
+    """The first words of why the images between two others can't be read; none of one that can."""
+    first, *found, last = read_plan(plan)
+    np.testing.assert_array_equal(first.pixels, picture(100))
+    np.testing.assert_array_equal(last.pixels, picture(101))
+    return set(kinds_of_reasons(found))
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_container_that_vanished_is_told_for_each_image(tmp_path: Path, kind: str):
+    path = save_container(tmp_path / "in", kind)
+    plan = plan_of(tmp_path / "in")
+    path.unlink()
+    assert reasons_of_container(plan) == {"vanished"}
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_container_that_was_replaced_is_told_for_each_image(tmp_path: Path, kind: str):
+    path = save_container(tmp_path / "in", kind)
+    plan = plan_of(path)
+    path.unlink()
+    save_container(tmp_path / "in", kind, range(10, 18))
+    assert set(kinds_of_reasons(read_plan(plan))) == {"changed"}
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_container_that_was_truncated_is_told_for_each_image(tmp_path: Path, kind: str):
+    path = save_container(tmp_path / "in", kind)
+    plan = plan_of(tmp_path / "in")
+    os.truncate(path, path.stat().st_size // 2)
+    assert reasons_of_container(plan) == {"changed"}
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_images_of_a_container_that_vanished_keep_its_name(tmp_path: Path, kind: str):
+    path = save_container(tmp_path / "in", kind)
+    plan = plan_of(path)
+    path.unlink()
+    assert [image.uri for image in read_plan(plan)] == [f"file://{path}#row={row}" for row in range(6)]
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_container_that_may_not_be_read_is_told_for_each_image(open_folder: Path, kind: str):
+    path = save_container(open_folder, kind)
+    plan = plan_of(open_folder)
+    path.chmod(0)
+    with as_nobody():
+        assert reasons_of_container(plan) == {"permission"}
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_container_in_a_folder_that_may_not_be_entered_is_told_for_each_image(open_folder: Path, kind: str):
+    plan = plan_of(save_container(open_folder / "closed", kind))
+    (open_folder / "closed").chmod(0)
+    with as_nobody():
+        assert set(kinds_of_reasons(read_plan(plan))) == {"permission"}
+
+
+@pytest.mark.parametrize("name", ["b.tar", "b.parquet", "b.idx", "b.tgz", "b.idx.gz", "b[1] {x}.tar"])
+def test_container_that_could_not_be_planned_is_told_by_its_own_name(tmp_path: Path, name: str):
+    save_files(tmp_path / "in", {"a.png": png(100), name: b"nonsense" * 100, "z.png": png(101)})
+    _, container, _ = read_plan(plan_of(tmp_path / "in"))
+    assert container.uri == f"file://{tmp_path}/in/{name}"
+    assert kinds_of_reasons([container]) == ["unreadable"]
+
+
+def test_container_that_could_not_be_planned_and_vanished_is_told(tmp_path: Path):
+    save_files(tmp_path / "in", {"a.png": png(100), "b.tar": b"nonsense" * 100, "z.png": png(101)})
+    plan = plan_of(tmp_path / "in")
+    (tmp_path / "in/b.tar").unlink()
+    assert reasons_of_container(plan) == {"vanished"}
+
+
+def test_container_that_could_not_be_planned_and_was_mended_is_left_to_the_next_run(tmp_path: Path):
+    save_files(tmp_path / "in", {"a.png": png(100), "b.tar": b"nonsense" * 100, "z.png": png(101)})
+    plan = plan_of(tmp_path / "in")
+    save_container(tmp_path / "in", "tar")
+    save_files(tmp_path / "in", {"a.png": png(100)})
+    found = read_plan(plan)
+    assert kinds_of_reasons(found[1:-1]) == ["changed"]
+
+
+def test_container_that_might_not_be_read_when_it_was_planned_is_told(open_folder: Path):
+    save_container(open_folder, "tar").chmod(0)
+    with as_nobody():
+        assert reasons_of_container(plan_of(open_folder)) == {"permission"}
+
+
+def test_damaged_member_of_a_tar_is_told_by_its_own_name(tmp_path: Path):
+    save_tar(tmp_path / "b.tar", [("1.png", png(0)), ("2.png", b"no picture"), ("3.png", png(2))])
+    plan = plan_of(tmp_path / "b.tar")
+    assert reason_of_second(plan).startswith("not an image: ")
+    assert read_plan(plan)[1].uri == f"file://{tmp_path}/b.tar#member=2.png"
+
+
+def test_null_in_a_parquet_file_is_told(tmp_path: Path):
+    save_parquet(tmp_path / "b.parquet", [png(0), None, png(2)])
+    assert reason_of_second(plan_of(tmp_path / "b.parquet")).startswith("missing: ")
+
+
+# Containers that change under the reader
+
+
+def once_it_is_checked(monkeypatch: pytest.MonkeyPatch, change: Callable[[], Any]) -> None:
+    """Let something happen to a container after its version was found right, before it is read."""
+    check = reading.check_version
+
+    def check_and_change(piece: dict[str, Any]) -> None:
+        check(piece)
+        change()
+
+    monkeypatch.setattr(reading, "check_version", check_and_change)
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_container_that_is_truncated_while_it_is_read_is_damaged(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    path = save_container(tmp_path / "in", kind)
+    plan = plan_of(tmp_path / "in")
+    half = path.stat().st_size // 2
+    once_it_is_checked(monkeypatch, lambda: os.truncate(path, half))
+    first, *found, last = read_plan(plan)
+    assert [kinds_of_reasons([image]) for image in (first, found[-1], last)] == [[None], ["damaged"], [None]]
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_container_that_vanishes_while_it_is_read_is_told(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch):
+    path = save_container(tmp_path / "in", kind)
+    plan = plan_of(tmp_path / "in")
+    once_it_is_checked(monkeypatch, path.unlink)
+    assert reasons_of_container(plan) == {"vanished"}
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+@pytest.mark.parametrize("count", [1, 3, 12])
+def test_container_that_is_replaced_by_another_while_it_is_read_gives_as_many_images_as_planned(
+    tmp_path: Path, kind: str, count: int, monkeypatch: pytest.MonkeyPatch
+):
+    path = save_container(tmp_path / "in", kind)
+    plan = plan_of(path)
+    once_it_is_checked(monkeypatch, lambda: save_container(tmp_path / "in", kind, range(50, 50 + count)))
+    read_plan(plan)
+
+
+def test_tar_that_is_replaced_by_one_of_larger_samples_gives_as_many_images_as_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = save_tar(tmp_path / "b.tar", [("1.png", png(0))])
+    plan = plan_of(path)
+    members = [(f"1.{number}.png", png(number)) for number in range(5)]
+    once_it_is_checked(monkeypatch, lambda: save_tar(path, members))
+    read_plan(plan)
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_container_with_damaged_bytes_gives_as_many_images_as_planned(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    path = save_container(tmp_path / "in", kind)
+    plan, whole = plan_of(path), path.read_bytes()
+    monkeypatch.setattr(reading, "check_version", lambda _: None)
+    chance = np.random.default_rng(0)
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for position in chance.integers(0, len(whole), chance.integers(1, 4)):
+            damaged[position] = chance.integers(0, 256)
+        path.write_bytes(damaged[: chance.integers(1, len(whole) + 1)] if chance.random() < 0.3 else damaged)
+        read_plan(plan)

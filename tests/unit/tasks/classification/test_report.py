@@ -1,0 +1,594 @@
+"""The report of a batch shows what it should, whatever is in the batch, and never fails a run."""
+
+import base64
+import gzip
+import io
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from fmnist_model.classes import CLASS_NAMES
+from fmnist_model.formats.interface import ContainerPiece
+from fmnist_model.predictions import (
+    Predictions,
+    prediction_batch,
+    prediction_schema,
+    quarantine_batch,
+    quarantine_schema,
+)
+from fmnist_model.reports.batch import (
+    MixBefore,
+    QuarantineReason,
+    ReportedBatch,
+    ShownImage,
+    render_batch_markdown,
+    render_batch_page,
+)
+from fmnist_model.reports.markdown import code, plain
+from infra.orchestration.events import BATCH_COMMITTED, BATCH_OVER_ERROR_SHARE, CLASS_MIX_MOVED
+from infra.storage.batch_log import LoggedBatch, append_batch, committed_batches, mark_committed, read_batch_log
+from infra.storage.batch_plan import cut_into_shards, write_plan
+from infra.storage.object_store import ObjectStore, open_store
+from infra.storage.prediction_table import (
+    BatchManifest,
+    BatchPlan,
+    ShardBooks,
+    commit,
+    errors_key,
+    existing_parts,
+    list_tables,
+    open_part,
+    open_rows,
+    part_key,
+)
+from infra.storage.retention import prune
+from infra.storage.staged_inputs import StagedInputs
+from tasks.artifacts import show_markdown
+from tasks.classification.classify import ClassifiedBatch
+from tasks.classification.commit import TooManyErrors, check_error_share, commit_batches
+from tasks.classification.gallery import _reads, least_confident
+from tasks.classification.inputs import list_files, pieces_of
+from tasks.classification.plan import PlannedWork
+from tasks.classification.read import container_batches, read_shard
+from tasks.classification.report import write_batch_reports
+from tests.unit.tasks.classification.image_inputs import (
+    OPTIONS,
+    encode_idx,
+    model_version,
+    picture,
+    png,
+    save_files,
+    save_parquet,
+    save_tar,
+)
+from tests.unit.tasks.training.test_report import Page
+
+HOSTILE = [
+    "a|b.png",
+    "two\nlines.png",
+    "`tick`.png",
+    "<script>alert(1)</script>.png",
+    '" onload="x.png',
+    "[x](y)_*z*_.png",
+]
+
+
+def shown(number: int = 0, **changes: Any) -> ShownImage:
+    probabilities = [0.05] * 10
+    probabilities[6], probabilities[4] = 0.4, 0.2
+    image = ShownImage(f"file:///pictures/{number}.png", probabilities, label=4, pixels=picture(number))
+    return replace(image, **changes)
+
+
+BATCH = ReportedBatch(
+    table="mine",
+    batch="0123456789abcdef",
+    model="fashion-mnist, version 3",
+    planned=1010,
+    predicted=1000,
+    quarantined=10,
+    seconds=2.0,
+    images_per_second=505.0,
+    reasons=[QuarantineReason("truncated: N bytes", 10, "file:///broken.png")],
+    counts=[100] * 10,
+    confidence=[0.9] * 9 + [None],
+    mean_confidence=0.9,
+    before=MixBefore("fedcba9876543210", [50] * 5 + [150] * 5, 0.3, "moved much"),
+    labelled=200,
+    accuracy=0.95,
+    confusion=(19 * np.eye(10, dtype=int) + np.eye(10, k=1, dtype=int)).tolist(),
+    least_confident=[shown(number) for number in range(20)],
+    facts={"code": "0.1.0"},
+)
+
+
+# The page
+
+
+def test_page_needs_nothing_beside_it() -> None:
+    page = Page(render_batch_page(BATCH))
+    targets = [element.attributes.get(name) for element in page.elements for name in ("src", "href", "xlink:href")]
+    assert {target[:5] for target in targets if target and not target.startswith("#")} == {"data:"}
+    assert page.all("script") + page.all("link") == []
+
+
+def test_page_tells_books_and_accuracy() -> None:
+    said = Page(render_batch_page(BATCH)).texts("dd")
+    assert said[:4] == ["1,000", "of 1,010 images planned", "10", "0.99% of the images"]
+    assert "95.00%" in said
+
+
+def test_page_holds_the_class_mix_against_the_batch_before() -> None:
+    page = Page(render_batch_page(BATCH))
+    assert any("moved much since batch fedcba9876543210" in text and "0.300" in text for text in page.texts("p"))
+    head, first, *_ = page.rows("Predicted classes")
+    assert head == ["class", "images", "share", "share before", "mean confidence"]
+    assert first == ["T-shirt/top", "100", "10.0%", "5.0%", "90.00%"]
+
+
+def test_gallery_has_each_image_with_its_three_most_probable_classes_and_its_label() -> None:
+    page = Page(render_batch_page(BATCH))
+    items = [text for text in page.texts("li") if "file:///" in text]
+    assert len(items) == 20
+    assert re.sub(r"\s", "", items[0]).startswith("Shirt40.0%Coat20.0%")
+    assert "is Coat" in items[0]
+    source = str(page.all("img")[3].attributes["src"]).removeprefix("data:image/png;base64,")
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(source)))), picture(3))
+
+
+def test_long_address_is_shortened_and_whole_in_a_title() -> None:
+    uri = f"file:///{'folder/' * 30}image.png"
+    page = Page(render_batch_page(replace(BATCH, least_confident=[shown(uri=uri)])))
+    [address] = [element for element in page.all("code") if "title" in element.attributes]
+    assert address.attributes["title"] == uri
+    assert address.text.startswith("…")
+    assert address.text.endswith("folder/image.png")
+    assert len(address.text) < 60
+
+
+def test_image_without_picture_says_why() -> None:
+    batch = replace(BATCH, least_confident=[shown(pixels=None, missing="vanished: there is no such file")])
+    assert "no picture: vanished: there is no such file" in Page(render_batch_page(batch)).texts("div")
+    assert "no picture: vanished: there is no such file" in said_by(render_batch_markdown(batch, "file:///page"))
+
+
+FEWER: dict[str, ReportedBatch] = {
+    "no batch before": replace(BATCH, before=None),
+    "no labels": replace(BATCH, labelled=0, accuracy=None, confusion=None, least_confident=[shown(label=None)]),
+    "nothing quarantined": replace(BATCH, quarantined=0, predicted=1010, reasons=[]),
+    "nothing predicted": replace(
+        BATCH,
+        predicted=0,
+        quarantined=1010,
+        counts=[0] * 10,
+        confidence=[None] * 10,
+        mean_confidence=None,
+        before=None,
+        labelled=0,
+        accuracy=None,
+        confusion=None,
+        least_confident=[],
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("batch", "said", "unsaid"),
+    [
+        (FEWER["no batch before"], "No batch before this one", "share before"),
+        (FEWER["no labels"], "Least confident", "Confusion"),
+        (FEWER["nothing quarantined"], "None: every image could be classified.", "Reasons"),
+        (FEWER["nothing predicted"], "No image was classified.", "Least confident"),
+    ],
+    ids=FEWER,
+)
+def test_page_leaves_out_what_there_is_not(batch: ReportedBatch, said: str, unsaid: str) -> None:
+    page = render_batch_page(batch)
+    Page(page)
+    assert said in page
+    assert unsaid not in page
+
+
+@pytest.mark.parametrize("batch", FEWER.values(), ids=FEWER)
+def test_markdown_is_made_of_what_there_is(batch: ReportedBatch) -> None:
+    said = said_by(render_batch_markdown(batch, "file:///page"))
+    assert ("## Confusion" in said, "## Quarantine" in said) == (batch.labelled > 0, bool(batch.reasons))
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_any_name_stands_on_the_page_as_it_is(hostile: str) -> None:
+    batch = replace(
+        BATCH,
+        least_confident=[shown(uri=hostile)],
+        reasons=[QuarantineReason(hostile, 1, hostile)],
+        facts={hostile: hostile},
+    )
+    page = Page(render_batch_page(batch))
+    on_one_line = hostile.replace("\n", "\\n")
+    assert page.all("script") == []
+    assert not any("onload" in element.attributes for element in page.elements)
+    assert page.rows("Reasons")[1] == [on_one_line, "1", on_one_line]
+    assert on_one_line in [element.text for element in page.all("code") if "title" in element.attributes]
+
+
+# The markdown
+
+
+def said_by(markdown: str) -> str:
+    """The text, without the backslashes before its signs."""
+    return re.sub(r"\\(.)", r"\1", markdown)
+
+
+@pytest.mark.parametrize("hostile", [*HOSTILE, "|\\|`|``", "&lt;", "a\u202eb\x00c", "https://x.org", "# x", "~~x~~"])
+def test_any_name_in_markdown_is_letters_alone(hostile: str) -> None:
+    written = plain(hostile)
+    assert not set(re.sub(r"\\[!-~]", "", written)) & set("|`<>[]()*_\\&\"'~#:\n\x00\u202e")
+    assert said_by(written) == "".join(c if c.isprintable() else ascii(c)[1:-1] for c in hostile)
+    assert code(hostile) == f"<code>{written}</code>"
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_hostile_name_leaves_the_tables_of_the_markdown_whole(hostile: str) -> None:
+    batch = replace(
+        BATCH, least_confident=[shown(uri=hostile)] * 20, reasons=[QuarantineReason(hostile, 1, hostile)] * 11
+    )
+    tables = [line for line in render_batch_markdown(batch, hostile).splitlines() if line.startswith("|")]
+    columns = [re.sub(r"\\.", "", line).count("|") - 1 for line in tables]
+    assert columns == [2] * 12 + [5] * 12 + [2] * 22 + [3] * 13
+
+
+def test_markdown_of_a_full_report_is_small_enough_for_an_artifact() -> None:
+    long = "file:///" + "größe <|>/" * 100
+    reasons = [QuarantineReason("x" * 200, 1, long)] * 11
+    counts = np.full((10, 10), 123_456)
+    batch = replace(
+        BATCH, least_confident=[shown(n, uri=long) for n in range(20)], reasons=reasons, confusion=counts.tolist()
+    )
+    assert len(render_batch_markdown(batch, long)) < 300_000
+
+
+def test_pictures_of_the_markdown_have_their_own_ground_and_colours() -> None:
+    found = re.findall(r"data:image/svg\+xml;base64,([\w+/=]+)", render_batch_markdown(BATCH, "file:///page"))
+    pictures = [base64.b64decode(data).decode() for data in found]
+    assert len(pictures) == 3
+    assert all('fill="#ffffff"' in picture and "var(" not in picture for picture in pictures)
+
+
+# In the store
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    monkeypatch.setenv("FMNIST_STORE", str(tmp_path / "store"))
+    return open_store(f"file://{tmp_path}/store")
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, dict[str, Any]]]:
+    """The events that were announced: name, resource, figures."""
+    events: list[tuple[str, str, dict[str, Any]]] = []
+
+    def announce(event: str, resource: str, **figures: Any) -> None:
+        events.append((event, resource, figures))
+
+    monkeypatch.setattr("tasks.classification.commit.announce", announce)
+    monkeypatch.setattr("tasks.classification.report.announce", announce)
+    return events
+
+
+def classified(
+    store: ObjectStore,
+    scratch: Path,
+    inputs: Path,
+    *,
+    predicted: Sequence[int] = range(10),
+    broken: Sequence[str] = (),
+) -> ClassifiedBatch:
+    """A batch as `classify shards` leaves it: predictions in turn of those classes, confidence rising from 0.2."""
+    work = scratch / inputs.name.replace(".", "-")
+    work.mkdir(parents=True)
+    staged = StagedInputs(work)
+    staged.stage(list_files([str(inputs)], OPTIONS))
+    plan = write_plan(
+        store,
+        table="mine",
+        model_version="1",
+        options=OPTIONS.model_dump(),
+        inputs=cut_into_shards(pieces_of(staged.new_files([]), OPTIONS), 1e18),
+        scratch=work,
+    )
+    log = read_batch_log(store, "mine")
+    append_batch(store, log, LoggedBatch(batch=plan.batch, model_version="1", options=plan.options))
+    return ClassifiedBatch(plan, [write_shard(store, plan, work, predicted, broken)], seconds=1.0)
+
+
+def write_shard(
+    store: ObjectStore, plan: BatchPlan, scratch: Path, predicted: Sequence[int], broken: Sequence[str]
+) -> ShardBooks:
+    from infra.storage.batch_plan import ShardInputs
+
+    batches = list(read_shard(ShardInputs(store, plan).of(0), OPTIONS))
+    images = [image for batch in batches for image in batch.images.to_pylist()]
+    labels = pa.concat_arrays([batch.labels for batch in batches])
+    bad = [row for row, image in enumerate(images) if any(image.endswith(name) for name in broken)]
+    good = [row for row in range(len(images)) if row not in bad]
+    classes = np.resize(np.array(predicted, np.int8), len(good))
+    confidence = np.linspace(0.2, 0.9, len(good), dtype=np.float32)
+    probabilities = np.repeat(((1 - confidence) / 9)[:, None], 10, axis=1).astype(np.float32)
+    probabilities[np.arange(len(good)), classes] = confidence
+    if bad:
+        reasons = {row: f"truncated: {row} bytes of {images[row]}" for row in bad}
+        with open_part(store, errors_key(plan, 0), quarantine_schema()) as part:
+            part.write(quarantine_batch(pa.array(images), reasons, labels))
+    books = ShardBooks(shard=0, planned=len(images), predicted=len(good), quarantined=len(bad))
+    with open_part(store, part_key(plan, 0), prediction_schema()) as part:
+        rows = Predictions(classes, confidence, probabilities)
+        part.write(prediction_batch([images[row] for row in good], rows, labels.take(pa.array(good, pa.int64())), "1"))
+        part.note(books)
+    return books
+
+
+def committed(store: ObjectStore, batch: ClassifiedBatch) -> BatchManifest:
+    manifest = commit(store, batch.plan, batch.books, model={"name": "fashion-mnist"}, seconds=batch.seconds)
+    mark_committed(store, "mine", {manifest.batch})
+    return manifest
+
+
+def loose(folder: Path, count: int) -> Path:
+    save_files(folder, {f"{number:03d}.png": png(number) for number in range(count)})
+    return folder
+
+
+def report_of(store: ObjectStore, manifest: BatchManifest) -> Page:
+    [uri] = write_batch_reports.fn([manifest])
+    key = f"predictions/mine/batch={manifest.batch}/_report/index.html"
+    assert uri == f"{store.root}/{key}"
+    return Page(store.read(key).decode())
+
+
+def test_report_is_beside_the_rows_and_tells_of_them(store: ObjectStore, tmp_path: Path) -> None:
+    batch = classified(store, tmp_path / "scratch", loose(tmp_path / "in", 30), broken=["007.png", "009.png"])
+    page = report_of(store, committed(store, batch))
+    assert page.texts("dd")[:3] == ["28", "of 30 images planned", "2"]
+    assert page.rows("Reasons")[1:] == [["truncated: N bytes of …", "2", f"file://{tmp_path}/in/007.png"]]
+    assert len(page.all("img")) == 20
+
+
+def test_least_confident_images_come_first_with_the_pixels_of_their_files(store: ObjectStore, tmp_path: Path) -> None:
+    manifest = committed(store, classified(store, tmp_path / "scratch", loose(tmp_path / "in", 30)))
+    found = gallery(store, manifest)
+    assert [image.uri for image in found] == [f"file://{tmp_path}/in/{number:03d}.png" for number in range(20)]
+    for number, image in enumerate(found):
+        np.testing.assert_array_equal(image.pixels, picture(number))
+
+
+def save_container(folder: Path, kind: str) -> None:
+    """The pictures 0 to 59 in one file."""
+    files = [png(number) for number in range(60)]
+    if kind == "parquet":
+        save_parquet(folder / "a.parquet", files, [1] * 60, group=7)
+    elif kind == "tar":
+        save_tar(folder / "a.tar", [(f"x/{number:02d} ä.png", data) for number, data in enumerate(files)])
+    else:
+        data = encode_idx(np.stack([picture(number) for number in range(60)]))
+        name = "images-idx3-ubyte" + (".gz" if kind == "gzipped idx" else "")
+        (folder / name).write_bytes(gzip.compress(data) if kind == "gzipped idx" else data)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar", "idx", "gzipped idx"])
+def test_images_in_containers_are_shown(store: ObjectStore, tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    save_container(folder, kind)
+    found = gallery(store, committed(store, classified(store, tmp_path / "scratch", folder)))
+    assert len(found) == 20
+    for number, image in enumerate(found):
+        np.testing.assert_array_equal(image.pixels, picture(number))
+
+
+def test_only_row_groups_with_images_that_are_shown_are_read(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    save_container(folder, "parquet")
+    manifest = committed(store, classified(store, tmp_path / "scratch", folder))
+    read: list[int] = []
+
+    def noted(opened: Any, piece: dict[str, Any], options: Any) -> Any:
+        read.append(piece["rows"])
+        return container_batches(opened, piece, options)
+
+    monkeypatch.setattr("tasks.classification.gallery.container_batches", noted)
+    gallery(store, manifest, count=9)
+    assert sum(read) == 9
+
+
+def test_container_that_takes_too_much_reading_is_left_alone(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    save_container(folder, "tar")
+    manifest = committed(store, classified(store, tmp_path / "scratch", folder))
+    monkeypatch.setattr("tasks.classification.gallery._MOST_BYTES", 1000)
+    found = gallery(store, manifest)
+    assert all(image.pixels is None and "bytes would have to be read" in image.missing for image in found)
+
+
+def test_file_named_like_a_place_in_a_container_is_shown(store: ObjectStore, tmp_path: Path) -> None:
+    save_files(tmp_path / "in", {"a.parquet#row=3.png": png(1), "b#member=x.png": png(2)})
+    manifest = committed(store, classified(store, tmp_path / "scratch", tmp_path / "in"))
+    first, second = gallery(store, manifest)
+    np.testing.assert_array_equal(first.pixels, picture(1))
+    np.testing.assert_array_equal(second.pixels, picture(2))
+
+
+def test_image_that_is_gone_changed_or_damaged_has_a_placeholder(store: ObjectStore, tmp_path: Path) -> None:
+    folder = loose(tmp_path / "in", 4)
+    manifest = committed(store, classified(store, tmp_path / "scratch", folder))
+    (folder / "000.png").unlink()
+    (folder / "001.png").write_bytes(png(99))
+    gone, changed, *others = gallery(store, manifest)
+    assert (gone.pixels, changed.pixels) == (None, None)
+    assert (gone.missing[:8], changed.missing[:7]) == ("vanished", "changed")
+    assert all(image.pixels is not None for image in others)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar", "idx"])
+def test_container_that_is_gone_or_changed_leaves_placeholders(store: ObjectStore, tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    save_container(folder, kind)
+    manifest = committed(store, classified(store, tmp_path / "scratch", folder))
+    [file] = folder.iterdir()
+    file.write_bytes(b"something else")
+    assert {image.pixels is None for image in gallery(store, manifest)} == {True}
+    file.unlink()
+    assert {image.missing.partition(":")[0] for image in gallery(store, manifest)} == {"vanished"}
+
+
+def test_lost_plan_costs_the_pictures_alone(store: ObjectStore, tmp_path: Path) -> None:
+    manifest = committed(store, classified(store, tmp_path / "scratch", loose(tmp_path / "in", 3)))
+    store.delete(f"predictions/mine/batch={manifest.batch}/_plan.parquet")
+    assert "no picture: it is not in the batch's plan" in report_of(store, manifest).texts("div")
+
+
+def test_batch_of_nothing_but_broken_images_has_a_report(store: ObjectStore, tmp_path: Path) -> None:
+    batch = classified(store, tmp_path / "scratch", loose(tmp_path / "in", 3), broken=[".png"])
+    assert report_of(store, committed(store, batch)).texts("dd")[:3] == ["0", "of 3 images planned", "3"]
+
+
+def test_rare_reasons_are_told_together(store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.classification.report._MOST_REASONS", 1)
+    monkeypatch.setattr("tasks.classification.report._NUMBER", "no number")
+    batch = classified(store, tmp_path / "scratch", loose(tmp_path / "in", 5), broken=["1.png", "2.png", "3.png"])
+    _, first, others = report_of(store, committed(store, batch)).rows("Reasons")
+    assert first[:2] == ["truncated: 1 bytes of …", "1"]
+    assert others == ["2 other reasons", "2", ""]
+
+
+def test_class_mix_is_held_against_the_batch_before_and_announced_where_it_moved(
+    store: ObjectStore, tmp_path: Path, told: list[tuple[str, str, dict[str, Any]]]
+) -> None:
+    scratch = tmp_path / "scratch"
+    first = committed(store, classified(store, scratch, loose(tmp_path / "a", 20)))
+    empty = committed(store, classified(store, scratch, loose(tmp_path / "b", 2), broken=[".png"]))
+    same = committed(store, classified(store, scratch, loose(tmp_path / "c", 30)))
+    other = committed(store, classified(store, scratch, loose(tmp_path / "d", 30), predicted=[5]))
+    assert "No batch before this one" in " ".join(report_of(store, first).texts("p"))
+    assert "No image was classified." in report_of(store, empty).texts("p")
+    assert f"steady since batch {first.batch}" in " ".join(report_of(store, same).texts("p"))
+    assert told == []
+    assert f"moved much since batch {same.batch}" in " ".join(report_of(store, other).texts("p"))
+    [(event, resource, figures)] = told
+    assert (event, resource) == (CLASS_MIX_MOVED, "table.mine")
+    assert (figures["before"], figures["after"]) == (same.batch, other.batch)
+    assert figures["index"] > 0.25
+
+
+def test_report_that_can_not_be_made_fails_nothing_and_says_why(
+    store: ObjectStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scratch = tmp_path / "scratch"
+    whole = committed(store, classified(store, scratch, loose(tmp_path / "a", 2)))
+    lost = committed(store, classified(store, scratch, loose(tmp_path / "b", 3)))
+    store.delete(lost.parts[0])
+    with caplog.at_level(logging.WARNING):
+        written = write_batch_reports.fn([lost, whole])
+    assert [uri.rpartition("batch=")[2] for uri in written] == [f"{whole.batch}/_report/index.html"]
+    [warning] = caplog.messages
+    assert f"Batch {lost.batch} has no report" in warning
+    assert "part-00000.parquet" in warning
+
+
+def test_artifact_that_can_not_be_shown_fails_nothing_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("no server answers")
+
+    monkeypatch.setattr("prefect.artifacts.create_markdown_artifact", refuse)
+    monkeypatch.setattr("prefect.context.TaskRunContext.get", object)
+    monkeypatch.setattr("tasks.artifacts.run_log", lambda: logging.getLogger("tests"))
+    with caplog.at_level(logging.WARNING):
+        show_markdown("classification-report", "# Text", "One sentence.")
+    assert caplog.messages == ["The artifact classification-report can't be shown: ConnectionError: no server answers"]
+
+
+def test_report_is_no_part_of_the_table_for_its_readers(store: ObjectStore, tmp_path: Path) -> None:
+    batch = classified(store, tmp_path / "scratch", loose(tmp_path / "in", 5))
+    manifest = committed(store, batch)
+    write_batch_reports.fn([manifest])
+    glob = f"{tmp_path}/store/predictions/mine/batch=*/part-*.parquet"
+    assert duckdb.sql(f"SELECT count(*) FROM read_parquet('{glob}')").fetchall() == [(5,)]
+    assert existing_parts(store, batch.plan) == [0]
+    assert (list_tables(store), committed_batches(store, "mine")) == (["mine"], [manifest])
+    assert prune(store).removed == []
+    assert store.stat(f"predictions/mine/batch={manifest.batch}/_report/index.html") is not None
+
+
+# Committing
+
+
+def test_commit_and_error_share_are_announced(
+    store: ObjectStore, tmp_path: Path, told: list[tuple[str, str, dict[str, Any]]]
+) -> None:
+    batch = classified(store, tmp_path / "scratch", loose(tmp_path / "in", 4), broken=["1.png"])
+    work = PlannedWork(plans=[batch.plan], model=model_version(1), already_done=0)
+    manifests = commit_batches.fn(work, [batch])
+    check_error_share.fn(manifests, 0.25)
+    [(event, resource, figures)] = told
+    assert (event, resource) == (BATCH_COMMITTED, "table.mine")
+    assert figures == {
+        "table": "mine",
+        "batch": batch.plan.batch,
+        "planned": 4,
+        "predicted": 3,
+        "quarantined": 1,
+        "model_version": "1",
+        "manifest": f"{store.root}/predictions/mine/batch={batch.plan.batch}/_manifest.json",
+    }
+    with pytest.raises(TooManyErrors, match=r"1 of 4 images .* more than the 20.0% allowed"):
+        check_error_share.fn(manifests, 0.2)
+    assert told[1][:2] == (BATCH_OVER_ERROR_SHARE, "table.mine")
+    assert (told[1][2]["share"], told[1][2]["allowed"]) == (0.25, 0.2)
+    assert told[1][2]["quarantine"] == store.uri(manifests[0].error_parts[0])
+
+
+def test_every_batch_is_held_to_the_error_share(
+    store: ObjectStore, tmp_path: Path, told: list[tuple[str, str, dict[str, Any]]]
+) -> None:
+    scratch = tmp_path / "scratch"
+    manifests = [
+        committed(store, classified(store, scratch, loose(tmp_path / name, 4), broken=broken))
+        for name, broken in {"a": [], "b": ["1.png"], "c": ["1.png", "2.png"]}.items()
+    ]
+    with pytest.raises(TooManyErrors, match=rf"Batch {manifests[1].batch}.*\nBatch {manifests[2].batch}"):
+        check_error_share.fn(manifests, 0.1)
+    assert [figures["batch"] for _, _, figures in told] == [manifest.batch for manifest in manifests[1:]]
+
+
+def gallery(store: ObjectStore, manifest: BatchManifest, count: int = 20) -> list[ShownImage]:
+    return least_confident(store, manifest, open_rows(store, [manifest]), count)
+
+
+def test_class_names_are_all_in_the_markdown() -> None:
+    said = said_by(render_batch_markdown(BATCH, "file:///page"))
+    assert all(f"| {name} |" in said for name in CLASS_NAMES)
+
+
+def test_row_groups_are_read_in_one_go_where_little_is_between_them() -> None:
+    far = 9 * 2**20
+    groups = [ContainerPiece(row, 10, row // 10, far if row == 40 else 1_000) for row in range(0, 80, 10)]
+    reads = _reads(groups, [5, 7, 25, 61])
+    assert [[group.offset for group in read] for read in reads] == [[0, 1, 2], [6]]
