@@ -168,7 +168,6 @@ _FOR_ONE_RUN = {
 _FOR_SCHEDULES = {
     # In memory, which is the default, leases are lost with the server, and what they held is held up for ever.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-    "PREFECT_UI_API_URL": "http://127.0.0.1:{port}/api",
     # Its pages are prepared in this folder; where it is not named, among the installed packages.
     "PREFECT_UI_STATIC_DIRECTORY": "{home}/ui",
 }
@@ -189,14 +188,12 @@ def _server(home: Path, port: int | None = None) -> Iterator[Server]:
         "PREFECT_HOME": os.environ.get("PREFECT_HOME", str(home)),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT__SERVER_FINAL": "1",
-        **{
-            name: value.format(home=home, port=port)
-            for name, value in (_FOR_SCHEDULES if port else _FOR_ONE_RUN).items()
-        },
+        **{name: value.format(home=home) for name, value in (_FOR_SCHEDULES if port else _FOR_ONE_RUN).items()},
     }
     with _listener(port) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
-        command = [sys.executable, "-m", "infra.orchestration.server", str(listener.fileno()), str(os.getpid())]
+        options = [f"--descriptor={listener.fileno()}", f"--owner={os.getpid()}"]
+        command = [sys.executable, "-m", "infra.orchestration.server", *options]
         server = Server(url, log, command, environment, listener)
         server.start()
         try:
@@ -214,24 +211,42 @@ def _listener(port: int | None) -> socket.socket:
         ) from None
 
 
-def _serve(descriptor: int, owner: int) -> None:
-    """Run the server in this process until it is told to stop or its owner is gone."""
+def _serve(
+    *, host: str = "127.0.0.1", port: int = 4200, descriptor: int | None = None, owner: int | None = None
+) -> None:
+    """Run Prefect's server in this process until it is stopped.
+
+    In browsers, only the server's own pages may call it: see infra/orchestration/access.py.
+
+    Args:
+        host: Address to listen on.
+        port: Port to listen on.
+        descriptor: Socket that already listens, in place of host and port.
+        owner: Parent process. The server stops when that process ends.
+    """
     import uvicorn
     from prefect.server.api.server import create_app
 
-    def stop_with_owner() -> None:
-        while os.getppid() == owner:
-            time.sleep(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
-        os._exit(1)
+    from infra.orchestration.access import access_settings, restrict_access
 
-    threading.Thread(target=stop_with_owner, daemon=True).start()
+    if owner is not None:
+        threading.Thread(target=_stop_with, args=[owner], daemon=True).start()
     have_writers_wait()
     if os.environ.get(_EPHEMERAL):
         calm_background_worker()
     level = os.environ.get("PREFECT_SERVER_LOGGING_LEVEL", "error").lower()  # info: a line a request
-    uvicorn.run(create_app(final=True), fd=descriptor, log_level=level, lifespan="on")
+    listener = socket.create_server((host, port)) if descriptor is None else socket.socket(fileno=descriptor)
+    with listener, access_settings(listener.getsockname()[1]) as addresses:
+        app = restrict_access(create_app(final=True), addresses)
+        uvicorn.run(app, fd=listener.fileno(), log_level=level, lifespan="on")
+
+
+def _stop_with(owner: int) -> None:
+    while os.getppid() == owner:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5)
+    os._exit(1)
 
 
 def have_writers_wait() -> None:
@@ -276,4 +291,6 @@ def calm_background_worker() -> None:
 
 
 if __name__ == "__main__":
-    _serve(descriptor=int(sys.argv[1]), owner=int(sys.argv[2]))
+    import cyclopts
+
+    cyclopts.run(_serve)

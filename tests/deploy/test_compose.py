@@ -11,9 +11,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.deploy.image import CONTAINERS, USER_ID, Image
@@ -182,6 +184,29 @@ def test_addresses_are_those_of_services(services: dict[str, Service]) -> None:
     assert services["prefect-server"]["environment"]["PREFECT_SERVER_DATABASE_HOST"] in services
 
 
+def test_server_allows_its_published_address_and_its_name_among_the_services(
+    docker_compose: list[str], settings: Path, services: dict[str, Service], tmp_path: Path
+) -> None:
+    assert _allowed(services) == {"http://127.0.0.1:4200", "http://localhost:4200", "http://prefect-server:4200"}
+    worker = services["worker"]["environment"]["PREFECT_API_URL"]
+    assert worker.removesuffix("/api") in _allowed(services)
+    changed = settings.read_text().replace("PREFECT_PORT=4200", "PREFECT_PORT=4300")
+    changed = changed.replace("PREFECT_OTHER_ORIGINS=", "PREFECT_OTHER_ORIGINS=https://prefect.example")
+    (tmp_path / ".env").write_text(changed)
+    elsewhere = json.loads(_config(docker_compose, "--env-file", str(tmp_path / ".env")).stdout)["services"]
+    assert _allowed(elsewhere) == {
+        "http://127.0.0.1:4300",
+        "http://localhost:4300",
+        "http://prefect-server:4200",
+        "https://prefect.example",
+    }
+
+
+def _allowed(services: dict[str, Service]) -> set[str]:
+    origins: str = services["prefect-server"]["environment"]["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"]
+    return set(filter(None, origins.split(",")))
+
+
 def test_nodes_hold_the_keys_of_the_store_and_the_token(services: dict[str, Service]) -> None:
     for name in ("ray-head", "ray-node", "ray-gpu-node", "worker"):
         own = services[name]["environment"]
@@ -198,7 +223,7 @@ def test_commands_and_their_options_exist(services: dict[str, Service], image: I
         elif command[0] == "driver":
             program = command[1:]
         else:
-            program = [word for word in command[:3] if not word.startswith("-")]
+            program = list(takewhile(lambda word: not word.startswith("--"), command))
         told = image.run(*program, "--help")
         assert told.returncode == 0, (name, told.stderr)
         for option in (word.partition("=")[0] for word in command if word.startswith("--")):
@@ -272,6 +297,12 @@ def test_prefect_serves_from_postgres_and_the_checks_see_it(
         with _running(server, signal.SIGTERM):
             check = services["prefect-server"]["healthcheck"]["test"][1:]
             _within(180, server, [word.replace("4200", str(port)) for word in check], image, log)
+            pages = f"http://127.0.0.1:{port}"
+            assert _health(pages) == 200
+            assert _health(pages, Host="prefect-server:4200") == 200
+            assert _health(pages, Origin="http://localhost:4200") == 200
+            assert _health(pages, Origin="https://evil.example") == 403
+            assert _health(pages, Host="evil.example:4200") == 400
             tables = image.run(
                 *(str(programs / "psql"), "--host=127.0.0.1", f"--port={database_port}", "--username=prefect"),
                 *("--dbname=postgres", "--tuples-only", "--command=select count(*) from flow_run"),
@@ -284,3 +315,7 @@ def test_prefect_serves_from_postgres_and_the_checks_see_it(
             server.send_signal(signal.SIGTERM)
             server.wait(timeout=30)
             assert time.monotonic() - began < 30
+
+
+def _health(pages: str, **headers: str) -> int:
+    return httpx.get(f"{pages}/api/health", headers=headers, timeout=20, trust_env=False).status_code
