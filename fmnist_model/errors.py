@@ -11,3 +11,15 @@ class InvalidWeights(ValueError):
 
 class InvalidImage(ValueError):
     """A file that is no image, or none that can be classified."""
+
+
+def describe_unexpected(error: Exception) -> str:
+    """Describe an unexpected exception as a reason for quarantine, such as `damaged: KeyError: 7`."""
+    name = type(error).__name__
+    text = one_line(error)
+    return f"damaged: {name}: {text}" if text else f"damaged: {name}"
+
+
+def one_line(error: Exception) -> str:
+    """Put an exception's message on one line."""
+    return " ".join(str(error).split())

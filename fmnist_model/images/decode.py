@@ -5,6 +5,7 @@ resized to 28x28 by antialiased bilinear interpolation (aspect ratio not kept), 
 """
 
 import io
+import logging
 import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -15,10 +16,10 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from fmnist_model.classes import CLASS_NAMES, IMAGE_SIZE
-from fmnist_model.errors import InvalidDataset
+from fmnist_model.errors import InvalidDataset, describe_unexpected, one_line
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from PIL.Image import Image, Transpose
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 """Names of image files end so, in either case."""
@@ -43,6 +44,10 @@ _MAX_PIXELS = 64_000_000
 _PIXELS = IMAGE_SIZE**2
 
 _MISSING = "missing: the image is null"
+
+_ORIENTATION_TAG = 0x0112
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,11 +90,9 @@ def decode_images(encoded: pa.Array, *, invert: Invert = "never") -> DecodedImag
 
 
 def _decode_files(files: pa.Array) -> DecodedImages:
-    from fmnist_model.images.png import decode_plain_pngs
-
     pixels = np.empty((len(files), IMAGE_SIZE, IMAGE_SIZE), np.uint8)
     rejected: list[tuple[int, str]] = []
-    for row in np.flatnonzero(~decode_plain_pngs(files, pixels)).tolist():
+    for row in np.flatnonzero(~_decode_plain_pngs(files, pixels)).tolist():
         value = files[row]
         if not value.is_valid:
             rejected.append((row, _MISSING))
@@ -98,10 +101,23 @@ def _decode_files(files: pa.Array) -> DecodedImages:
             pixels[row] = decode_image(value.as_py())
         except ImageRejected as reason:
             rejected.append((row, str(reason)))
+        except Exception as error:  # noqa: BLE001 (one image must not stop the others)
+            rejected.append((row, describe_unexpected(error)))
     if not rejected:
         return DecodedImages(pixels, np.arange(len(files)), rejected)
     rows = np.delete(np.arange(len(files)), [row for row, _ in rejected])
     return DecodedImages(pixels[rows], rows, rejected)
+
+
+def _decode_plain_pngs(files: pa.Array, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Decode the plain PNG files together. If that fails, leave every file to be decoded on its own."""
+    from fmnist_model.images.png import decode_plain_pngs
+
+    try:
+        return decode_plain_pngs(files, pixels)
+    except Exception as error:  # noqa: BLE001 (one image must not stop the others)
+        _log.warning("Decoding %s images one by one, which is slower: %s.", len(files), describe_unexpected(error))
+        return np.zeros(len(files), np.bool_)
 
 
 def _take_raw_pixels(column: pa.Array) -> DecodedImages:
@@ -174,7 +190,8 @@ def decode_image(data: bytes, *, invert: Invert = "never") -> NDArray[np.uint8]:
     """Decode one image file into uint8 `[28, 28]`, as `decode_images` does.
 
     Raises:
-        ImageRejected: it is no image, truncated, or larger than 64 megapixels.
+        ImageRejected: it is not an image, is truncated, is larger than 64 megapixels, or fails to decode in any other
+            way. The reason names the class of an unexpected exception.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -192,16 +209,20 @@ def decode_image(data: bytes, *, invert: Invert = "never") -> NDArray[np.uint8]:
         raise ImageRejected("too large: a decompression bomb") from None
     except UnidentifiedImageError:
         raise ImageRejected("not an image: no known format") from None
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, OverflowError, IndexError, TypeError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, OverflowError, IndexError, TypeError) as error:
         kind = "truncated" if "truncated" in str(error) else "damaged"
-        raise ImageRejected(f"{kind}: {error}") from None
+        raise ImageRejected(f"{kind}: {one_line(error)}") from None
+    except ImageRejected:
+        raise
+    except Exception as error:  # noqa: BLE001 (a damaged file makes decoders raise many kinds of exception)
+        raise ImageRejected(describe_unexpected(error)) from None
     return _invert(pixels, invert)
 
 
 def _to_model_input(picture: "Image") -> "Image":
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    picture = ImageOps.exif_transpose(picture)
+    picture = _turn_upright(picture)
     if picture.mode.startswith("I") or picture.mode == "F":
         # 16 bits to 8 by the high byte: Pillow's own conversion clips at 255 instead.
         picture = Image.fromarray((np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
@@ -212,6 +233,37 @@ def _to_model_input(picture: "Image") -> "Image":
     if grey.size != (IMAGE_SIZE, IMAGE_SIZE):
         grey = grey.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)
     return grey
+
+
+def _turn_upright(picture: "Image") -> "Image":
+    """Transpose a picture as its orientation says.
+
+    `ImageOps.exif_transpose` also writes the other EXIF tags again, and fails if one has a value of the wrong type.
+    """
+    if not isinstance(picture.info.get("xmp", b""), bytes):
+        del picture.info["xmp"]  # Pillow searches XMP for the orientation, and can't load a TIFF if it isn't bytes
+    picture.load()  # transposes a TIFF and removes its orientation
+    method = _transposition(picture)
+    return picture if method is None else picture.transpose(method)
+
+
+def _transposition(picture: "Image") -> "Transpose | None":
+    """Read how to turn a picture upright: `None` if it is upright, or if its orientation is unreadable or unknown."""
+    from PIL.Image import Transpose
+
+    methods = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    try:
+        return methods.get(picture.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # noqa: BLE001 (damaged EXIF makes Pillow's parser raise many kinds of exception)
+        return None
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:

@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fmnist_model.errors import InvalidDataset
+from fmnist_model.errors import InvalidDataset, describe_unexpected
 from fmnist_model.formats import container_kind, pieces, read
 from fmnist_model.formats.interface import ContainerPiece, row_fragments
+from infra.errors import RequestError
 from infra.storage.input_files import InputUnreadable, read_input, stat_input
 from tasks.classification.inputs import ReadOptions, open_container
 
@@ -24,6 +25,9 @@ _LARGEST_FILE = 256 * 2**20
 _READS_IN_FLIGHT = 16
 _FILES_A_READ = 32
 """Handed to a thread at a time, where files are near: a hand-over costs as much as reading one."""
+
+_STORE_FAILURES = (RequestError, OSError)
+"""Failures of a store or machine, which may be temporary: the shard fails and is retried."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,10 @@ def _read_some(uris: list[str], fingerprints: list[str]) -> list[bytes | str]:
             found.append(read_input(uri, fingerprint, _LARGEST_FILE))
         except InputUnreadable as reason:
             found.append(str(reason))
+        except _STORE_FAILURES:
+            raise
+        except Exception as error:  # noqa: BLE001 (one file must not stop the others)
+            found.append(describe_unexpected(error))
     return found
 
 
@@ -119,14 +127,25 @@ def _read_container(piece: dict[str, Any], options: ReadOptions) -> Iterator[Rea
                     raise InputUnreadable(_CHANGED)
                 yield batch
                 rows += len(batch.images)
-    except (InputUnreadable, InvalidDataset) as error:
-        reason = str(error) if isinstance(error, InputUnreadable) else f"damaged: {str(error).removeprefix(f'{uri}: ')}"
+    except _STORE_FAILURES:
+        raise
+    except Exception as error:  # noqa: BLE001 (one file must not stop the others)
+        reason = _reason(error, uri)
         if piece["kind"] == "unreadable":  # of which it is not known what it holds
             yield _unreadable(pa.array([uri], pa.string()), reason)
             return
         for first in range(rows, piece["rows"], BATCH_IMAGES):
             fragments = row_fragments(piece["first_row"] + first, min(BATCH_IMAGES, piece["rows"] - first))
             yield _unreadable(pc.binary_join_element_wise(pa.scalar(uri), fragments, ""), reason)
+
+
+def _reason(error: Exception, uri: str) -> str:
+    """Describe why a container can't be read, as a reason for quarantine."""
+    if isinstance(error, InputUnreadable):
+        return str(error)
+    if isinstance(error, InvalidDataset):
+        return f"damaged: {str(error).removeprefix(f'{uri}: ')}"
+    return describe_unexpected(error)
 
 
 def container_batches(opened: tuple[Any, Any], piece: dict[str, Any], options: ReadOptions) -> Iterator[ReadImages]:

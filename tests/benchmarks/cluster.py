@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.cluster [--runs 3]
 
-Nodes are raylets on this machine that share nothing but the network and a folder, as in tests/harness/cluster.py. A node's
-death is measured with one actor and a node to spare: seconds from SIGKILL of all on its node until the next shard is
-done, by its replacement. Writes tests/benchmarks/results/cluster.json.
+Nodes are raylets on this machine that share nothing but the network and a folder (tests/harness/cluster.py). A node's
+death is measured with one actor and a node to spare: seconds from SIGKILL of all its processes until the next shard is
+done by its replacement. Writes tests/benchmarks/results/cluster.json.
 """
 
 import argparse

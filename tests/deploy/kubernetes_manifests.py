@@ -1,4 +1,4 @@
-"""What infra/deploy/kubernetes asks Kubernetes for: manifests as `kubectl` renders them, and the pods that come of them."""
+"""What infra/deploy/kubernetes asks of Kubernetes: the manifests that `kubectl` renders, and their pods."""
 
 import json
 import os

@@ -461,7 +461,7 @@ def test_drivers_find_the_cluster_at_the_service_that_kuberay_makes() -> None:
 
 
 def test_prefect_takes_the_work_pool_and_the_deployments(tmp_path: Path) -> None:
-    """At a real server: the pool by the command of docs/deploy.md, the deployments by that of infra/deploy/prefect.yaml."""
+    """On a real server: the pool by the command of docs/deploy.md, the deployments by infra/deploy/prefect.yaml."""
     from infra.orchestration.server import prefect_api
 
     commands = [

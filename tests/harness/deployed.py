@@ -1,4 +1,4 @@
-"""A Prefect server and a worker, each a process of its own, with the deployments, as infra/deploy/prefect.yaml says how."""
+"""Run a Prefect server and a worker with the deployments of infra/deploy/prefect.yaml, each in its own process."""
 
 import shlex
 import shutil

@@ -4,6 +4,7 @@ import io
 import json
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +14,11 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
+from flows.cli.describe import _read_image
 from flows.cli.terminal_description import render_description
 from fmnist_model.description import Description, describe
+from fmnist_model.errors import InvalidImage
+from fmnist_model.images import decode as images
 from fmnist_model.network import NeuralNetwork
 from fmnist_model.reports.prediction_plot import plot_predictions
 from tests.unit.fmnist_model.tutorial_network import TutorialNetwork
@@ -400,3 +404,14 @@ def test_terminal_without_images_shows_structure_and_parameters_alone(network: N
     assert "669,706" in text
     assert "Linear(in_features=784" in text
     assert "->" not in text
+
+
+def test_unexpected_exception_in_an_image_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(picture: Image.Image) -> Image.Image:
+        raise AttributeError("two\nlines")
+
+    monkeypatch.setattr(images, "_to_model_input", fail)
+    Image.new("RGB", (9, 9)).save(tmp_path / "odd.jpg")
+    with pytest.raises(InvalidImage, match=r"odd\.jpg can't be used: damaged: AttributeError: two lines\.$") as raised:
+        _read_image(str(tmp_path / "odd.jpg"))
+    assert "\n" not in str(raised.value)

@@ -16,11 +16,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 from torchvision.transforms import v2
 
 from fmnist_model.dataset import from_table, to_table
 from fmnist_model.errors import InvalidDataset
+from fmnist_model.images import decode as images
+from fmnist_model.images import png
 from fmnist_model.images.decode import (
     DecodedImages,
     ImageRejected,
@@ -246,6 +248,87 @@ def test_picture_is_turned_upright_as_exif_says(file_format: str, orientation: i
     np.testing.assert_allclose(decoded.astype(int), upright(stored), atol=5 if file_format == "JPEG" else 1)
 
 
+def exif_block(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """Little-endian EXIF. An entry is tag, type, count and value; a value of over four bytes is put after the list."""
+    outside = b""
+    listed = b""
+    for tag, kind, count, value in sorted(entries):
+        place = (
+            value.ljust(4, b"\0")
+            if len(value) <= 4
+            else struct.pack("<I", 8 + 2 + 12 * len(entries) + 4 + len(outside))
+        )
+        listed += struct.pack("<HHI", tag, kind, count) + place
+        outside += value if len(value) > 4 else b""
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + listed + bytes(4) + outside
+
+
+def jpeg_with(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """`smooth_grey` as a JPEG with such EXIF."""
+    return encode(Image.fromarray(smooth_grey(28, 28)), "JPEG", quality=95, exif=exif_block(*entries))
+
+
+SHORT, LONG = 3, 4
+CLOCKWISE = (0x0112, SHORT, 1, struct.pack("<H", 6))
+
+ODD_TAGS = {
+    "resolution is negative over zero": (0x011A, 10, 1, struct.pack("<ii", -1, 0)),
+    "resolution is text": (0x011A, 2, 4, b"300\0"),
+    "resolution unit is a fraction": (0x0128, 5, 1, struct.pack("<II", 2, 0)),
+    "maker is a float": (0x010F, 12, 1, struct.pack("<d", float("nan"))),
+    "software is numbers": (0x0131, SHORT, 3, bytes(6)),
+    "date is a signed byte": (0x0132, 6, 1, b"\xff"),
+    "EXIF folder is text": (0x8769, 2, 4, b"abc\0"),
+    "EXIF folder lies before the file": (0x8769, 9, 1, struct.pack("<i", -1)),
+    "GPS folder is a float": (0x8825, 11, 1, struct.pack("<f", 1.5)),
+    "maker's note is a number": (0x927C, LONG, 1, struct.pack("<I", 7)),
+    "unknown tag of an unknown type": (0x9999, 99, 1, b"1234"),
+}
+
+
+@pytest.mark.parametrize("entry", ODD_TAGS.values(), ids=ODD_TAGS)
+def test_tag_of_the_wrong_type_leaves_the_orientation_readable(entry: tuple[int, int, int, bytes]):
+    decoded = decode_image(jpeg_with(CLOCKWISE, entry))
+    np.testing.assert_allclose(decoded.astype(int), np.rot90(smooth_grey(28, 28), -1), atol=5)
+
+
+ODD_ORIENTATIONS = {
+    "0": (0x0112, SHORT, 1, struct.pack("<H", 0)),
+    "9": (0x0112, SHORT, 1, struct.pack("<H", 9)),
+    "65535": (0x0112, SHORT, 1, b"\xff\xff"),
+    "4 billion": (0x0112, LONG, 1, b"\xff\xff\xff\xff"),
+    "negative": (0x0112, 8, 1, struct.pack("<h", -6)),
+    "no value": (0x0112, SHORT, 0, b""),
+    "text": (0x0112, 2, 2, b"6\0"),
+    "bytes": (0x0112, 7, 1, b"\6"),
+    "fraction of zero": (0x0112, 5, 1, struct.pack("<II", 6, 0)),
+    "not a number": (0x0112, 11, 1, struct.pack("<f", float("nan"))),
+    "unknown type": (0x0112, 99, 1, b"\6"),
+}
+
+
+@pytest.mark.parametrize("entry", ODD_ORIENTATIONS.values(), ids=ODD_ORIENTATIONS)
+def test_odd_orientation_counts_as_upright(entry: tuple[int, int, int, bytes]):
+    np.testing.assert_allclose(decode_image(jpeg_with(entry)).astype(int), smooth_grey(28, 28), atol=5)
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II", b"Exif\0\0no EXIF at all", exif_block(CLOCKWISE)[:-9]])
+def test_exif_that_cannot_be_parsed_counts_as_upright(exif: bytes):
+    data = encode(Image.fromarray(smooth_grey(28, 28)), "JPEG", quality=95, exif=exif)
+    np.testing.assert_allclose(decode_image(data).astype(int), smooth_grey(28, 28), atol=5)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("xmp", [7, "<x/>"], ids=["number", "text"])
+def test_tiff_with_xmp_of_the_wrong_type_is_turned_upright(xmp: int | str, orientation: int):
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[0x0112] = orientation
+    tags.tagtype[0x02BC] = 2 if isinstance(xmp, str) else SHORT
+    tags[0x02BC] = xmp
+    decoded = decode_image(encode(Image.fromarray(smooth_grey(28, 28)), "TIFF", tiffinfo=tags))
+    np.testing.assert_array_equal(decoded, np.rot90(smooth_grey(28, 28), -1 if orientation == 6 else 0))
+
+
 SIZES = [(28, 29), (56, 56), (100, 37), (27, 28), (7, 200), (1, 1), (280, 280)]
 
 
@@ -384,6 +467,51 @@ print(peak_megabytes() - before, time.perf_counter() - began)
 @pytest.mark.filterwarnings("error")
 def test_large_picture_below_the_limit_is_no_bomb():
     assert decode_image(encode(Image.new("1", (8_000, 8_000), 1), "PNG")).min() == 255
+
+
+class Unforeseen(Exception):
+    """An exception that no decoder is known to raise."""
+
+
+@pytest.mark.parametrize(
+    "error", [Unforeseen("two\nlines"), KeyError(7), struct.error("argument"), MemoryError()], ids=repr
+)
+def test_unexpected_exception_rejects_one_image_by_its_class(error: Exception, monkeypatch: pytest.MonkeyPatch):
+    transform = images._to_model_input
+
+    def fail_for_one(picture: Image.Image) -> Image.Image:
+        if picture.size == (13, 13):
+            raise error
+        return transform(picture)
+
+    monkeypatch.setattr(images, "_to_model_input", fail_for_one)
+    files = [encode_png(np.full((size, size), size, np.uint8)) for size in (12, 13, 14)]
+    decoded = decode_images(pa.array(files, pa.binary()))
+    assert decoded.pixels[:, 0, 0].tolist() == [12, 14]
+    assert [row for row, _ in decoded.rejected] == [1]
+    assert decoded.rejected[0][1].startswith(f"damaged: {type(error).__name__}")
+    assert len(decoded.rejected[0][1].splitlines()) == 1
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_interrupt_ends_the_decoding(stop: type[BaseException], monkeypatch: pytest.MonkeyPatch):
+    def interrupt(picture: Image.Image) -> Image.Image:
+        raise stop
+
+    monkeypatch.setattr(images, "_to_model_input", interrupt)
+    with pytest.raises(stop):
+        decode_images(pa.array([SMALL["PNG"]], pa.binary()))
+
+
+def test_unexpected_exception_among_plain_pngs_loses_no_image(monkeypatch: pytest.MonkeyPatch):
+    def fail(*arguments: Any) -> bytes:
+        raise Unforeseen
+
+    monkeypatch.setattr(png.deflate, "zlib_decompress", fail)
+    pixels = random_grey(40, 28, 28)
+    decoded = decode_images(pa.array([*map(encode_png, pixels), b"no picture"], pa.binary()))
+    np.testing.assert_array_equal(decoded.pixels, pixels)
+    assert [row for row, _ in decoded.rejected] == [40]
 
 
 # Dark on light

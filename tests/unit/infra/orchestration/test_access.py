@@ -16,7 +16,7 @@ from websockets.sync.client import connect
 
 from infra.orchestration.access import access_settings, restrict_access
 from infra.orchestration.server import prefect_api, prefect_server
-from tests.s3_server import free_port
+from tests.harness.s3_server import free_port
 
 _FOREIGN = [
     "https://evil.example",

@@ -1,5 +1,7 @@
 """A shard's parts hold each of its images once, and are the same whoever writes them and however often."""
 
+import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from fmnist_model.network import NeuralNetwork, save_weights
 from infra.cluster.actor_pool import map_shards
@@ -19,7 +22,7 @@ from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.prediction_table import BatchPlan, ShardBooks, errors_key, existing_parts, part_key, read_books
 from tasks.classification.actor import ShardClassifier
 from tasks.classification.inputs import ReadOptions
-from tests.unit.tasks.classification.image_inputs import OPTIONS, plan_of, png, save_files, save_tar
+from tests.unit.tasks.classification.image_inputs import OPTIONS, picture, plan_of, png, save_files, save_tar
 
 
 @pytest.fixture
@@ -134,6 +137,18 @@ def test_shard_of_errors_alone_has_both_parts(store: ObjectStore, model: ModelVe
     books = classify(store, batch, model)
     assert (books.predicted, books.quarantined) == (0, 1)
     assert (len(read(store, part_key(batch, 0))), len(read(store, errors_key(batch, 0)))) == (0, 1)
+
+
+def test_jpeg_with_a_negative_resolution_is_predicted(
+    store: ObjectStore, model: ModelVersion, images: Path, tmp_path: Path
+):
+    buffer = io.BytesIO()
+    entries = struct.pack("<HHIIHHIHH", 0x011A, 10, 1, 38, 0x0112, 3, 1, 6, 0)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4) + struct.pack("<ii", -1, 0)
+    Image.fromarray(picture(4)).save(buffer, "JPEG", exif=exif)
+    save_files(images, {"b.png": buffer.getvalue()})
+    books = classify(store, plan(store, tmp_path, images), model)
+    assert (books.predicted, books.quarantined) == (5, 0)
 
 
 def probabilities(store: ObjectStore, batch: BatchPlan) -> NDArray[np.float64]:

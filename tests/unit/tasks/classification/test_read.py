@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fmnist_model.images.decode import decode_images
+from infra.errors import RequestError
 from tasks.classification import read as reading
 from tasks.classification.inputs import ReadOptions
 from tasks.classification.read import ReadImages, read_shard
@@ -428,6 +429,49 @@ def test_damaged_member_of_a_tar_is_told_by_its_own_name(tmp_path: Path):
 def test_null_in_a_parquet_file_is_told(tmp_path: Path):
     save_parquet(tmp_path / "b.parquet", [png(0), None, png(2)])
     assert reason_of_second(plan_of(tmp_path / "b.parquet")).startswith("missing: ")
+
+
+def test_unexpected_exception_of_one_file_leaves_the_others(three: Path, monkeypatch: pytest.MonkeyPatch):
+    read = reading.read_input
+
+    def fail_for_one(uri: str, fingerprint: str, largest: int) -> bytes:
+        if uri.endswith("/1.png"):
+            raise KeyError(uri)
+        return read(uri, fingerprint, largest)
+
+    monkeypatch.setattr(reading, "read_input", fail_for_one)
+    assert reason_of_second(plan_of(three)).startswith("damaged: KeyError: ")
+
+
+def test_unexpected_exception_of_a_container_leaves_the_images_read_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    save_tar(tmp_path / "a.tar", [("1.png", png(0)), ("2.png", png(1))])
+    save_files(tmp_path, {"b.png": png(2)})
+    plan = plan_of(tmp_path)
+    read = reading.read
+
+    def fail_after_one(*arguments: Any, **options: Any) -> Any:
+        yield next(read(*arguments, **options | {"batch_rows": 1}))
+        raise RecursionError
+
+    monkeypatch.setattr(reading, "read", fail_after_one)
+    assert kinds_of_reasons(read_plan(plan)) == [None, "damaged", None]
+
+
+@pytest.mark.parametrize("error", [RequestError("S3 does not answer"), OSError("AWS Error")], ids=repr)
+@pytest.mark.parametrize("reader", ["read_input", "read"])
+def test_store_failure_fails_the_shard(tmp_path: Path, reader: str, error: Exception, monkeypatch: pytest.MonkeyPatch):
+    save_tar(tmp_path / "a.tar", [("1.png", png(0))])
+    save_files(tmp_path, {"b.png": png(2)})
+    plan = plan_of(tmp_path)
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(reading, reader, fail)
+    with pytest.raises(type(error)):
+        read_plan(plan)
 
 
 # Containers that change under the reader
