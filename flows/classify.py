@@ -3,10 +3,10 @@
 from prefect import flow
 
 from flows.parameters import ClassifyParameters
-from infra.orchestration.flow_progress import reported
+from infra.cluster.connection import connected_to_ray
+from infra.orchestration.flow_progress import shows_progress
 from infra.orchestration.flow_run import finished
 from infra.orchestration.one_at_a_time import one_at_a_time
-from infra.orchestration.ray_steps import ClusterTaskRunner, on_ray
 from tasks.classification.classify import classify_shards
 from tasks.classification.commit import check_error_share, commit_batches
 from tasks.classification.plan import plan_batch, resolve_model
@@ -15,8 +15,9 @@ from tasks.dataset import prepare_dataset, split_uris
 from tasks.summaries import ClassificationSummary
 
 
-@flow(name="classify", task_runner=ClusterTaskRunner())
-@reported
+@flow(name="classify")
+@connected_to_ray
+@shows_progress
 def classify(parameters: ClassifyParameters = ClassifyParameters()) -> ClassificationSummary:  # noqa: B008 # it is frozen
     """Classify every image that the table does not hold yet, and commit the predictions as a batch."""
     with one_at_a_time(f"classify into {parameters.table}"):
@@ -26,7 +27,7 @@ def classify(parameters: ClassifyParameters = ClassifyParameters()) -> Classific
         if not work.plans:
             nothing = ClassificationSummary(table=parameters.table, work=work, manifests=[])
             return finished(nothing, nothing.in_words())
-        batches = on_ray(classify_shards, work, parameters.actor_resources())
+        batches = classify_shards(work, parameters.actor_resources())
         manifests = commit_batches(work, batches)
         reports = write_batch_reports(manifests)
         check_error_share(manifests, parameters.max_error_share)

@@ -3,10 +3,10 @@
 from prefect import flow
 
 from flows.parameters import TrainParameters
-from infra.orchestration.flow_progress import reported
+from infra.cluster.connection import connected_to_ray
+from infra.orchestration.flow_progress import shows_progress
 from infra.orchestration.flow_run import finished
 from infra.orchestration.one_at_a_time import one_at_a_time
-from infra.orchestration.ray_steps import ClusterTaskRunner, on_ray
 from tasks.dataset import prepare_dataset
 from tasks.summaries import TrainingSummary
 from tasks.training.begin import begin_run
@@ -17,16 +17,17 @@ from tasks.training.report import write_report
 from tasks.training.train import train_network
 
 
-@flow(name="train", task_runner=ClusterTaskRunner())
-@reported
+@flow(name="train")
+@connected_to_ray
+@shows_progress
 def train(parameters: TrainParameters = TrainParameters()) -> TrainingSummary:  # noqa: B008 # it is frozen
     """Train the network on Fashion-MNIST, evaluate it, register it, and make it champion if it is the best."""
     with one_at_a_time("training"):
         dataset = prepare_dataset()
         run = begin_run(parameters.preset, parameters.overrides(), parameters.run.resume, parameters.run.from_model)
-        trained = on_ray(train_network, run, dataset, parameters.workers)
+        trained = train_network(run, dataset, parameters.workers)
         write_metrics(trained, tensorboard=parameters.run.tensorboard)
-        result = on_ray(evaluate_checkpoint, trained, dataset)
+        result = evaluate_checkpoint(trained, dataset)
         registration = register_model(trained, result)
         write_report(trained, result, registration)
         prune_checkpoints(trained, parameters.run.keep_best)

@@ -5,9 +5,9 @@ from prefect import flow
 from flows.classify import classify
 from flows.parameters import ClassifyParameters, TrainParameters
 from flows.train import train
-from infra.orchestration.flow_progress import reported
+from infra.cluster.connection import connected_to_ray
+from infra.orchestration.flow_progress import shows_progress
 from infra.orchestration.flow_run import finished
-from infra.orchestration.ray_steps import ClusterTaskRunner
 from tasks.classification.summarize import compare_with_labels
 from tasks.dataset import split_uris
 from tasks.summaries import MainJobSummary
@@ -15,8 +15,9 @@ from tasks.summaries import MainJobSummary
 TEST_TABLE = "fashion-mnist-test"
 
 
-@flow(name="train-and-classify", task_runner=ClusterTaskRunner())
-@reported
+@flow(name="train-and-classify")
+@connected_to_ray
+@shows_progress
 def train_and_classify(parameters: TrainParameters = TrainParameters()) -> MainJobSummary:  # noqa: B008 # it is frozen
     """Train, classify the test images from their shards, and hold the predictions against the labels."""
     training = train(parameters)

@@ -141,7 +141,7 @@ def _job(title: str) -> Iterator[Callable[[Settings], Timeline]]:
         except KeyboardInterrupt:
             raise Interrupted(way_on(lines[0].run_id if lines else None)) from None
         except JobError as error:
-            from infra.orchestration.ray_steps import ClusterLost
+            from infra.cluster.waiting import ClusterLost
 
             if isinstance(error, ClusterLost):
                 raise ClusterLost(f"{error} {way_on(lines[0].run_id if lines else None)}") from None

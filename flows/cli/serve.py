@@ -83,7 +83,7 @@ def _start_services(settings: Settings, port: int, stack: ExitStack) -> "tuple[S
     """
     from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
-    from infra.cluster.connection import ray_head
+    from infra.cluster.local_ray import ray_head
     from infra.orchestration.server import prefect_server
 
     configured = get_current_settings().api.url

@@ -1,13 +1,13 @@
-"""What a run from the command line needs besides itself: Prefect's API and Ray, started side by side."""
+"""Start Prefect's API and Ray for a command, side by side."""
 
+import importlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from infra.cluster.address import is_this_machine
-from infra.errors import RequestError
+from infra.importing import gc_paused
 from infra.settings import Settings
 
 _ENVIRONMENT = {
@@ -45,15 +45,19 @@ def prepare_environment(*, console: bool = False) -> None:
 
 
 @contextmanager
-def services(settings: Settings) -> Iterator[StartUp]:
-    """Provide Prefect's API and a Ray cluster for the length of the block; what was started for it ends with it.
+def services(settings: Settings, *, imports: Sequence[str] = ()) -> Iterator[StartUp]:
+    """Provide Prefect's API and Ray for the length of the block. What is started here ends with the block.
+
+    Args:
+        settings: where Ray and the state folder are.
+        imports: modules that the run needs. They are imported while Prefect's server starts in its own process.
 
     Raises:
-        RequestError: a service is configured that can't be used.
+        RequestError: a configured service can't be used.
+        JobError: Prefect's server doesn't start.
     """
     from infra.orchestration.server import prefect_api
 
-    _check_that_nodes_reach_prefect(settings)
     began = time.perf_counter()
     started = StartUp()
     with prefect_api(settings.state_dir) as wait_for_prefect:
@@ -63,17 +67,10 @@ def services(settings: Settings) -> Iterator[StartUp]:
             from infra.cluster.progress_board import ProgressBoard
 
             started.ray_seconds = time.perf_counter() - began
-            ProgressBoard()  # its process comes up while Prefect's server does
+            ProgressBoard()  # its process starts in the background, too
+            with gc_paused():
+                for module in imports:
+                    importlib.import_module(module)
             wait_for_prefect()
             started.prefect_seconds = time.perf_counter() - began
             yield started
-
-
-def _check_that_nodes_reach_prefect(settings: Settings) -> None:
-    from prefect.settings import get_current_settings
-
-    if settings.ray_address and not get_current_settings().api.url and not is_this_machine(settings.ray_address):
-        raise RequestError(
-            f"FMNIST_RAY_ADDRESS: the tasks that run at {settings.ray_address} report to Prefect, and would not reach "
-            "a server of this machine alone. Name one that they reach with PREFECT_API_URL."
-        )

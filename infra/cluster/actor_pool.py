@@ -1,49 +1,56 @@
-"""Shards of work mapped over Ray actors, as many as the cluster has room for at the time.
+"""Map shards of work over as many Ray actors as the cluster has room for.
 
-The next shard goes to the actor that is free, and none to one that still waits for its node; the shard of an actor that
-dies goes to another. The pool grows when the cluster does, and gives its room back as soon as there is nothing left to
-hand out.
+A shard goes to an actor that is ready and free. If an actor dies, its shard goes to another one. The pool grows with
+the cluster, and releases an actor as soon as no shard is left for it.
 
-Measured against Ray Data's actor pool over the same shards (docs/performance.md): Ray Data takes three seconds longer
-to start, and hands out thousands of tiny shards a little faster; planning makes none that small. Ray's own `ActorPool`
-hands shards to actors for which there is no node yet. Ray's own retries of an actor's task may be spent within a second
-or two, before Ray has noticed that the actor's node is gone.
+Ray Data's actor pool takes three seconds longer to start over the same shards, and is a little faster with thousands
+of tiny shards, which planning never makes (docs/performance.md). Ray's `ActorPool` gives shards to actors that have no
+node yet. Ray's own retries of an actor task may be used up within two seconds, before Ray notices that the node is
+gone.
 """
 
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
+from queue import Empty, SimpleQueue
 from typing import Any
 
-from infra.cluster.connection import cluster_limit
 from infra.cluster.resources import ActorResources
+from infra.cluster.size import cluster_limit
+from infra.cluster.waiting import ClusterLost, HeadWatch
 from infra.errors import JobError
 
-_DEATHS = 3
-"""Of actors under the same shard, or of actors that start, one after the other, that are got over."""
-_LOOK_SECONDS = 2.0
-"""How often the size of the cluster is looked at."""
+_MOST_DEATHS = 3
+"""Actor deaths to tolerate, per shard and in a row during start-up."""
+_GROW_SECONDS = 2.0
+"""Time between two looks at the size of the cluster."""
+_WAIT_SECONDS = 1.0
+"""Longest wait for an answer before the head of the cluster is checked."""
 
 
 @contextmanager
 def map_shards(
     actor_class: type, arguments: tuple[Any, ...], shards: Sequence[int], resources: ActorResources, *, what: str
 ) -> Iterator[Iterator[Any]]:
-    """Have actors do shards; the block begins when the first actor is ready, and all are gone when it ends.
+    """Map shards over actors. The block starts when the first actor is ready, and every actor is gone after it.
+
+    Signals and timeouts interrupt the wait for results.
 
     Args:
-        actor_class: with the methods `ready()` and `work(shard)`, which may be called again for the same shard.
-        arguments: of its constructor.
-        shards: at least one.
-        resources: of each actor.
-        what: the job's name, for messages.
+        actor_class: class with the methods `ready()` and `work(shard)`. `work` may run twice for the same shard.
+        arguments: arguments of its constructor.
+        shards: shard numbers, at least one.
+        resources: resources of each actor.
+        what: name of the job, for messages.
 
-    Returns:
-        What `work` returned for each shard, as they are done.
+    Yields:
+        The results of `work`, in the order in which shards finish.
 
     Raises:
-        JobError: an actor or a shard fails again and again.
+        JobError: an actor or a shard failed too often.
+        ClusterLost: the head of the cluster is gone.
     """
     import ray
 
@@ -52,10 +59,16 @@ def map_shards(
         pool.await_first()
         yield pool.results()
     except ray.exceptions.RayError as error:
+        pool.end()
         cause = getattr(error, "cause", None) or error
         text = (str(cause).strip() or type(cause).__name__).splitlines()[-1].rstrip(".")
-        raise JobError(f"{what} failed: {text}. The finished shards are kept; run it again.") from error
-    finally:
+        raise JobError(f"{what} failed: {text}. The finished shards are kept. Run it again.") from error
+    except ClusterLost:
+        raise  # without a head, a request to end the actors would block
+    except BaseException:
+        pool.end()
+        raise
+    else:
         pool.end()
 
 
@@ -68,32 +81,34 @@ class _Pool:
         actor = ray.remote(max_restarts=0, max_task_retries=0)(actor_class)
         self._actor = actor.options(**resources.options(has_gpus=cluster_limit().gpus > 0))
         self._arguments, self._resources = arguments, resources
+        self._head = HeadWatch()
         self._left = deque(shards)
-        # Actors, and the shards that they do, by what they are to answer.
+        # The actor, and the shard it works on, by the reference that its answer will have.
         self._starting: dict[Any, Any] = {}
         self._working: dict[Any, tuple[Any, int]] = {}
+        self._answered: SimpleQueue[tuple[Any, Future[Any]]] = SimpleQueue()
         self._deaths: Counter[int | None] = Counter()
 
     def await_first(self) -> None:
         """Wait until an actor is ready."""
         self._grow()
         while not self._working:
-            self._answers()
+            self._next_results()
 
     def results(self) -> Iterator[Any]:
-        """What the actors return, until all is done."""
-        looked = time.monotonic()
+        """Yield what the actors return until every shard is done."""
+        grown = time.monotonic()
         while self._working or self._left:
-            yield from self._answers()
+            yield from self._next_results()
             if not self._left:
                 self._kill(self._starting.values())
                 self._starting.clear()
-            elif time.monotonic() - looked > _LOOK_SECONDS:
-                looked = time.monotonic()
+            elif time.monotonic() - grown > _GROW_SECONDS:
+                grown = time.monotonic()
                 self._grow()
 
     def end(self) -> None:
-        """Have no actor left."""
+        """Kill every actor."""
         self._kill([*self._starting.values(), *(actor for actor, _ in self._working.values())])
 
     def _grow(self) -> None:
@@ -101,44 +116,51 @@ class _Pool:
         room = self._resources.room(cpus=limit.cpus, gpus=limit.gpus) - len(self._starting) - len(self._working)
         for _ in range(min(room, len(self._left) - len(self._starting))):
             actor = self._actor.remote(*self._arguments)
-            self._starting[actor.ready.remote()] = actor
+            self._starting[self._when_answered(actor.ready.remote())] = actor
 
-    def _answers(self) -> list[Any]:
-        """Give actors that are ready or done their next shard, and return what those that are done returned."""
+    def _when_answered(self, reference: Any) -> Any:
+        reference.future().add_done_callback(lambda outcome: self._answered.put((reference, outcome)))
+        return reference
+
+    def _next_results(self) -> list[Any]:
+        """Wait for an answer, give its actor the next shard, and return the result if there is one."""
         import ray
 
-        results = []
-        answers, _ = ray.wait([*self._starting, *self._working], num_returns=1, timeout=_LOOK_SECONDS)
-        for answer in answers:
-            starts = answer in self._starting
-            actor, shard = (self._starting.pop(answer), None) if starts else self._working.pop(answer)
-            try:
-                value = ray.get(answer)
-            except ray.exceptions.RayActorError as error:
-                self._replace(actor, shard, error)
-                continue
-            except BaseException:
-                ray.kill(actor)
-                raise
-            if starts:
-                self._deaths[None] = 0
-            else:
-                results.append(value)
-            self._hand_out(actor)
-        return results
+        try:
+            reference, outcome = self._answered.get(timeout=_WAIT_SECONDS)
+        except Empty:
+            self._head.check()
+            return []
+        is_start = reference in self._starting
+        if not is_start and reference not in self._working:
+            return []  # the actor was killed meanwhile
+        actor, shard = (self._starting.pop(reference), None) if is_start else self._working.pop(reference)
+        try:
+            value = outcome.result()
+        except ray.exceptions.RayActorError as error:
+            self._replace(actor, shard, error)
+            return []
+        except BaseException:
+            ray.kill(actor)
+            raise
+        self._give_next_shard(actor)
+        if is_start:
+            self._deaths[None] = 0
+            return []
+        return [value]
 
-    def _hand_out(self, actor: Any) -> None:
+    def _give_next_shard(self, actor: Any) -> None:
         if not self._left:
             self._kill([actor])
             return
         shard = self._left.popleft()
-        self._working[actor.work.remote(shard)] = actor, shard
+        self._working[self._when_answered(actor.work.remote(shard))] = actor, shard
 
     def _replace(self, actor: Any, shard: int | None, error: Any) -> None:
-        """Get over an actor that died, or whose node can't be reached, under a shard or while it started."""
+        """Replace an actor that died or whose node is unreachable, and put its shard back in front."""
         self._kill([actor])
         self._deaths[shard] += 1
-        if self._deaths[shard] > _DEATHS or getattr(error, "actor_init_failed", False):
+        if self._deaths[shard] > _MOST_DEATHS or getattr(error, "actor_init_failed", False):
             raise error
         if shard is not None:
             self._left.appendleft(shard)

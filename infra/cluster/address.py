@@ -26,17 +26,3 @@ def check_ray_address(address: str) -> None:
             f"FMNIST_RAY_ADDRESS: nothing listens at {address} ({error.strerror or error}). Start the cluster, correct "
             "the address, or unset it to have Ray started for the run."
         ) from None
-
-
-def is_this_machine(address: str) -> bool:
-    """Whether a Ray address is one of this machine's own."""
-    host = urlsplit(address if "://" in address else f"//{address}").hostname
-    if address == "auto" or host is None:
-        return True
-    try:
-        [(family, _, _, _, own), *_] = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
-        with socket.socket(family) as probe:
-            probe.bind(own)
-    except OSError:
-        return False
-    return True

@@ -12,7 +12,6 @@ from typing import Any
 from infra.cluster.progress_board import LoggedLine, ProgressBoard
 
 _OURS = ("flows", "tasks", "fmnist_model", "infra")
-_IN_THE_LOG_ALREADY = ("prefect.flow_runs", "prefect.task_runs")
 _LINES_A_SECOND = 5
 _BURST = 20
 _LONGEST = 2_000
@@ -20,7 +19,7 @@ _LONGEST = 2_000
 _BOARD_SECONDS = 5.0
 
 
-def hand_on_logs(where: str) -> "BoardHandler":
+def forward_logs(where: str) -> "BoardHandler":
     """Have what this process logs from now on appear in the flow run's log.
 
     Args:
@@ -51,8 +50,6 @@ class BoardHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Hand a record on, or count it, or leave it: third parties have to say something of weight."""
         if record.levelno < logging.WARNING and record.name.partition(".")[0] not in _OURS:
-            return
-        if str(record.name).startswith(_IN_THE_LOG_ALREADY):
             return
         now = time.monotonic()
         self._allowance = min(_BURST, self._allowance + (now - self._looked) * _LINES_A_SECOND)

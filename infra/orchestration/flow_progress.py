@@ -35,7 +35,7 @@ _reporting = threading.Lock()
 """Held by the outermost flow of this process: what its subflows do is shown there."""
 
 
-def reported(flow_function: Callable[P, R]) -> Callable[P, R]:
+def shows_progress(flow_function: Callable[P, R]) -> Callable[P, R]:
     """Show, for the length of a flow, how far its work is."""
 
     @functools.wraps(flow_function)
@@ -122,7 +122,7 @@ class _Reporter:
     def _show(self, client: Any) -> None:
         entry, lines, lost = ProgressBoard().take()
         for line in lines:
-            self._hand_on(line)
+            self._forward(line)
         if lost:
             self._log.warning("%d lines that workers logged were too many to be shown.", lost)
         if not entry or entry == self._shown:
@@ -145,7 +145,7 @@ class _Reporter:
         else:
             self._undrawn = entry
 
-    def _hand_on(self, line: LoggedLine) -> None:
+    def _forward(self, line: LoggedLine) -> None:
         """Log what a worker logged, as of the time when it did."""
         logger = self._log.logger
         _, options = self._log.process("", {})

@@ -1,26 +1,23 @@
-"""Prefect's API for a run on one machine: a server of the run's own, unless one is configured.
+"""Prefect's API for a run on one machine: the configured server, or one that is started for the run.
 
-Prefect can start a temporary server by itself, but gives it 20 s, which the migrations of a new database outlast, and
-every worker process would start another one on the same file. This one is started beside Ray, is waited for as long as
-it lives, and is known to every worker by its URL. It listens on a socket that is bound before it starts (so there is no
-port to lose to another process), and ends with the process that started it, however that ends.
+Prefect can start a temporary server by itself. It allows 20 s for that, which the migrations of a new database exceed
+on a fresh machine. This server is started beside Ray and is waited for as long as it lives. It listens on a socket that
+is bound before its start, so no other process can take its port. It ends with the process that started it.
 """
 
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from infra.errors import JobError, RequestError
+from infra.orchestration.child_process import ChildProcess, ends_with
 
 _START_SECONDS = 180
 
@@ -100,56 +97,25 @@ def prefect_server(state_dir: Path, port: int) -> Iterator["Server"]:
 
 
 @dataclass
-class Server:
-    """A server's process, which can be started again on the socket that it had."""
+class Server(ChildProcess):
+    """A server's process, which can be started again on the socket that it had.
 
-    url: str
-    """Of its API."""
-    log: Path
-    _command: list[str]
-    _environment: dict[str, str]
-    _listener: socket.socket
-    _process: "subprocess.Popen[bytes] | None" = None
+    Requests that arrive before the server is up wait in the socket's queue.
+    """
 
-    def start(self) -> None:
-        """Start the process. Requests that come before it is up wait in the socket's queue."""
-        with self.log.open("ab") as output:
-            self._process = subprocess.Popen(
-                self._command,
-                pass_fds=[self._listener.fileno()],
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for the run, which ends its server in its own time
-            )
-
-    def has_ended(self) -> bool:
-        """Whether the process is gone."""
-        return self._process is None or self._process.poll() is not None
-
-    def stop(self) -> None:
-        """End the process."""
-        if self._process is None:
-            return
-        self._process.terminate()
-        try:
-            self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+    url: str = ""
+    """URL of its API."""
 
     def wait_until_healthy(self) -> str:
-        """Wait until it answers, and return its URL.
+        """Wait until the server answers, and return its URL.
 
         Raises:
-            JobError: it ended, or took too long.
+            JobError: the server ended or took too long.
         """
         import httpx
 
         deadline = time.monotonic() + _START_SECONDS
         while not self.has_ended() and time.monotonic() < deadline:
-            # The socket listens before the server does, so a request waits in its queue until the server answers.
             try:
                 if httpx.get(f"{self.url}/health", timeout=5, trust_env=False).is_success:
                     return self.url
@@ -159,16 +125,15 @@ class Server:
         raise JobError(f"Prefect's embedded server did not start. The end of {self.log}:\n{ending}")
 
 
-_EPHEMERAL = "PREFECT__SERVER_EPHEMERAL"
 _FOR_ONE_RUN = {
     "PREFECT_UI_ENABLED": "0",
-    _EPHEMERAL: "1",  # what Prefect sets for its own temporary server: no services for schedules
-    "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",  # of automations, which are a server's that stays
+    "PREFECT__SERVER_EPHEMERAL": "1",  # as Prefect sets it for its own temporary server: no services for schedules
+    "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",  # automations belong to a server that stays
 }
 _FOR_SCHEDULES = {
-    # In memory, which is the default, leases are lost with the server, and what they held is held up for ever.
+    # By default, leases are in memory and are lost with the server. What they protect would then stay locked.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-    # Its pages are prepared in this folder; where it is not named, among the installed packages.
+    # The server prepares its UI in this folder. The default is a folder among the installed packages.
     "PREFECT_UI_STATIC_DIRECTORY": "{home}/ui",
 }
 
@@ -194,7 +159,7 @@ def _server(home: Path, port: int | None = None) -> Iterator[Server]:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
         options = [f"--descriptor={listener.fileno()}", f"--owner={os.getpid()}"]
         command = [sys.executable, "-m", "infra.orchestration.server", *options]
-        server = Server(url, log, command, environment, listener)
+        server = Server(command, environment, log, [listener.fileno()], url)
         server.start()
         try:
             yield server
@@ -228,12 +193,11 @@ def _serve(
     from prefect.server.api.server import create_app
 
     from infra.orchestration.access import access_settings, restrict_access
+    from infra.upstream.prefect_sqlite_transactions import begin_transactions_as_writers
 
     if owner is not None:
         threading.Thread(target=_stop_with, args=[owner], daemon=True).start()
-    have_writers_wait()
-    if os.environ.get(_EPHEMERAL):
-        calm_background_worker()
+    begin_transactions_as_writers()
     level = os.environ.get("PREFECT_SERVER_LOGGING_LEVEL", "error").lower()  # info: a line a request
     listener = socket.create_server((host, port)) if descriptor is None else socket.socket(fileno=descriptor)
     with listener, access_settings(listener.getsockname()[1]) as addresses:
@@ -242,52 +206,11 @@ def _serve(
 
 
 def _stop_with(owner: int) -> None:
-    while os.getppid() == owner:
+    while not ends_with(owner):
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(5)
     os._exit(1)
-
-
-def have_writers_wait() -> None:
-    """Have each transaction wait, from its beginning, for those that write.
-
-    Prefect begins most of them as readers. SQLite refuses what such a one writes after another has written, at once and
-    whatever its patience; the server answers 503, and Prefect's client asks again two seconds later.
-    """
-    from prefect.server.database.configurations import AioSqliteConfiguration
-
-    begin = AioSqliteConfiguration.begin_transaction
-
-    def begin_as_writer(self: Any, session: Any, with_for_update: bool = True) -> Any:  # noqa: ARG001
-        return begin(self, session, with_for_update=True)
-
-    AioSqliteConfiguration.begin_transaction = begin_as_writer  # type: ignore[method-assign]
-
-
-_BACKGROUND_SECONDS = 2.0
-
-
-def calm_background_worker() -> None:
-    """Have the server look for background work less often than four times a second, for which a single run has no use.
-
-    And not ten times a second whether such work is to be cancelled, which Prefect never asks for. On a machine whose
-    CPUs train, an idle server takes a fifth of what it would, without automations.
-    """
-    from docket import Worker
-    from prefect.server.api import background_workers
-
-    class CalmWorker(Worker):
-        def __init__(self, docket: Any) -> None:
-            seconds = timedelta(seconds=_BACKGROUND_SECONDS)
-            super().__init__(docket, minimum_check_interval=seconds, scheduling_resolution=seconds)
-
-        async def _cancellation_listener(self) -> None:
-            if self._processing_session is not None:
-                self._processing_session.cancellation_ready.set()
-                await self._processing_session.stopping.wait()
-
-    background_workers.Worker = CalmWorker  # type: ignore[attr-defined, assignment]
 
 
 if __name__ == "__main__":

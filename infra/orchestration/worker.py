@@ -1,68 +1,46 @@
-"""A process worker of Prefect's work pool, which runs the deployments' flows as processes of this machine.
+"""A Prefect worker for the process work pool. It runs the deployments' flows as processes of this machine.
 
-It ends with the process that started it, however that ends, and so do the flow runs that it started: they are told to
-end, have some seconds to say so to Prefect, and are killed then.
+The worker ends with the process that started it, and so do its flow runs. They are terminated, have ten seconds to
+report their state to Prefect, and are then killed.
 """
 
-import json
+import asyncio
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from infra.orchestration.child_process import ChildProcess, ends_with
 
 POOL = "fmnist"
 _GRACE_SECONDS = 10
 _QUERY_SECONDS = "1"
-"""Between two looks for runs that are due; Prefect's 10 are for thousands of workers on one server."""
-_EARLIER = timedelta(seconds=2)
-"""From when the worker reads a run's state until it listens; a run can't be cancelled and retried in less."""
-_OWN_FLOWS, _RUN_MODULE = "flows.deployed.", "flows.process"
-PREFECT_SETTINGS = "FMNIST_PREFECT_SETTINGS"
-"""Hands a run, as JSON, the Prefect settings of its deployment, which those of the worker would override."""
+"""Time between two queries for due runs. Prefect's default of 10 s is meant for thousands of workers on one server."""
 
 
-class Worker:
-    """A worker's process, which can be started again; PREFECT_API_URL says for which server it works."""
+class Worker(ChildProcess):
+    """The process of a worker for the server that PREFECT_API_URL names."""
 
-    def __init__(self, log: Path) -> None:
-        self._log = log
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start the process; what it and its flow runs print goes to the log."""
-        with self._log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "infra.orchestration.worker", str(os.getpid())],
-                env=os.environ | {"PREFECT_WORKER_QUERY_SECONDS": _QUERY_SECONDS},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for the process that started it
-            )
-
-    def has_ended(self) -> bool:
-        """Whether the process is gone."""
-        return self._process is None or self._process.poll() is not None
-
-    def stop(self) -> None:
-        """End the process and its flow runs."""
-        if self._process is not None:
-            end_with_runs(self._process.pid)
-            self._process.wait()
+    def stop(self, grace_seconds: float = _GRACE_SECONDS) -> None:
+        """End the worker and its flow runs."""
+        if self.pid is not None:
+            end_with_runs(self.pid, grace_seconds)
+            self.wait()
 
 
 @contextmanager
 def prefect_worker(log: Path) -> Iterator[Worker]:
-    """Run a worker for the length of the block."""
+    """Run a worker for the length of the block. Its output and that of its flow runs goes to the log."""
     log.write_bytes(b"")
-    worker = Worker(log)
+    command = [sys.executable, "-m", "infra.orchestration.worker", str(os.getpid())]
+    worker = Worker(command, os.environ | {"PREFECT_WORKER_QUERY_SECONDS": _QUERY_SECONDS}, log)
     worker.start()
     try:
         yield worker
@@ -70,8 +48,8 @@ def prefect_worker(log: Path) -> Iterator[Worker]:
         worker.stop()
 
 
-def end_with_runs(worker: int) -> None:
-    """End a worker and the processes that it started; those that don't in some seconds are killed."""
+def end_with_runs(worker: int, grace_seconds: float = _GRACE_SECONDS) -> None:
+    """Terminate a worker and the processes that it started, and kill those that don't end in time."""
     import psutil
 
     with suppress(psutil.NoSuchProcess):
@@ -80,97 +58,66 @@ def end_with_runs(worker: int) -> None:
         for process in [*runs, root]:
             with suppress(psutil.NoSuchProcess):
                 process.terminate()
-        _, alive = psutil.wait_procs([*runs, root], timeout=_GRACE_SECONDS)
+        _, alive = psutil.wait_procs([*runs, root], timeout=grace_seconds)
         for process in alive:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
 
 
-def _work(owner: int) -> None:
-    """Run the worker in this process until it is told to stop or its owner is gone."""
-    from prefect.cli import app
-    from prefect.runner import _flow_run_executor
-    from prefect.workers import process
+@cache
+def engine_worker() -> Any:
+    """Return Prefect's process worker, which starts every flow run directly as `python -m prefect.engine`.
 
-    own_runs: set[Any] = set()
-    process.ProcessWorker.job_configuration = run_configuration(own_runs)
-    process.load_flow_from_flow_run = flow_resolver(own_runs)  # type: ignore[attr-defined]
-    _flow_run_executor.FlowRunCancellingObserver = cancelling_observer()  # type: ignore[attr-defined]
-    sys.argv = ["prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "this-machine"]
-
-    def stop_with_owner() -> None:
-        while os.getppid() == owner:
-            time.sleep(1)
-        end_with_runs(os.getpid())
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=stop_with_owner, daemon=True).start()
-    app()
-
-
-def run_configuration(own_runs: set[Any]) -> Any:
-    """How runs are started: as Prefect does it, but those of our own deployments in one process.
-
-    Prefect starts a process that imports it only to fetch the flow's code, and then goes over into the one that runs
-    it. Our flows are installed where their worker is.
-
-    Args:
-        own_runs: ids of the flow runs that are begun so are added to it.
+    By default, Prefect starts a process that only fetches the flow's code, and then a second one that runs it. That
+    imports Prefect twice. Our flows are installed next to the worker, so there is nothing to fetch.
     """
+    import prefect.settings
     from prefect.utilities.processutils import command_to_string
-    from prefect.workers.process import ProcessJobConfiguration
+    from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
-    class RunConfiguration(ProcessJobConfiguration):
-        def prepare_for_flow_run(self, flow_run: Any, deployment: Any = None, *args: Any, **kwargs: Any) -> None:
-            entrypoint = (deployment and deployment.entrypoint) or ""
-            if self.command is None and entrypoint.startswith(_OWN_FLOWS):
-                self.command = command_to_string([sys.executable, "-m", _RUN_MODULE])
-                settings = {name: value for name, value in self.env.items() if name.startswith("PREFECT_") and value}
-                self.env[PREFECT_SETTINGS] = json.dumps(settings)
-                self.env["PREFECT__FLOW_ENTRYPOINT"] = entrypoint  # so that it is not asked for
-                own_runs.add(flow_run.id)
-            super().prepare_for_flow_run(flow_run, deployment, *args, **kwargs)
+    class EngineConfiguration(ProcessJobConfiguration):
+        def prepare_for_flow_run(self, *args: Any, **kwargs: Any) -> None:
+            if self.command is None:
+                self.command = command_to_string([sys.executable, "-m", "prefect.engine"])
+            super().prepare_for_flow_run(*args, **kwargs)
 
-    return RunConfiguration
+    warnings.filterwarnings("ignore", message="Type 'EngineWorker'", category=UserWarning)  # it replaces its parent
 
+    class EngineWorker(ProcessWorker):
+        job_configuration = EngineConfiguration
 
-def cancelling_observer() -> Any:
-    """What tells a run's executor that the run is to be cancelled.
+        async def run(self, flow_run: Any, configuration: Any, task_status: Any = None) -> Any:
+            # With a command, Prefect lets the worker's settings override those of the deployment. Here they are equal.
+            found = {name: getattr(prefect.settings, name, None) for name in configuration.env if _is_setting(name)}
+            updates = {setting: configuration.env[name] for name, setting in found.items() if setting is not None}
+            with prefect.settings.temporary_settings(updates):
+                return await super().run(flow_run, configuration, task_status)
 
-    Prefect's has the words of the last minute told again when it begins, and a run that is retried after a Cancel would
-    be ended by the word of that one.
-    """
-    from prefect._internal.observers import FlowRunCancellingObserver
-
-    class CancellingObserver(FlowRunCancellingObserver):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            self._not_before = datetime.now(UTC) - _EARLIER
-
-        async def _consume_events(self) -> None:
-            if (told := self._events_subscriber) is not None:
-                self._events_subscriber = (  # type: ignore[assignment]
-                    event async for event in told if event.occurred >= self._not_before
-                )
-            await super()._consume_events()  # type: ignore[no-untyped-call]
-
-    return CancellingObserver
+    return EngineWorker
 
 
-def flow_resolver(own_runs: set[Any]) -> Any:
-    """What the worker gets a cancelled run's flow by, to call its hooks.
+def _is_setting(name: str) -> bool:
+    return name.startswith("PREFECT_") and not name.startswith("PREFECT__")
 
-    Our flows have none, and the worker is spared to import them, Ray and all.
-    """
-    from prefect import Flow
-    from prefect.flows import load_flow_from_flow_run
 
-    async def resolve(flow_run: Any, *args: Any, **kwargs: Any) -> Any:
-        if flow_run.id in own_runs:
-            return Flow(lambda: None, name="without-hooks")
-        return await load_flow_from_flow_run(flow_run, *args, **kwargs)
+def _work(owner: int) -> None:
+    """Run the worker in this process until it is stopped or its owner is gone."""
+    from prefect.utilities.processutils import setup_signal_handlers_worker
 
-    return resolve
+    from infra.upstream.prefect_cancelling_observer import ignore_earlier_cancels
+
+    ignore_earlier_cancels()
+    threading.Thread(target=_stop_with, args=[owner], daemon=True).start()
+    setup_signal_handlers_worker(os.getpid(), "the process worker", print)
+    with suppress(asyncio.CancelledError, KeyboardInterrupt):
+        asyncio.run(engine_worker()(work_pool_name=POOL, name="this-machine").start())
+
+
+def _stop_with(owner: int) -> None:
+    while not ends_with(owner):
+        time.sleep(1)
+    end_with_runs(os.getpid())
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

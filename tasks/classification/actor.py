@@ -17,8 +17,8 @@ import pyarrow as pa
 from fmnist_model.images.decode import decode_images
 from infra.cluster.progress_board import PartProgress
 from infra.cluster.prometheus import Stages
-from infra.cluster.worker_logs import hand_on_logs
-from infra.importing import keep_pandas_out, uncollected
+from infra.cluster.worker_logs import forward_logs
+from infra.importing import gc_paused
 from infra.prefetch import ahead
 from infra.storage.batch_plan import ShardInputs
 from infra.storage.model_registry import ModelVersion, read_weights
@@ -58,15 +58,14 @@ class ShardClassifier:
     """The actor: a model loaded once, then shard after shard; reading, classifying and writing go on at once."""
 
     def __init__(self, store_root: str, plan: BatchPlan, model: ModelVersion) -> None:
-        with uncollected():
+        with gc_paused():
             import torch
 
             from fmnist_model.classifier import Classifier
             from fmnist_model.network import best_device, load_weights
-        keep_pandas_out()
 
         torch.set_num_threads(1)
-        self._logs = hand_on_logs("classifier")
+        self._logs = forward_logs("classifier")
         self._store = open_store(store_root)
         self._plan = plan
         self._inputs = ShardInputs(self._store, plan)

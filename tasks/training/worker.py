@@ -14,7 +14,7 @@ from typing import Any
 from fmnist_model.dataset import LabelledImages, check_classes, hold_out
 from fmnist_model.errors import InvalidDataset
 from infra.cluster.progress_board import ProgressBoard
-from infra.cluster.worker_logs import hand_on_logs
+from infra.cluster.worker_logs import forward_logs
 from infra.cpu_contention import CpuContention, yield_cpu
 from infra.storage.checkpoints import (
     STATE,
@@ -71,7 +71,7 @@ def train_worker(config: dict[str, Any]) -> TrainedRun | Exception | None:
 
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
-    hand_on_logs(f"rank {rank}")
+    forward_logs(f"rank {rank}")
     store, to_train = open_store(config["store"]), config["run"]
     device = get_device()
     try:

@@ -34,7 +34,7 @@ import torch.multiprocessing
 from fmnist_model.dataset import LabelledImages, hold_out
 from fmnist_model.training.loop import TrainingRun
 from fmnist_model.training.recipe import PRESETS
-from infra.cluster.connection import ON_THIS_MACHINE
+from infra.cluster.local_ray import ENVIRONMENT
 from infra.settings import Settings
 from infra.storage.datasets import read_dataset
 from infra.storage.object_store import open_store
@@ -168,7 +168,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         program = ("tests.benchmarks.checkpoint_cost", "--worker", folder)
         options = ("--preset", arguments.preset, "--blocks", str(arguments.blocks))
-        found = {arguments.preset: cost(last_json(*program, *options, **ON_THIS_MACHINE))}
+        found = {arguments.preset: cost(last_json(*program, *options, **ENVIRONMENT))}
     found[arguments.preset]["cpu_milliseconds"] = cpu_milliseconds(arguments.preset)
     print(json.dumps(found), flush=True)
     results = json.loads(RESULTS.read_text())

@@ -23,7 +23,7 @@ PROGRESS_SECONDS = 120
 FINAL = ("Completed", "Failed", "Crashed", "Cancelled", "TimedOut")
 _OF_THE_CLUSTER = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::_AutoscalingCoordinatorActor", "ray::IDLE")
 """Processes that Ray keeps whether there is work or not."""
-_FLOW_MODULES = {"flows.process", "prefect.engine"}
+_FLOW_MODULES = {"prefect.engine"}
 
 
 class PrefectApi:

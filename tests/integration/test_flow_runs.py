@@ -4,6 +4,7 @@ import contextvars
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -24,16 +25,18 @@ from prefect import flow, get_run_logger
 from prefect.client.orchestration import SyncPrefectClient, get_client
 
 from fmnist_model.network import NeuralNetwork, save_weights
+from infra.cluster.actor_pool import map_shards
+from infra.cluster.connection import connected_to_ray
 from infra.cluster.progress_board import ProgressBoard
-from infra.cluster.ray_ahead import import_ahead
-from infra.cluster.worker_logs import hand_on_logs
+from infra.cluster.resources import ActorResources
+from infra.cluster.waiting import call_interruptibly
+from infra.cluster.worker_logs import forward_logs
 from infra.orchestration import one_at_a_time as waiting
 from infra.orchestration import server as prefect_server
 from infra.orchestration.events import MODEL_PROMOTED
-from infra.orchestration.flow_progress import reported
+from infra.orchestration.flow_progress import shows_progress
 from infra.orchestration.flow_run import task_run_id
 from infra.orchestration.one_at_a_time import one_at_a_time
-from infra.orchestration.ray_steps import ClusterTaskRunner, on_ray
 from infra.storage.checkpoints import WEIGHTS, write_checkpoint
 from infra.storage.model_registry import ModelRegistry
 from infra.storage.object_store import ObjectStore, open_store
@@ -69,11 +72,17 @@ def until(found: Callable[[], T], seconds: float) -> T:
 # What a flow run shows
 
 
+def log_a_line() -> None:
+    forward_logs("rank 7")
+    logging.getLogger("tasks.training.train").info("at work")
+
+
 @step("work")
 def work(posts: int, seconds: float) -> str | None:
-    """Log a line, and say so often how far it is."""
-    hand_on_logs("rank 7")
-    logging.getLogger("tasks.training.train").info("at work")
+    """Log a line in a worker, and post progress."""
+    import ray
+
+    ray.get(ray.remote(log_a_line).options(num_cpus=0).remote())
     board, task_run = ProgressBoard(), task_run_id()
     for number in range(posts):
         board.post("work", f"Working: {number + 1}", (number + 1) / posts, task_run_id=task_run)
@@ -81,10 +90,11 @@ def work(posts: int, seconds: float) -> str | None:
     return task_run
 
 
-@flow(name="test: shows its work", task_runner=ClusterTaskRunner())
-@reported
+@flow(name="test: shows its work")
+@connected_to_ray
+@shows_progress
 def shows_its_work(posts: int, seconds: float) -> str | None:
-    return on_ray(work, posts, seconds)
+    return work(posts, seconds)
 
 
 @dataclass(frozen=True)
@@ -155,8 +165,9 @@ def test_log_does_not_grow_with_the_steps(shown: Shown) -> None:
     assert sum("Working: " in line for line in shown.lines) <= 1 + shown.seconds / 10
 
 
-@flow(name="test: shows nothing", task_runner=ClusterTaskRunner())
-@reported
+@flow(name="test: shows nothing")
+@connected_to_ray
+@shows_progress
 def shows_nothing() -> None:
     time.sleep(1.5)  # longer than between two looks
 
@@ -168,7 +179,8 @@ def test_flow_run_shows_nothing_of_the_one_before_it(client: SyncPrefectClient, 
 
 
 @flow(name="test: goes through a stage")
-@reported
+@connected_to_ray
+@shows_progress
 def goes_through_a_stage() -> None:
     board = ProgressBoard()
     for stage, share in (("first", 0.2), ("first", 0.9), ("second", None)):
@@ -228,23 +240,32 @@ from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
 from flows.cli.services import services
-from infra.orchestration.flow_progress import reported
-from infra.orchestration.ray_steps import ClusterTaskRunner, on_ray
+from infra.cluster.connection import connected_to_ray
+from infra.cluster.waiting import call_interruptibly
+from infra.orchestration.flow_progress import shows_progress
 from infra.settings import load_settings
 from tasks.step import step
 
 
-@step("wait")
-def wait(told: str) -> None:
+def sleep(told: str) -> None:
     Path(told).write_text(str(os.getpid()))
     time.sleep(600)
 
 
-@flow(task_runner=ClusterTaskRunner())
-@reported
+@step("wait")
+def wait(told: str) -> None:
+    import ray
+
+    asleep = ray.remote(sleep).options(num_cpus=0).remote(told)
+    call_interruptibly(lambda: ray.get(asleep))
+
+
+@flow
+@connected_to_ray
+@shows_progress
 def waits(told: str) -> None:
     say(flow_run=flow_run.id)
-    on_ray(wait, told)
+    wait(told)
 
 
 def say(**what):
@@ -344,25 +365,24 @@ prepare_environment()
 
 import ray
 
-from infra.upstream.ray_monitoring_processes import is_alone
-from infra.cluster.connection import ray_head
+from infra.cluster.local_ray import ray_head
 
 
 @ray.remote
 def count_actors():
     from ray.util.state import list_actors
 
-    return len(list_actors()), is_alone()
+    return len(list_actors())
 
 
 with ray_head():
-    print(*ray.get(count_actors.remote()))
+    print(ray.get(count_actors.remote()))
 """
 
 
 def test_rays_own_actors_find_their_cluster_beside_another(running_services: None, tmp_path: Path) -> None:
-    # Or Ray Train's that removes placement groups of a run that was killed would find none, and stay for ever.
-    assert printed(TWO_CLUSTERS, tmp_path) == ["0", "False"]
+    # Otherwise, Ray Train's actor that cleans up after a killed run would find none, and stay.
+    assert printed(TWO_CLUSTERS, tmp_path) == ["0"]
 
 
 @pytest.mark.slow
@@ -371,81 +391,74 @@ def test_cluster_of_another_token_is_refused_by_name(running_services: None, tmp
 
     cluster = {"FMNIST_RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_TOKEN": "0" * 64}
     result = fmnist("train", FMNIST_STORE=str(tmp_path / "store"), FMNIST_STATE_DIR=str(tmp_path / "state"), **cluster)
-    assert "lets nobody connect" in one_clear_line(result)
+    assert "FMNIST_RAY_ADDRESS" in one_clear_line(result)
     assert "RAY_AUTH_TOKEN" in one_clear_line(result)
     assert result.returncode == 2
 
 
-# Runs that begin ahead
-
-UNUSED = "wave"
-"""A module that nothing else imports."""
+# Timeouts
 
 
-@step("tells what is imported")
-def is_imported(module: str) -> bool:
-    return module in sys.modules
-
-
-@flow(task_runner=ClusterTaskRunner())
-def has_its_step_imported(module: str) -> bool:
-    import_ahead([module])
-    return on_ray(is_imported, module)
-
-
-def test_step_has_the_process_that_imported_ahead(running_services: None) -> None:
-    assert has_its_step_imported(UNUSED)
-
-
-def test_step_does_not_need_what_could_not_be_imported_ahead(running_services: None) -> None:
-    assert not has_its_step_imported("nonesuch")
-
-
-JOINED = """
-from flows.cli.services import prepare_environment
-
-prepare_environment()
-
-import ray
-
-from infra.cluster.connection import join_ahead, ray_connection
-from infra.settings import load_settings
-
-join_ahead(load_settings())
-job = ray.get_runtime_context().get_job_id()
-with ray_connection(load_settings()):
-    print(ray.get_runtime_context().get_job_id() == job)
-print(ray.is_initialized())
-"""
-
-
-def test_connection_made_ahead_is_taken_over_and_ended(running_services: None, tmp_path: Path) -> None:
-    import ray
-
-    cluster = {"FMNIST_RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    assert printed(JOINED, tmp_path, **cluster) == ["True", "False"]
-
-
-# Runs that are retried
-
-
-@step("takes its time")
-def takes_its_time(told: str) -> None:
+def sleep(told: str) -> None:
     Path(told).write_text(str(os.getpid()))
     time.sleep(120)
 
 
-@flow(task_runner=ClusterTaskRunner(), timeout_seconds=8)
-def has_little_time(told: str) -> None:
-    on_ray(takes_its_time, told)
+class Sleeper:
+    def ready(self) -> None: ...
+
+    def work(self, told: str) -> None:
+        sleep(told)
 
 
-def test_run_over_its_time_is_timed_out_and_leaves_no_task_on_ray(client: SyncPrefectClient, tmp_path: Path) -> None:
+class Interrupted(Exception):
+    pass
+
+
+def interrupt(*_: object) -> None:
+    raise Interrupted
+
+
+def test_signal_interrupts_a_pool_and_leaves_no_actor(running_services: None, tmp_path: Path) -> None:
     told = tmp_path / "process"
-    state = has_little_time(str(told), return_state=True)
-    assert state.name == "TimedOut"
+    before = signal.signal(signal.SIGUSR1, interrupt)
+
+    def send_signal() -> None:
+        until(told.exists, 60)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    threading.Thread(target=send_signal).start()
+    try:
+        with (
+            pytest.raises(Interrupted),
+            map_shards(Sleeper, (), [str(told)], ActorResources(cpus=0), what="Sleeping") as results,  # type: ignore[list-item]
+        ):
+            list(results)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
     process = int(told.read_text())
     assert until(lambda: not psutil.pid_exists(process), 10)
+
+
+@flow(timeout_seconds=8)
+def times_out_in_a_blocking_call(told: str) -> None:
+    import ray
+
+    asleep = ray.remote(sleep).options(num_cpus=0).remote(told)
+    try:
+        call_interruptibly(lambda: ray.get(asleep))
+    finally:
+        ray.cancel(asleep, force=True)
+
+
+def test_timeout_interrupts_a_call_that_blocks_in_ray(client: SyncPrefectClient, tmp_path: Path) -> None:
+    began = time.monotonic()
+    state = times_out_in_a_blocking_call(str(tmp_path / "process"), return_state=True)
+    assert state.name == "TimedOut"
+    assert time.monotonic() - began < 60  # the task sleeps for 120 s
+
+
+# Runs that are retried
 
 
 @pytest.fixture

@@ -176,7 +176,7 @@ import urllib.request
 
 import ray
 
-from infra.cluster.connection import ray_head
+from infra.cluster.local_ray import ray_head
 
 with ray_head():
     [node] = ray.nodes()

@@ -7,8 +7,6 @@ from typing import Any
 import psutil
 import pytest
 
-from infra.upstream.ray_monitoring_processes import is_alone
-
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data")
 
 ONLOOKERS = {"log_monitor.py", "monitor.py", "dashboard.py"}
@@ -26,12 +24,6 @@ def test_ray_runs_without_the_processes_that_watch_it(running_services: None) ->
     assert running & ONLOOKERS == set()
 
 
-def test_what_runs_on_it_knows_that_it_ends_with_the_run(running_services: None) -> None:
-    import ray
-
-    assert ray.get(ray.remote(is_alone).options(num_cpus=0).remote())
-
-
 def test_node_agent_misses_no_dashboard(main_job: Any) -> None:
     from ray._private.worker import _global_node
 
@@ -44,7 +36,7 @@ def test_training_starts_no_actor_for_what_it_does_not_use(main_job: Any) -> Non
 
     started = {actor["ActorClassName"] for actor in actors().values()}
     assert {"TrainController", "RayTrainWorker"} <= started
-    assert not {name for name in started if "Dataset" in name or "Coordinator" in name or "Cleaner" in name}
+    assert not {name for name in started if "Dataset" in name or "Cleaner" in name}
 
 
 def started_by(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -61,22 +53,6 @@ def started_by(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return arguments
 
 
-@pytest.mark.parametrize(
-    ("workers", "has_room", "asks"),
-    [(2, True, False), (2, False, True), ((1, 2), True, True)],
-    ids=["as many as fit", "more than fit by now", "a range"],
-)
-def test_trainer_asks_the_autoscaler_where_there_may_be_more_room(
-    workers: Any, has_room: bool, asks: bool, main_job: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from ray.train import ScalingConfig
-
-    from infra.cluster.trainer import Trainer, _FixedSize
-
-    trainer = Trainer(print, scaling_config=ScalingConfig(num_workers=workers), has_room=has_room, ends_with_run=True)
-    assert asks != isinstance(started_by(trainer, monkeypatch)["scaling_policy"], _FixedSize)
-
-
 @pytest.mark.parametrize("ends_with_run", [True, False])
 def test_trainer_has_its_placement_group_removed_where_the_cluster_stays(
     ends_with_run: bool, main_job: Any, monkeypatch: pytest.MonkeyPatch
@@ -84,8 +60,8 @@ def test_trainer_has_its_placement_group_removed_where_the_cluster_stays(
     from ray.train import ScalingConfig
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-    from infra.cluster.trainer import Trainer
+    from infra.upstream.ray_train_helper_actors import LeanTorchTrainer
 
-    trainer = Trainer(print, scaling_config=ScalingConfig(num_workers=2), has_room=True, ends_with_run=ends_with_run)
+    trainer = LeanTorchTrainer(print, scaling_config=ScalingConfig(num_workers=2), ends_with_run=ends_with_run)
     callbacks = started_by(trainer, monkeypatch)["callbacks"]
     assert any(isinstance(found, PlacementGroupCleanerCallback) for found in callbacks) != ends_with_run

@@ -11,7 +11,7 @@ import pytest
 
 from infra.cluster import worker_logs
 from infra.cluster.progress_board import LoggedLine, ProgressBoard
-from infra.cluster.worker_logs import BoardHandler, hand_on_logs
+from infra.cluster.worker_logs import BoardHandler, forward_logs
 
 OURS = logging.getLogger("tasks.training.train")
 THIRD_PARTY = logging.getLogger("urllib3.connectionpool")
@@ -31,7 +31,7 @@ def logs(board: ProgressBoard) -> Iterator[BoardHandler]:
     """What this process logs is handed on, for the length of a test."""
     loggers = [logging.getLogger(name) for name in ("flows", "tasks", "fmnist_model", "infra")]
     levels = [logger.level for logger in loggers]
-    handler = hand_on_logs("rank 0")
+    handler = forward_logs("rank 0")
     yield handler
     logging.getLogger().removeHandler(handler)
     for logger, level in zip(loggers, levels, strict=True):
@@ -132,7 +132,7 @@ def test_line_that_can_not_be_formatted_is_no_reason_to_fail(board: ProgressBoar
 
 @pytest.mark.usefixtures("logs")
 def test_second_use_of_a_process_hands_each_line_on_once(board: ProgressBoard):
-    handler = hand_on_logs("rank 1")
+    handler = forward_logs("rank 1")
     OURS.info("once")
     logging.getLogger().removeHandler(handler)
     assert taken(board) == [LoggedLine(logging.INFO, "rank 1", "once")]
@@ -140,10 +140,10 @@ def test_second_use_of_a_process_hands_each_line_on_once(board: ProgressBoard):
 
 WITHOUT_RAY = """
 import logging
-from infra.cluster.worker_logs import hand_on_logs
+from infra.cluster.worker_logs import forward_logs
 
 logging.basicConfig(format="%(message)s")
-hand_on_logs("rank 0")
+forward_logs("rank 0")
 for number in range(100):
     logging.getLogger("tasks.training.train").info("line %d", number)
 print("done")

@@ -1,18 +1,15 @@
 """Prefect's server on SQLite."""
 
 import asyncio
-import gc
 import sqlite3
 from pathlib import Path
 
 import pytest
 import sqlalchemy
-from docket import Docket, Worker
-from prefect.server.api import background_workers
 from prefect.server.database import configurations
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from infra.orchestration.server import calm_background_worker, have_writers_wait
+from infra.upstream.prefect_sqlite_transactions import begin_transactions_as_writers
 
 
 @pytest.fixture
@@ -54,22 +51,5 @@ async def take_after_another(database: Path) -> int:
 def test_transaction_that_reads_and_writes_waits_for_another(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configuration = configurations.AioSqliteConfiguration
     monkeypatch.setattr(configuration, "begin_transaction", configuration.begin_transaction)  # to be put back
-    have_writers_wait()
+    begin_transactions_as_writers()
     assert asyncio.run(take_after_another(database)) == 2
-
-
-def test_background_worker_of_a_run_looks_seldom_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(background_workers, "Worker", background_workers.Worker)  # to be put back
-    assert hasattr(Worker, "_cancellation_listener"), "what is replaced has another name"
-    calm_background_worker()
-
-    async def work() -> list[float]:
-        async with (
-            Docket(name="calm", url="memory://") as docket,
-            background_workers.background_worker(docket, ephemeral=True),
-        ):
-            await asyncio.sleep(0.1)
-            workers = [found for found in gc.get_objects() if isinstance(found, Worker) and found.docket is docket]
-            return [worker.scheduling_resolution.total_seconds() for worker in workers]
-
-    assert asyncio.run(asyncio.wait_for(work(), 20)) == [2.0]

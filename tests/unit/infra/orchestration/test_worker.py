@@ -1,8 +1,6 @@
-"""How the worker of `fmnist serve` starts runs."""
+"""The worker of `fmnist serve` starts runs and listens to their cancels."""
 
 import asyncio
-import importlib
-import json
 import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -13,60 +11,58 @@ import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.events.schemas.events import Event, Resource
+from prefect.settings import PREFECT_LOGGING_LEVEL, get_current_settings, temporary_settings
+from prefect.workers.process import ProcessWorker
 
-from flows.process import FIRST_STEP
-from infra.orchestration.worker import PREFECT_SETTINGS, cancelling_observer, flow_resolver, run_configuration
-
-
-def prepared(entrypoint: str | None, **configured: Any) -> Any:
-    """The configuration of a run of a deployment."""
-    configuration = run_configuration(set())(**configured)
-    deployment = DeploymentResponse(name="a-deployment", flow_id=uuid4(), entrypoint=entrypoint)
-    configuration.prepare_for_flow_run(FlowRun(flow_id=deployment.flow_id), deployment)
-    # Whether Prefect takes the command, or has a process find out first how the flow is run.
-    return configuration.command if configuration._command_configured else None
+from infra.orchestration.worker import engine_worker
+from infra.upstream.prefect_cancelling_observer import cancelling_observer
 
 
-def test_own_flows_begin_in_the_first_process() -> None:
-    assert prepared("flows.deployed.train") == f"{sys.executable} -m flows.process"
-
-
-@pytest.mark.parametrize("entrypoint", ["elsewhere.flows.train", "flows/train.py:train", "flows.py:train", None])
-def test_other_flows_are_run_as_prefect_runs_them(entrypoint: str | None) -> None:
-    assert prepared(entrypoint) is None
-
-
-def test_prefect_settings_of_a_deployment_reach_its_runs() -> None:
-    """Prefect has the worker's own override them where a command is configured."""
-    configuration = run_configuration(set())(env={"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30", "OTHER": "stays"})
+def prepared(**configured: Any) -> Any:
+    """Return the configuration of a run, as the worker prepares it."""
+    configuration = engine_worker().job_configuration(**configured)
     deployment = DeploymentResponse(name="a-deployment", flow_id=uuid4(), entrypoint="flows.deployed.train")
     configuration.prepare_for_flow_run(FlowRun(flow_id=deployment.flow_id), deployment)
-    assert json.loads(configuration.env[PREFECT_SETTINGS]) == {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
-    assert configuration.env["OTHER"] == "stays"
+    return configuration
 
 
-def test_worker_imports_no_flow_of_ours_to_find_that_it_has_no_hooks() -> None:
-    run = FlowRun(flow_id=uuid4())
-    flow = asyncio.run(flow_resolver({run.id})(run))
-    assert not flow.on_cancellation_hooks
-    assert not flow.on_crashed_hooks
+def test_run_starts_as_one_process() -> None:
+    configuration = prepared()
+    assert configuration.command == f"{sys.executable} -m prefect.engine"
+    assert configuration._command_configured  # or Prefect would start another process first
 
 
-def test_flows_of_ours_have_no_hooks() -> None:
-    """Or `flow_resolver` would keep them from being called."""
-    for name in FIRST_STEP:
-        flow = getattr(importlib.import_module("flows.deployed"), name.replace("-", "_"))
-        assert not flow.on_cancellation_hooks
-        assert not flow.on_crashed_hooks
+def test_command_of_a_deployment_stays() -> None:
+    assert prepared(command="a command").command == "a command"
 
 
-def told_of_cancels(*seconds_ago: float) -> int:
-    """How many of these words, all of one run, its executor hears."""
-    run, heard = uuid4(), []
-    observer = cancelling_observer()(on_cancelling=heard.append)
+def settings_of_a_run(monkeypatch: pytest.MonkeyPatch, **env: str) -> dict[str, str]:
+    """Return Prefect's settings while the worker starts a run, which they reach as environment variables."""
+    found: dict[str, str] = {}
+
+    async def start(*_: Any) -> None:
+        found.update(get_current_settings().to_environment_variables(exclude_unset=True))
+
+    monkeypatch.setattr(ProcessWorker, "run", start)
+    worker = engine_worker()(work_pool_name="a-pool")
+    asyncio.run(worker.run(FlowRun(flow_id=uuid4()), prepared(env=env)))
+    return found
+
+
+def test_settings_of_a_deployment_override_those_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    with temporary_settings({PREFECT_LOGGING_LEVEL: "ERROR"}):
+        found = settings_of_a_run(monkeypatch, PREFECT_LOGGING_LEVEL="DEBUG", PREFECT_FLOWS_HEARTBEAT_FREQUENCY="30")
+    assert found["PREFECT_LOGGING_LEVEL"] == "DEBUG"
+    assert found["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
+
+
+def cancels_received(*seconds_ago: float) -> int:
+    """Count the Cancel events of one run, of these ages, that reach its executor."""
+    run, received = uuid4(), []
+    observer = cancelling_observer()(on_cancelling=received.append)
     observer.add_in_flight_flow_run_id(run)
 
-    async def words() -> AsyncIterator[Event]:
+    async def events() -> AsyncIterator[Event]:
         for seconds in seconds_ago:
             yield Event(
                 occurred=datetime.now(UTC) - timedelta(seconds=seconds),
@@ -74,19 +70,15 @@ def told_of_cancels(*seconds_ago: float) -> int:
                 resource=Resource({"prefect.resource.id": f"prefect.flow-run.{run}"}),
             )
 
-    observer._events_subscriber = words()
+    observer._events_subscriber = events()
     asyncio.run(observer._consume_events())
-    return len(heard)
+    return len(received)
 
 
-def test_cancel_since_a_run_began_is_heard() -> None:
-    assert told_of_cancels(0) == 1
+def test_cancel_since_the_start_of_a_run_is_received() -> None:
+    assert cancels_received(0) == 1
 
 
-def test_retry_is_not_ended_by_the_cancel_before_it() -> None:
-    """Of which Prefect tells again whoever listens within a minute."""
-    assert told_of_cancels(50, 5) == 0
-
-
-def test_command_of_a_deployment_stays() -> None:
-    assert prepared("flows.deployed.train", command="a command") == "a command"
+def test_retry_survives_the_cancel_before_it() -> None:
+    """Prefect sends the events of the last minute again to a new subscriber."""
+    assert cancels_received(50, 5) == 0

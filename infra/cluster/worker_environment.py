@@ -1,0 +1,19 @@
+"""Environment variables that Ray's worker processes need, on this machine or another."""
+
+from infra.settings import Settings
+
+KNOWN_ENVIRONMENT = "FMNIST_RAY_ENVIRONMENT"
+"""Variable that holds, as JSON, what the processes of a cluster were started with. `ray_head` sets it."""
+
+
+def worker_environment(settings: Settings) -> dict[str, str]:
+    """Return the variables for worker processes. They hold no secret: a cluster shows them to all of its users."""
+    from infra.storage.object_store.s3_configuration import worker_environment as s3_environment
+
+    own = {
+        "FMNIST_STORE": settings.store,
+        "FMNIST_RETRIES": str(settings.retries),
+        "FMNIST_RAY_MAX_CPUS": str(settings.ray_max_cpus),
+        "FMNIST_RAY_MAX_GPUS": str(settings.ray_max_gpus),
+    }
+    return s3_environment() | own
