@@ -1,4 +1,4 @@
-"""Exceptions about datasets, weights and images."""
+"""Define exceptions about datasets, weights and images, and describe unexpected ones."""
 
 
 class InvalidDataset(ValueError):
