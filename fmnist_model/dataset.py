@@ -65,7 +65,7 @@ def _class_numbers(labels: NDArray[Any], origin: str) -> NDArray[np.int64]:
     wrong = np.flatnonzero(~((labels >= 0) & (labels < len(CLASS_NAMES)) & (labels == np.floor(labels))))
     if len(wrong):
         raise InvalidDataset(
-            f"{origin} has the label {labels[wrong[0]]} in row {wrong[0]}. Labels must be whole numbers from 0 to "
+            f"{origin}: the label in row {wrong[0]} is {labels[wrong[0]]}. Labels must be whole numbers from 0 to "
             f"{len(CLASS_NAMES) - 1}."
         )
     return labels.astype(np.int64, copy=False)

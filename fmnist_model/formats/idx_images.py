@@ -65,8 +65,7 @@ def read(
 ) -> Iterator[ImageBatch]:
     """Read the images of a piece and their labels.
 
-    Labels are null if they aren't 0 to 9, or if there is no file of labels. See `fmnist_model.formats.read` for the
-    arguments.
+    Labels are null if they aren't 0 to 9, or without a label file. See `fmnist_model.formats.read` for the arguments.
 
     Raises:
         InvalidDataset: a file is damaged, or has changed since it was cut into pieces.

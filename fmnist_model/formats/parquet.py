@@ -238,7 +238,7 @@ def _chunks(
 
 
 def _runs(metadata: pq.FileMetaData, first: int, rows: int) -> Iterator[tuple[list[int], int]]:
-    """Group row groups, from `first` until they have `rows` rows, into runs to read by one call, with their bytes."""
+    """Yield runs of row groups to read by one call and their bytes, from group `first` until they have `rows` rows."""
     groups: list[int] = []
     size = 0
     for number in range(first, metadata.num_row_groups):

@@ -179,5 +179,5 @@ def _damage(origin: str, position: int, found: bytes) -> InvalidDataset:
     if position == 0:
         problem = f"is not a tar file, plain or gzipped: it starts with {found[:8].hex(' ') or 'nothing'}"
     else:
-        problem = f"is a damaged tar file: there is no valid header at byte {position:,}"
+        problem = f"is a damaged tar file: the header at byte {position:,} is invalid"
     return InvalidDataset(f"{origin} {problem}. Restore or recreate it.")

@@ -184,7 +184,7 @@ def _csv_rows(file: Any, origin: str, delimiter: str) -> Iterator[tuple[int, lis
 
 
 def _csv_columns(header: list[str], label_column: str | None, origin: str) -> tuple[int, int]:
-    """Return the index of the column with locations and of the one with labels, or -1 if there are no labels."""
+    """Return the index of the column with locations and of the one with labels, which is -1 without labels."""
     names = [name.strip().lower() for name in header]
     location = next((names.index(name) for name in LOCATION_COLUMNS if name in names), None)
     if location is None and len(header) == 1 and (_is_location(header[0]) or re.fullmatch(r"[\w .-]+", header[0])):

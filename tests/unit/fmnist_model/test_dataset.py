@@ -57,7 +57,7 @@ def test_whole_labels_of_any_numeric_type_become_int64():
     ],
 )
 def test_error_gives_the_label_that_is_no_class_and_its_row(labels: Any, value: str, row: int):
-    with pytest.raises(InvalidDataset, match=rf"train .*label {value} .*row {row}\b"):
+    with pytest.raises(InvalidDataset, match=rf"train.*row {row} .*{value}"):
         validate(labelled(labels), "train")
 
 
@@ -93,7 +93,7 @@ def test_error_gives_the_row_of_a_null_label_in_the_split():
 
 
 def test_error_gives_the_row_of_a_nan_label_in_the_split():
-    with pytest.raises(InvalidDataset, match=r"train .*nan.*row 3\b"):
+    with pytest.raises(InvalidDataset, match=r"train.*row 3 .*nan"):
         from_table([table([1.0, 2.0, 3.0]), table([float("nan")])], "train")
 
 

@@ -464,7 +464,7 @@ def test_file_shorter_than_a_header_is_refused(data: bytes):
 
 def test_damaged_gzip_file_is_refused():
     data = bytearray(gzip.compress(make_tar([("1.png", random_bytes(5000))])))
-    data[-8] ^= 0xFF  # of the checksum
+    data[-8] ^= 0xFF  # part of the checksum
     with pytest.raises(InvalidDataset, match=f"{ORIGIN} .*gzip.*CRC"):
         cut(bytes(data))
 
