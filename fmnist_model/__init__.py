@@ -1,4 +1,4 @@
-"""The Fashion-MNIST network, its data, its training step and its classifier: PyTorch and Arrow alone."""
+"""Define, train and apply the image classifier, with no dependency on Ray, Prefect or boto3."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ __all__ = ["NeuralNetwork"]
 
 
 def __getattr__(name: str) -> Any:
-    # PyTorch takes seconds to import; decoding and planning need none of it.
+    # Importing PyTorch takes seconds, and decoding and planning don't need it.
     if name == "NeuralNetwork":
         from fmnist_model.network import NeuralNetwork
 

@@ -1,4 +1,4 @@
-"""Fashion-MNIST's classes and image size: what every part of the model needs, and no part of PyTorch."""
+"""Fashion-MNIST's class names and image size, importable without PyTorch."""
 
 CLASS_NAMES = (
     "T-shirt/top",
@@ -12,7 +12,7 @@ CLASS_NAMES = (
     "Bag",
     "Ankle boot",
 )
-"""In class order. Source: Xiao, Rasul, Vollgraf: Fashion-MNIST (arXiv:1708.07747), table 2."""
+"""Class names in class order. Source: Xiao, Rasul, Vollgraf: Fashion-MNIST (arXiv:1708.07747), table 2."""
 
 IMAGE_SIZE = 28
 """Height and width of the model's input, in pixels."""

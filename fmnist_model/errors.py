@@ -1,16 +1,16 @@
-"""What can be wrong with the things a model is made from."""
+"""Define exceptions about datasets, weights and images, and describe unexpected ones."""
 
 
 class InvalidDataset(ValueError):
-    """A data set, or a file of it, is not what it should be: the message names the file and what is wrong."""
+    """A dataset or one of its files can't be used. The message names the file and the problem."""
 
 
 class InvalidWeights(ValueError):
-    """Weights that don't fit the network, or can't be read safely."""
+    """The weights don't fit the network, or their file can't be read safely."""
 
 
 class InvalidImage(ValueError):
-    """A file that is no image, or none that can be classified."""
+    """The file is not an image, or not one that can be classified."""
 
 
 def describe_unexpected(error: Exception) -> str:
@@ -21,5 +21,5 @@ def describe_unexpected(error: Exception) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """Put an exception's message on one line."""
+    """Return an exception's message with all line breaks replaced by spaces."""
     return " ".join(str(error).split())

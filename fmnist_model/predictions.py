@@ -1,4 +1,4 @@
-"""Predictions, and the Arrow schemas in which they are kept."""
+"""Arrange predictions and quarantined images as Arrow rows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from fmnist_model.classes import CLASS_NAMES
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the network makes of `n` images."""
+    """Predicted classes and probabilities of `n` images."""
 
     classes: NDArray[np.int8]
     """`[n]`, 0 to 9."""
     confidence: NDArray[np.float32]
-    """`[n]`, softmax of the winner, at the classifier's temperature."""
+    """`[n]`, probability of the predicted class."""
     probabilities: NDArray[np.float32]
-    """`[n, 10]`, in class order."""
+    """`[n, 10]`, softmax at the classifier's temperature, in class order."""
 
 
 def prediction_schema() -> pa.Schema:
-    """The Arrow schema of prediction rows; each field's metadata says what it holds."""
+    """Return the Arrow schema of prediction rows. Each field's metadata describes the column."""
 
     def field(name: str, kind: pa.DataType, description: str, *, nullable: bool = False) -> pa.Field:
         return pa.field(name, kind, nullable=nullable, metadata={"description": description})
@@ -31,14 +31,22 @@ def prediction_schema() -> pa.Schema:
     return pa.schema(
         [
             field(
-                "image", pa.string(), "URI of the image; inside a container file with #row=N, from 0, or #member=NAME"
+                "image",
+                pa.string(),
+                "URI of the image. In a file with many images, it ends with #row=N, counted from 0, or #member=NAME",
             ),
             field("predicted_class", pa.int8(), "0 to 9"),
             field("predicted_label", pa.dictionary(pa.int8(), pa.string()), "name of the predicted class"),
-            field("confidence", pa.float32(), "softmax of the predicted class, at the temperature in the metadata"),
-            field("probabilities", pa.list_(pa.float32(), len(CLASS_NAMES)), "the same of each class, in class order"),
-            field("label", pa.int8(), "true class, where the input has one", nullable=True),
-            field("model_version", pa.dictionary(pa.int32(), pa.string()), "the model that predicted"),
+            field("confidence", pa.float32(), "probability of the predicted class"),
+            field(
+                "probabilities",
+                pa.list_(pa.float32(), len(CLASS_NAMES)),
+                "probability of each class, in class order: softmax at the temperature in the file's metadata",
+            ),
+            field("label", pa.int8(), "true class, if the input has one", nullable=True),
+            field(
+                "model_version", pa.dictionary(pa.int32(), pa.string()), "number of the model version that predicted"
+            ),
         ]
     )
 
@@ -49,10 +57,10 @@ def prediction_batch(
     """Arrange predictions as rows of `prediction_schema`.
 
     Args:
-        images: `n` URIs.
-        predictions: of these images, in the same order.
-        labels: `n` true classes as int8, null where unknown.
-        model_version: the same for all rows.
+        images: URIs of `n` images.
+        predictions: predictions for these images, in the same order.
+        labels: int8 `[n]`, true classes, null where unknown.
+        model_version: number of the model version, repeated in every row.
     """
     n = len(predictions.classes)
     probabilities = pa.array(predictions.probabilities.reshape(-1))
@@ -71,12 +79,12 @@ def prediction_batch(
 
 
 def quarantine_schema() -> pa.Schema:
-    """The Arrow schema of images that could not be classified."""
+    """Return the Arrow schema of quarantined images, which could not be classified."""
     return pa.schema(
         [
             pa.field("image", pa.string(), nullable=False, metadata={"description": "URI of the image"}),
             pa.field("reason", pa.string(), nullable=False, metadata={"description": "why it could not be classified"}),
-            pa.field("label", pa.int8(), metadata={"description": "true class, where the input has one"}),
+            pa.field("label", pa.int8(), metadata={"description": "true class, if the input has one"}),
         ]
     )
 
@@ -85,9 +93,9 @@ def quarantine_batch(images: pa.Array, reasons: Mapping[int, str], labels: pa.Ar
     """Arrange images that could not be classified as rows of `quarantine_schema`.
 
     Args:
-        images: `n` URIs.
-        reasons: by row of `images`.
-        labels: `n` true classes as int8, null where unknown.
+        images: URIs of `n` images.
+        reasons: reason for each quarantined image, by its index in `images`.
+        labels: int8 `[n]`, true classes, null where unknown.
     """
     rows = pa.array(list(reasons), pa.int64())
     columns = [images.take(rows), pa.array(reasons.values(), pa.string()), labels.take(rows)]

@@ -1,4 +1,4 @@
-"""Weights as safetensors: checked without PyTorch, before anything is started with them."""
+"""Check weights in safetensors files without importing PyTorch."""
 
 import numpy as np
 
@@ -12,40 +12,42 @@ PARAMETER_SHAPES = {
     "linear_relu_stack.4.weight": (10, 512),
     "linear_relu_stack.4.bias": (10,),
 }
-"""Of `NeuralNetwork`, by the names in its state dict."""
+"""Shape of each tensor in the state dict of `NeuralNetwork`."""
 
 
 def check_weights(data: bytes, origin: str) -> None:
-    """Make sure that a safetensors file holds weights of `NeuralNetwork`; nothing in the file can be executed.
+    """Check that a safetensors file holds finite weights of `NeuralNetwork`.
+
+    Loading executes nothing from the file.
 
     Args:
         data: the file's bytes.
-        origin: where they come from, for messages.
+        origin: URI of the file, for error messages.
 
     Raises:
-        InvalidWeights: the file is no safetensors, or holds tensors of other names or shapes, or values that are not
-            finite.
+        InvalidWeights: the file isn't in safetensors format, or a tensor has an unexpected name, shape or type, or a
+            value that isn't finite.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
     try:
         state = load(data)
-    except KeyError as error:  # of safetensors' table of types
-        raise InvalidWeights(f"{origin} has tensors of type {error}; expected float32.") from None
+    except KeyError as error:  # raised by safetensors for a type that NumPy lacks
+        raise InvalidWeights(f"{origin} has tensors of type {error}. Expected float32.") from None
     except (SafetensorError, ValueError, TypeError) as error:
-        raise InvalidWeights(f"{origin} is no safetensors file: {error}.") from None
+        raise InvalidWeights(f"{origin} is not a safetensors file: {error}.") from None
     for name in sorted(PARAMETER_SHAPES.keys() | state.keys()):
         if name not in state:
-            raise InvalidWeights(f"{origin} holds weights of another network: {name} is missing.")
+            raise InvalidWeights(f"{origin} holds weights of another network: it lacks {name}.")
         if name not in PARAMETER_SHAPES:
-            raise InvalidWeights(f"{origin} holds weights of another network: {name} is none of its tensors.")
+            raise InvalidWeights(f"{origin} holds weights of another network: it has the unknown tensor {name}.")
         if state[name].shape != PARAMETER_SHAPES[name]:
             raise InvalidWeights(
                 f"{origin} holds weights of another network: {name} has shape {list(state[name].shape)} instead of "
                 f"{list(PARAMETER_SHAPES[name])}."
             )
         if state[name].dtype.kind != "f":
-            raise InvalidWeights(f"{origin}: {name} is of type {state[name].dtype}; expected float32.")
+            raise InvalidWeights(f"{origin}: {name} is of type {state[name].dtype}. Expected float32.")
         if not np.isfinite(state[name]).all():
             raise InvalidWeights(f"{origin}: {name} has values that are not finite.")

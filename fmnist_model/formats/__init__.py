@@ -1,6 +1,7 @@
-"""Container files: many images in one file, cut into pieces when work is planned, and read by piece when it is done.
+"""Read container files, which hold many images: Parquet, WebDataset tars and IDX.
 
-Each kind is a module of functions over a random-access `pyarrow.NativeFile`, local or in an object store.
+Planning cuts a container into pieces, and workers read it piece by piece. Each format is a module with the functions
+`pieces` and `read`. They take a random-access `pyarrow.NativeFile`, local or in an object store.
 """
 
 from collections.abc import Iterator
@@ -19,9 +20,9 @@ _ENDINGS: dict[ContainerKind, tuple[str, ...]] = {
 
 
 def container_kind(name: str) -> ContainerKind | None:
-    """What a file of that name, path or URI holds its images in; None where it is no container.
+    """Return the container format of a file by its name, path or URI, or None if it isn't a container.
 
-    A Parquet file may be a list of images instead (`uri_list.is_uri_list`). A file of labels is no container.
+    IDX files of labels aren't containers. A Parquet file may turn out to be a list of images (`uri_list.is_uri_list`).
     """
     file_name = name.lower().rpartition("/")[2]
     if file_name.endswith((".idx", ".idx.gz")) and "label" in file_name and "image" not in file_name:
@@ -40,23 +41,25 @@ def pieces(
     label_column: str | None = None,
     labels: Any | None = None,
 ) -> Iterator[ContainerPiece]:
-    """Cut a container into pieces of about so many images and bytes, in its order; none where it has no images.
+    """Cut a container into pieces of consecutive images. A container without images has no pieces.
 
     Args:
-        kind: of the container.
-        file: a random-access `pyarrow.NativeFile`.
-        origin: its URI, for messages.
-        target_rows: images in a piece, about.
-        target_bytes: bytes in a piece, about.
-        image_column: of Parquet; found by name and type where it is not given.
-        label_column: of Parquet; likewise, and may be missing then.
-        labels: for IDX, the file of labels (`idx_images.label_file_name`).
+        kind: format of the container.
+        file: random-access `pyarrow.NativeFile` of the container.
+        origin: URI of the container, for error messages.
+        target_rows: approximate number of images per piece.
+        target_bytes: approximate number of bytes per piece.
+        image_column: for Parquet, the column with the images. By default it is found by name and type.
+        label_column: for Parquet, the column with the labels. By default it is found by name and type, and may be
+            absent.
+        labels: for IDX, a `pyarrow.NativeFile` of the labels (see `idx_images.label_file_name`).
 
     Raises:
-        InvalidDataset: the container can't be read, or holds no such columns.
+        InvalidDataset: the container can't be read, or lacks a column.
+        ValueError: a target is less than 1.
     """
     if target_rows < 1 or target_bytes < 1:
-        raise ValueError(f"a piece can't have {target_rows} images and {target_bytes} bytes")
+        raise ValueError(f"target_rows={target_rows} and target_bytes={target_bytes} must be at least 1.")
     if kind == "parquet":
         yield from parquet.pieces(
             file,
@@ -83,12 +86,20 @@ def read(
     label_column: str | None = None,
     labels: Any | None = None,
 ) -> Iterator[ImageBatch]:
-    """Read a piece's images in their order, at most so many at a time, and fewer where 64 MiB are reached before.
+    """Read the images of a piece in container order, in batches of limited size.
 
-    Args: as those of `pieces`, which must have been the same for the piece.
+    Args:
+        kind: format of the container.
+        file: random-access `pyarrow.NativeFile` of the container.
+        origin: URI of the container, for error messages.
+        piece: a piece from `pieces`, which must have been called with the same columns and labels.
+        batch_rows: maximum number of images per batch. A batch ends early when it reaches 64 MiB.
+        image_column: see `pieces`.
+        label_column: see `pieces`.
+        labels: see `pieces`.
 
     Raises:
-        InvalidDataset: the container is damaged, or not the one that was cut into pieces.
+        InvalidDataset: the container is damaged, or has changed since it was cut into pieces.
     """
     if kind == "parquet":
         yield from parquet.read(

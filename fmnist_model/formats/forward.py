@@ -1,4 +1,4 @@
-"""Bytes of a file, read forward in large blocks: plain, or gzipped and decompressed as they are read."""
+"""Read a plain or gzipped file from start to end in large blocks."""
 
 import gzip
 import io
@@ -8,42 +8,45 @@ from typing import Any, Protocol
 from fmnist_model.errors import InvalidDataset
 
 BLOCK_BYTES = 4 * 2**20
-"""Read at once: a request to an object store takes the time of a few MiB, whatever it asks for."""
+"""Bytes per read. The latency of a request to an object store equals the transfer time of a few MiB."""
 
 _GUNZIP_BYTES = 2**20
 
 
 class ForwardBytes(Protocol):
-    """A sequence of bytes that is read from its beginning to its end."""
+    """A sequence of bytes that can only be read forward."""
 
     def at(self, offset: int, size: int) -> bytes:
-        """The bytes at an offset, not before that of an earlier call; fewer than `size` where the sequence ends."""
+        """Return `size` bytes at an offset, or fewer at the end of the sequence.
+
+        Offsets must not decrease from call to call.
+        """
 
 
 def open_forward(
-    file: Any, origin: str, *, block_bytes: int = BLOCK_BYTES, begin: int = 0, end: int | None = None
+    file: Any, origin: str, *, block_bytes: int = BLOCK_BYTES, start: int = 0, end: int | None = None
 ) -> ForwardBytes:
-    """Read a file forward, decompressed if it is gzipped.
+    """Open a file for forward reading, and decompress it if it is gzipped.
 
     Args:
-        file: a random-access `pyarrow.NativeFile`; its position is neither used nor moved.
-        origin: its URI, for messages.
-        block_bytes: what is read at once.
-        begin: where reading is to begin. Only a file that is read from its beginning may be gzipped.
-        end: where reading is expected to end, in a plain file: no block goes beyond it.
+        file: random-access `pyarrow.NativeFile`. Its position is neither used nor moved.
+        origin: URI of the file, for error messages.
+        block_bytes: number of bytes per read.
+        start: offset of the first byte to read. It must be 0 if the file is gzipped.
+        end: expected end of reading in a plain file. Blocks don't extend beyond it.
     """
-    if begin == 0 and is_gzipped(file):
+    if start == 0 and is_gzipped(file):
         return GunzippedBytes(file, origin, block_bytes)
     return PlainBytes(file, block_bytes, end)
 
 
 def is_gzipped(file: Any) -> bool:
-    """Whether a file begins as gzip files do."""
+    """Return whether a file starts with the magic number of gzip."""
     return bool(file.read_at(2, 0) == b"\x1f\x8b")
 
 
 def skip_zeros(data: ForwardBytes, offset: int) -> int:
-    """The offset of the first byte that is not zero, or of the end."""
+    """Return the offset of the first nonzero byte, or of the end."""
     while block := data.at(offset, 2**20):
         rest = block.lstrip(b"\0")
         if rest:
@@ -53,7 +56,7 @@ def skip_zeros(data: ForwardBytes, offset: int) -> int:
 
 
 class PlainBytes:
-    """A file's bytes. Where a part is passed over, what lies beyond the block in hand is never read."""
+    """Forward reader of a plain file. Skipped parts beyond the current block are never read."""
 
     def __init__(self, file: Any, block_bytes: int = BLOCK_BYTES, end: int | None = None) -> None:
         self._file = file
@@ -64,25 +67,25 @@ class PlainBytes:
         self._start = 0
 
     def at(self, offset: int, size: int) -> bytes:
-        """The bytes at an offset; see `ForwardBytes`."""
-        begin = offset - self._start
-        if begin + size > len(self._block):
+        """Return bytes at an offset, as `ForwardBytes.at` describes."""
+        first = offset - self._start
+        if first + size > len(self._block):
             self._fetch(offset, size)
-            begin = 0
-        return self._block[begin : begin + size]
+            first = 0
+        return self._block[first : first + size]
 
     def _fetch(self, offset: int, size: int) -> None:
         kept = self._block[offset - self._start :]
         position = offset + len(kept)
         wanted = max(size - len(kept), min(self._block_bytes, self._expected_end - position))
-        # Not beyond the file: a damaged header may ask for terabytes, and room is made before they are read.
+        # A damaged header may ask for terabytes, and pyarrow allocates memory before it reads.
         wanted = min(wanted, self._size - position)
         self._block = kept + self._file.read_at(wanted, position) if wanted > 0 else kept
         self._start = offset
 
 
 class GunzippedBytes:
-    """What a gzip file holds, of one or several members. A truncated file gives what can be decompressed of it."""
+    """Forward reader of a gzip file with any number of members. It stops early where a file is truncated."""
 
     def __init__(self, file: Any, origin: str, block_bytes: int = BLOCK_BYTES) -> None:
         self._origin = origin
@@ -92,22 +95,22 @@ class GunzippedBytes:
         self._ended = False
 
     def at(self, offset: int, size: int) -> bytes:
-        """The bytes at an offset; see `ForwardBytes`.
+        """Return decompressed bytes at an offset, as `ForwardBytes.at` describes.
 
         Raises:
             InvalidDataset: the file is damaged.
         """
         while not self._ended and self._start + len(self._held) < offset + size:
             self._drop_before(offset)
-            # Unlike read, read1 loses nothing when the file turns out to be truncated.
+            # Unlike read, read1 returns all bytes before the point where the file is truncated.
             self._held += self._decompress()
         self._drop_before(offset)
         return bytes(self._held[:size])
 
     def _drop_before(self, offset: int) -> None:
-        passed = min(offset - self._start, len(self._held))
-        del self._held[:passed]
-        self._start += passed
+        dropped = min(offset - self._start, len(self._held))
+        del self._held[:dropped]
+        self._start += dropped
 
     def _decompress(self) -> bytes:
         try:
@@ -115,15 +118,13 @@ class GunzippedBytes:
         except EOFError:
             data = b""
         except (gzip.BadGzipFile, zlib.error) as error:
-            raise InvalidDataset(
-                f"{self._origin} is a damaged gzip file: {error}. Restore it, or pack its images anew."
-            ) from None
+            raise InvalidDataset(f"{self._origin} is a damaged gzip file: {error}. Restore or recreate it.") from None
         self._ended = not data
         return data
 
 
 class _Sequential(io.RawIOBase):
-    """A file from its beginning, for `io.BufferedReader`: closing it leaves the file open."""
+    """Adapt a `pyarrow.NativeFile` to `io.BufferedReader`. Closing the adapter leaves the file open."""
 
     def __init__(self, file: Any) -> None:
         self._file = file

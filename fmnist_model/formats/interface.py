@@ -1,4 +1,4 @@
-"""What every kind of container file gives: pieces when work is planned, batches of images when it is done."""
+"""Define what every container format produces: pieces for planning and batches of images for reading."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,41 +9,41 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 BATCH_BYTES = 64 * 2**20
-"""A batch ends early when it holds that much: bounds a worker's memory where images are large."""
+"""Size at which a batch ends early. It bounds a worker's memory if images are large."""
 
 
 @dataclass(frozen=True)
 class ContainerPiece:
-    """Consecutive images of a container that are read together."""
+    """Consecutive images of a container that one worker reads together."""
 
     first_row: int
-    """Number of its first image in the container, from 0."""
+    """Number of the first image in the container, counted from 0."""
     rows: int
-    """Images."""
+    """Number of images."""
     offset: int
-    """Where reading begins, for the kind of container that made the piece; it means nothing to others."""
+    """Position at which to start reading. Only the format that made the piece can interpret it."""
     size: int
-    """Bytes to be read for it, approximately: weighs the work."""
+    """Approximate number of bytes to read, used to balance the work."""
 
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Images as they lie in the container, in its order: three columns of the same length."""
+    """Consecutive images as stored in the container: three columns of the same length."""
 
     fragments: pa.StringArray
-    """What follows the container's URI in an image's: `#row=17` or `#member=cats/0001.png`. Distinct in a container."""
+    """What to append to the container's URI to get an image's: `#row=17` or `#member=cats/0001.png`, each unique."""
     encoded: pa.Array
-    """As `fmnist_model.images.decode.decode_images` takes them."""
+    """Encoded images, as input for `fmnist_model.images.decode.decode_images`."""
     labels: pa.Int8Array
     """0 to 9, null where unknown."""
 
 
 def row_fragments(first_row: int, rows: int) -> pa.StringArray:
-    """Fragments of images that have no name but their number."""
+    """Return the fragments of images that are identified by their row number."""
     numbers = pa.array(np.arange(first_row, first_row + rows)).cast(pa.string())
     return pc.binary_join_element_wise(pa.scalar("#row="), numbers, "")
 
 
 def even_cuts(rows: int, count: int) -> Iterator[tuple[int, int]]:
-    """Begin and end of each of `count` parts of as nearly as possible the same number of rows."""
+    """Divide `rows` into `count` parts of nearly equal size, and yield the first and the end row of each."""
     return pairwise(rows * number // count for number in range(count + 1))

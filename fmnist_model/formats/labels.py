@@ -1,4 +1,4 @@
-"""True classes as other people write them down: numbers, digits in a text, or names of the classes."""
+"""Parse true classes in users' files: numbers, strings of digits, or class names."""
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -7,13 +7,13 @@ from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.errors import InvalidDataset
 
 LABEL_COLUMNS = ("label", "labels", "class", "fine_label")
-"""A column of such a name holds the labels, where the caller names none."""
+"""Default names of the column with the labels, in order of preference."""
 
 _TEXTS = (*CLASS_NAMES, *(str(number) for number in range(len(CLASS_NAMES))))
 
 
-def label_of(value: object) -> int | None:
-    """The class that a value names: 0 to 9, those digits, or a class's name. None where it names none."""
+def parse_label(value: object) -> int | None:
+    """Return the class, 0 to 9, that a number, a digit or a class name stands for, or None for any other value."""
     if isinstance(value, str):
         text = value.strip()
         return _TEXTS.index(text) % len(CLASS_NAMES) if text in _TEXTS else None
@@ -22,11 +22,11 @@ def label_of(value: object) -> int | None:
     return None
 
 
-def label_array(column: pa.Array) -> pa.Int8Array:
-    """The classes that a column's values name, null where they name none.
+def parse_labels(column: pa.Array) -> pa.Int8Array:
+    """Apply `parse_label` to a column, with null for values that aren't labels.
 
     Args:
-        column: of a type that `holds_labels` accepts.
+        column: integers or strings, of a type that `holds_labels` accepts.
     """
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
@@ -41,23 +41,31 @@ def label_array(column: pa.Array) -> pa.Int8Array:
 
 
 def find_label_column(schema: pa.Schema, label_column: str | None, origin: str) -> str | None:
-    """The name of the column with the labels: the one that the caller names, or else the first of `LABEL_COLUMNS`.
+    """Find the column with the labels.
+
+    Args:
+        schema: columns of the file.
+        label_column: name of the column, or None to try `LABEL_COLUMNS`.
+        origin: URI of the file, for error messages.
+
+    Returns:
+        The column's name, or None if no column was named and none was found.
 
     Raises:
-        InvalidDataset: the named column is missing, or holds no labels.
+        InvalidDataset: the named column is missing, ambiguous, or of a type that can't hold labels.
     """
     if label_column is None:
         return next((name for name in LABEL_COLUMNS if _is_label_column(schema, name)), None)
     if not _is_label_column(schema, label_column):
         raise InvalidDataset(
-            f"{origin} needs one column '{label_column}' with labels (whole numbers, or names of classes); "
-            f"its columns are: {describe_columns(schema)}."
+            f"{origin} needs exactly one column '{label_column}' of integers or class names. Its columns are: "
+            f"{describe_columns(schema)}."
         )
     return label_column
 
 
 def describe_columns(schema: pa.Schema) -> str:
-    """Columns with their types, for messages."""
+    """List the columns and their types for an error message."""
     return ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
 
 
@@ -66,12 +74,12 @@ def _is_label_column(schema: pa.Schema, name: str) -> bool:
 
 
 def holds_labels(kind: pa.DataType) -> bool:
-    """Whether `label_array` takes a column of this type."""
+    """Return whether `parse_labels` accepts a column of this type."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return bool(pa.types.is_integer(kind) or holds_text(kind))
 
 
 def holds_text(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds strings."""
+    """Return whether a column of this type holds strings."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))

@@ -1,4 +1,7 @@
-"""Parquet files with a column of images: image files (binary, or Hugging Face's struct with `bytes`) or raw pixels."""
+"""Read Parquet files with a column of images.
+
+A column holds image files, as binary or as Hugging Face's struct with a field `bytes`, or raw pixels.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,24 +12,30 @@ import pyarrow.parquet as pq
 
 from fmnist_model.errors import InvalidDataset
 from fmnist_model.formats.interface import BATCH_BYTES, ContainerPiece, ImageBatch, even_cuts, row_fragments
-from fmnist_model.formats.labels import describe_columns, find_label_column, label_array
+from fmnist_model.formats.labels import describe_columns, find_label_column, parse_labels
 from fmnist_model.images.decode import holds_images
 
 IMAGE_COLUMNS = ("image", "img", "png", "jpg", "bytes", "pixels", "data")
-"""A column of such a name holds the images, where the caller names none: the first that can."""
+"""Default names of the column with the images, in order of preference."""
 
 MAX_CUTS = 8
-"""Of one row group. A piece that begins inside a row group reads and drops what is before it, so that cutting one into
-n pieces reads it (n + 1) / 2 times: 4.5 times at most. Measured on a local file, to drop an image of 500 bytes takes
-0.3 µs, one of 100 kB 40 µs."""
+"""Maximum number of pieces per row group.
+
+A piece that starts inside a row group reads and drops the rows before it. So n pieces read the row group (n + 1) / 2
+times, which is at most 4.5 times. On a local file, dropping an image takes 0.3 µs at 500 bytes and 40 µs at 100 kB.
+"""
 
 _PREBUFFERED_BYTES = BATCH_BYTES
-"""Row groups are fetched whole, and together, up to this size; a larger one is streamed, a block at a time."""
+"""Maximum total size of row groups that are fetched whole and together. A larger one is streamed in blocks."""
 
 _STREAM_BLOCK_BYTES = 4 * 2**20
+
 _CHUNK_ROWS = 64
-"""Decoded at once, where images differ in size: the mean size of a row group's images says little about the next few
-(a dictionary of pages with one large picture many times over counts it once)."""
+"""Maximum number of rows to decode at once if images vary in size.
+
+The mean size in a row group says little about the next few images. For example, a dictionary-encoded page counts a
+large image that it repeats only once.
+"""
 
 
 def pieces(
@@ -38,18 +47,18 @@ def pieces(
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> Iterator[ContainerPiece]:
-    """Cut a file between row groups, and inside those that are much larger than a piece is to be.
+    """Cut a file between row groups, and also inside row groups that are much larger than the target.
 
     Args:
-        file: a random-access `pyarrow.NativeFile`; only its footer is read.
-        origin: its URI, for messages.
-        target_rows: images in a piece, at most if row groups are no larger.
-        target_bytes: bytes of images in a piece, as they are in the file, likewise.
-        image_column: the column with the images; found by name and type where it is not given.
-        label_column: the column with the labels; found likewise, and may be missing then.
+        file: random-access `pyarrow.NativeFile`. Only its footer is read.
+        origin: URI of the file, for error messages.
+        target_rows: maximum number of images per piece, unless one row group has more.
+        target_bytes: maximum number of decompressed bytes per piece, unless one row group has more.
+        image_column: the column with the images. By default it is found by name and type.
+        label_column: the column with the labels. By default it is found by name and type, and may be absent.
 
     Raises:
-        InvalidDataset: it is no Parquet file, or the columns are not there.
+        InvalidDataset: the file can't be read as Parquet, or lacks a column.
     """
     parquet = _open(file, origin)
     metadata = parquet.metadata
@@ -81,13 +90,16 @@ def read(
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> Iterator[ImageBatch]:
-    """Read a piece's images; a label that is not 0 to 9, or no class's name, is null.
+    """Read the images of a piece and their labels.
 
-    Memory is bounded by some batches, by what is fetched of row groups (64 MiB, or a block of a larger one), and by the
-    file's largest page: writers that make pages by rows alone may have put 1,024 photos into one.
+    Labels are null if they are neither 0 to 9 nor the name of a class. See `fmnist_model.formats.read` for the
+    arguments.
+
+    Memory use is bounded by a few batches, the fetched row groups (64 MiB, or a block of a larger one), and the file's
+    largest page. Pages can be large, because some writers limit only their rows and put, say, 1,024 photos into one.
 
     Raises:
-        InvalidDataset: the file is damaged, or not the one that was cut into pieces.
+        InvalidDataset: the file is damaged, or has changed since it was cut into pieces.
     """
     row = piece.first_row
     parquet = _open(file, origin)
@@ -99,31 +111,31 @@ def read(
             row += len(batch)
     if row != piece.first_row + piece.rows:
         raise InvalidDataset(
-            f"{origin} has {row - piece.first_row} images from row {piece.first_row} on, where {piece.rows} were "
-            "planned: it was replaced since. Run the job again."
+            f"{origin} has {row - piece.first_row} images from row {piece.first_row}, but {piece.rows} were planned. "
+            "The file was replaced after planning. Run the job again."
         )
 
 
 @contextmanager
 def clear_parquet_errors(origin: str) -> Iterator[None]:
-    """Make pyarrow's errors about a Parquet file `InvalidDataset`."""
+    """Raise pyarrow's errors about a Parquet file as `InvalidDataset`."""
     try:
         yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a column's name
-        # A store that fails for the moment is no fault of the file's; damage comes as an OSError too, without a number.
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # a column's name may raise UnicodeDecodeError
+        # Let errors of the store pass. pyarrow reports damage as an OSError too, but without an errno.
         if isinstance(error, OSError) and (error.errno is not None or "AWS Error" in str(error)):
             raise
-        raise InvalidDataset(f"{origin} can't be read as Parquet: {error}. Restore the file, or remove it.") from None
+        raise InvalidDataset(f"{origin} can't be read as Parquet: {error}. Restore or remove the file.") from None
 
 
 class _Columns:
-    """The columns that are read."""
+    """Columns to read, found in a file's schema."""
 
     def __init__(self, schema: pa.Schema, image_column: str | None, label_column: str | None, origin: str) -> None:
         self.image = find_image_column(schema, image_column, origin)
         self.label = find_label_column(schema, label_column, origin)
         self._kind = schema.field(self.image).type
-        # Of a struct only the bytes are read, not the path or a thumbnail beside them.
+        # Read only the bytes of a struct, not its path or other fields.
         self._image_leaf = f"{self.image}.bytes" if pa.types.is_struct(self._kind) else self.image
 
     @property
@@ -131,7 +143,7 @@ class _Columns:
         return [self._image_leaf, self.label] if self.label is not None else [self._image_leaf]
 
     def chunk_rows(self, group: pq.RowGroupMetaData, batch_rows: int) -> int:
-        """Rows of a row group to decode at once."""
+        """Return the number of rows of a row group to decode at once."""
         if pa.types.is_fixed_size_binary(self._kind):
             return batch_rows
         mean_bytes = _group_bytes(group) // max(1, group.num_rows)
@@ -139,10 +151,15 @@ class _Columns:
 
 
 def find_image_column(schema: pa.Schema, image_column: str | None, origin: str) -> str:
-    """The name of the column with the images: the one that the caller names, or else by `IMAGE_COLUMNS`, or the only.
+    """Find the column with the images.
+
+    Args:
+        schema: columns of the file.
+        image_column: name of the column, or None to try `IMAGE_COLUMNS` and then the only column of images.
+        origin: URI of the file, for error messages.
 
     Raises:
-        InvalidDataset: there is none, or several are as good.
+        InvalidDataset: no column can hold images, or several can and none has a default name.
     """
     candidates = [
         field.name for field in schema if schema.names.count(field.name) == 1 and holds_images(_plain(field.type))
@@ -151,7 +168,7 @@ def find_image_column(schema: pa.Schema, image_column: str | None, origin: str) 
         if image_column in candidates:
             return image_column
         raise InvalidDataset(
-            f"{origin} needs one column '{image_column}' with image files or raw pixels; its columns are: "
+            f"{origin} needs exactly one column '{image_column}' of image files or raw pixels. Its columns are: "
             f"{describe_columns(schema)}."
         )
     for name in IMAGE_COLUMNS:
@@ -159,11 +176,11 @@ def find_image_column(schema: pa.Schema, image_column: str | None, origin: str) 
             return name
     if len(candidates) == 1:
         return str(candidates[0])
-    raise InvalidDataset(
-        f"{origin} has {'several columns that may be' if candidates else 'no column with'} images"
-        f"{': name one' if candidates else ' (image files or raw pixels)'}. Its columns are: "
-        f"{describe_columns(schema)}."
-    )
+    if candidates:
+        problem = f"has several columns that can hold images ({', '.join(candidates)}). Name one of them"
+    else:
+        problem = "has no column of image files or raw pixels"
+    raise InvalidDataset(f"{origin} {problem}. Its columns are: {describe_columns(schema)}.")
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
@@ -176,30 +193,28 @@ def _open(file: Any, origin: str) -> pq.ParquetFile:
     metadata = parquet.metadata
     rows = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
     if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
-        raise InvalidDataset(
-            f"{origin} can't be read as Parquet: its footer is damaged. Restore the file, or remove it."
-        )
+        raise InvalidDataset(f"{origin} can't be read as Parquet: its footer is damaged. Restore or remove the file.")
     return parquet
 
 
 def _group_bytes(group: pq.RowGroupMetaData) -> int:
-    """Bytes of a row group, all columns and decompressed: image files are most of it, and hardly compressed.
+    """Return the decompressed size of a row group, all columns together.
 
-    Those of the image column alone would be told by `group.column`, but that ends the process, past any exception,
-    where a footer is damaged in one of some places (pyarrow 26).
+    It approximates the size of the image column, which makes up most of a row group and hardly compresses. The exact
+    size isn't available: with some damaged footers, `group.column` ends the process without an exception (pyarrow 26).
     """
     return max(0, int(group.total_byte_size))
 
 
 def _cut(first_row: int, rows: int, group: int, group_bytes: int, cuts: int) -> Iterator[ContainerPiece]:
-    for begin, end in even_cuts(rows, cuts):
-        yield ContainerPiece(first_row + begin, end - begin, group, group_bytes * end // rows)
+    for first, end in even_cuts(rows, cuts):
+        yield ContainerPiece(first_row + first, end - first, group, group_bytes * end // rows)
 
 
 def _chunks(
     file: Any, metadata: pq.FileMetaData, columns: _Columns, piece: ContainerPiece, batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
-    """A piece's rows, as columns `image` and `label`, few at a time."""
+    """Yield a piece's rows in small chunks with the columns `image` and `label`."""
     groups_before = range(min(piece.offset, metadata.num_row_groups))
     to_skip = piece.first_row - sum(metadata.row_group(number).num_rows for number in groups_before)
     if to_skip < 0:
@@ -207,7 +222,7 @@ def _chunks(
     remaining = piece.rows
     for groups, size in _runs(metadata, piece.offset, to_skip + remaining):
         prebuffered = size <= _PREBUFFERED_BYTES
-        # Without a buffer size, a column of a row group is read into memory whole.
+        # Without a buffer size, pyarrow reads a whole column of a row group into memory.
         parquet = pq.ParquetFile(
             file, metadata=metadata, pre_buffer=prebuffered, buffer_size=0 if prebuffered else _STREAM_BLOCK_BYTES
         )
@@ -223,7 +238,7 @@ def _chunks(
 
 
 def _runs(metadata: pq.FileMetaData, first: int, rows: int) -> Iterator[tuple[list[int], int]]:
-    """Row groups to be read by one call, with their bytes: from the first on, until they have so many rows."""
+    """Yield runs of row groups to read by one call and their bytes, from group `first` until they have `rows` rows."""
     groups: list[int] = []
     size = 0
     for number in range(first, metadata.num_row_groups):
@@ -245,19 +260,19 @@ def _image_and_label(rows: pa.RecordBatch, columns: _Columns) -> pa.RecordBatch:
     images = rows.column(columns.image)
     if pa.types.is_dictionary(images.type):
         images = images.dictionary_decode()
-    labels = pa.nulls(len(rows), pa.int8()) if columns.label is None else label_array(rows.column(columns.label))
+    labels = pa.nulls(len(rows), pa.int8()) if columns.label is None else parse_labels(rows.column(columns.label))
     return pa.record_batch([images, labels], names=["image", "label"])
 
 
 def _batches(chunks: Iterator[pa.RecordBatch], batch_rows: int) -> Iterator[pa.RecordBatch]:
-    """Chunks put together to batches of about as many rows, and of no more than `BATCH_BYTES` or one row."""
+    """Combine chunks into batches of at most `batch_rows` rows and `BATCH_BYTES` bytes, but at least one row."""
     held: list[pa.RecordBatch] = []
     rows = size = 0
     for chunk in chunks:
         for part in _small_parts(chunk):
             if held and (rows + len(part) > batch_rows or size + part.nbytes > BATCH_BYTES):
                 batch = pa.concat_batches(held)
-                held, rows, size = [], 0, 0  # before the batch is used: it is a copy
+                held, rows, size = [], 0, 0  # free the chunks first: the batch is a copy
                 yield batch
             held.append(part)
             rows += len(part)

@@ -1,14 +1,14 @@
-"""WebDataset tars, and any other tar with image files in it, plain or gzipped.
+"""Read WebDataset tars and other tars with image files, plain or gzipped.
 
-Members whose names end as image files do are images. Consecutive members of one *sample* share a label: their names are
-the same up to the first dot of the last path component. The label is that of the sample's `.cls` member, or else of
-`label` or `cls` in its `.json` member. As in WebDataset, a member whose last path component begins with a dot belongs
-to no sample and is passed over (macOS packs such beside every file), and so are links, folders and sparse files.
+A member is an image if its name has the suffix of an image file. Consecutive members whose names are equal up to the
+first dot of the last path component form a *sample*, and share its label. The label comes from the sample's `.cls`
+member, or else from `label` or `cls` in its `.json` member. As in WebDataset, members whose last path component starts
+with a dot are skipped (macOS adds one for every file). Links, folders and sparse files are skipped too.
 
-An image's fragment is `#member=` and the member's name as it stands in the tar. Control characters and bytes that are
-not UTF-8 are written `\\xNN`, two hexadecimal digits a byte, and a backslash that could be mistaken for the beginning
-of that as `\\x5c`: replacing every `\\xNN` by its byte gives back the name. In a tar in which two images have the same
-name, all fragments also have the image's number: `#member=cats/1.png;row=17`.
+An image's fragment is `#member=` and the member's name. Control characters and bytes that aren't UTF-8 are escaped as
+`\\xNN` with two hexadecimal digits per byte. A backslash that looks like the start of such an escape is written as
+`\\x5c`. Replacing every `\\xNN` by its byte restores the name. If two images in a tar have the same name, all fragments
+in it also have the image's number: `#member=cats/1.png;row=17`.
 
 Source of the sample rule: https://github.com/webdataset/webdataset (`base_plus_ext`, `group_by_keys`).
 """
@@ -28,39 +28,48 @@ import pyarrow as pa
 from fmnist_model.errors import InvalidDataset
 from fmnist_model.formats.forward import BLOCK_BYTES, ForwardBytes, is_gzipped, open_forward
 from fmnist_model.formats.interface import BATCH_BYTES, ContainerPiece, ImageBatch
-from fmnist_model.formats.labels import label_of
+from fmnist_model.formats.labels import parse_label
 from fmnist_model.formats.tar_headers import tar_members
 from fmnist_model.images.decode import is_image_name
 
 MAX_IMAGE_BYTES = 512 * 2**20
-"""Of a larger member only that much is handed on, and the decoder refuses it: 64 megapixels of RGBA at 16 bits."""
+"""Maximum number of bytes to read of a member, the size of 64 megapixels in 16-bit RGBA.
+
+The decoder rejects a larger member, because it is cut off here.
+"""
 
 _MAX_LABEL_BYTES = 2**20
+"""Maximum size of a `.cls` or `.json` member. A larger one gives no label."""
+
 _SAMPLE_MEMBERS, _SAMPLE_BYTES = 256, BATCH_BYTES
-"""A sample is held until its label is known. `frame.0001.png`, `frame.0002.png`, … are a single one by their names: at
-this size it ends, and the next member begins another."""
+"""Maximum number of members and bytes in a sample, after which the next member starts a new one.
+
+A sample is held in memory until its label is known, and by its names `frame.0001.png`, `frame.0002.png`, … would be a
+single sample.
+"""
 
 _NAMES_REPEAT = 1
-"""Added to a piece's offset, a multiple of 512, where two images of the container have the same name."""
+"""Flag added to a piece's offset, which is a multiple of 512, if two images of the tar have the same name."""
 
 
 def pieces(
     file: Any, origin: str, *, target_rows: int, target_bytes: int, block_bytes: int = BLOCK_BYTES
 ) -> Iterator[ContainerPiece]:
-    """Cut a tar between samples; a gzipped one is a single piece, and decompressed to count its images.
+    """Cut a tar into pieces between samples.
 
-    A tar that is truncated has the images that begin before its end.
+    A gzipped tar is a single piece, and is decompressed to count its images. A truncated tar has all images that start
+    before its end.
 
     Args:
-        file: a random-access `pyarrow.NativeFile`.
-        origin: its URI, for messages.
-        target_rows: a piece ends with the sample that gives it as many images.
-        target_bytes: it ends before that with the sample that gives it as many bytes.
-        block_bytes: read at once. Members that are larger are not read to their ends: where requests cost nothing
-            (local files with large images), a smaller block saves reading.
+        file: random-access `pyarrow.NativeFile` of the tar.
+        origin: URI of the tar, for error messages.
+        target_rows: number of images at which a piece ends, after the current sample.
+        target_bytes: number of bytes at which a piece ends, after the current sample.
+        block_bytes: number of bytes per read. The end of a member larger than a block is skipped, so a small block
+            reads less of a local file with large images.
 
     Raises:
-        InvalidDataset: it is no tar, or damaged.
+        InvalidDataset: the file isn't a tar, or is damaged.
     """
     if is_gzipped(file):
         found, names_repeat = _scan(file, origin, 2**62, 2**62, block_bytes)
@@ -72,15 +81,17 @@ def pieces(
 
 
 def read(file: Any, origin: str, piece: ContainerPiece, *, batch_rows: int) -> Iterator[ImageBatch]:
-    """Read a piece's images as they lie in the tar; the last image of a truncated tar ends where the file does.
+    """Read the images of a piece and their labels.
+
+    The last image of a truncated tar is returned incomplete. See `fmnist_model.formats.read` for the arguments.
 
     Raises:
-        InvalidDataset: the file is not the one that was cut into pieces.
+        InvalidDataset: the file is damaged, or has changed since it was cut into pieces.
     """
-    begin = piece.offset - piece.offset % 2
-    data = open_forward(file, origin, begin=begin, end=begin + piece.size + _LOOKAHEAD_BYTES)
-    batch = _Batch(piece.first_row, names_repeat=begin != piece.offset)
-    for name, encoded, label in _labelled_images(data, begin, piece.rows, origin):
+    start = piece.offset - piece.offset % 2
+    data = open_forward(file, origin, start=start, end=start + piece.size + _LOOKAHEAD_BYTES)
+    batch = _Batch(piece.first_row, names_repeat=start != piece.offset)
+    for name, encoded, label in _labelled_images(data, start, piece.rows, origin):
         batch.append(name, encoded, label)
         if len(batch) >= batch_rows or batch.bytes >= BATCH_BYTES:
             yield batch.take()
@@ -88,17 +99,17 @@ def read(file: Any, origin: str, piece: ContainerPiece, *, batch_rows: int) -> I
         yield batch.take()
     if batch.next_row != piece.first_row + piece.rows:
         raise InvalidDataset(
-            f"{origin} has {batch.next_row - piece.first_row} images from byte {begin:,} on, where {piece.rows} were "
-            "planned: it was replaced since. Run the job again."
+            f"{origin} has {batch.next_row - piece.first_row} images from byte {start:,}, but {piece.rows} were "
+            "planned. The file was replaced after planning. Run the job again."
         )
 
 
 _LOOKAHEAD_BYTES = 4096
-"""The headers of the member after a piece, by which its last sample is known to have ended."""
+"""Bytes to read after a piece, for the header of the next member, which ends the last sample."""
 
 
 def member_fragment(name: bytes) -> str:
-    """The fragment of an image by its member's name; see the module's documentation."""
+    """Return the fragment of an image, with its member's name escaped as the module docstring describes."""
     if name.isascii() and not _TO_ESCAPE.search(name):
         return f"#member={name.decode()}"
     escaped = _TO_ESCAPE.sub(lambda found: b"\\x%02x" % found[0][0], name)
@@ -111,43 +122,43 @@ _TO_ESCAPE = re.compile(rb"[\x00-\x1f\x7f]|\\(?=x[0-9a-fA-F]{2})")
 def _scan(
     file: Any, origin: str, target_rows: int, target_bytes: int, block_bytes: int
 ) -> tuple[list[ContainerPiece], bool]:
-    """The pieces, and whether two images have the same name."""
+    """Return the pieces, and whether two images have the same name."""
     found: list[ContainerPiece] = []
     names = array("Q")
     samples = _Samples()
-    first_row = rows = begin = end = sample_begin = 0
+    first_row = rows = start = end = sample_start = 0
     for member in tar_members(open_forward(file, origin, block_bytes=block_bytes), 0, origin):
         key, extension = _split_name(member.name)
         if not key:
             continue
-        if samples.begins(key, member.size):
-            sample_begin = member.begin
-            if rows and (rows >= target_rows or end - begin >= target_bytes):
-                found.append(ContainerPiece(first_row, rows, begin, end - begin))
+        if samples.starts(key, member.size):
+            sample_start = member.start
+            if rows and (rows >= target_rows or end - start >= target_bytes):
+                found.append(ContainerPiece(first_row, rows, start, end - start))
                 first_row, rows = first_row + rows, 0
         if _is_image(extension):
-            begin = begin if rows else sample_begin
+            start = start if rows else sample_start
             rows += 1
             names.append(int.from_bytes(blake2b(member.name, digest_size=8).digest()))
         end = member.data + member.size
     if rows:
-        found.append(ContainerPiece(first_row, rows, begin, min(end, max(file.size(), begin)) - begin))
+        found.append(ContainerPiece(first_row, rows, start, min(end, max(file.size(), start)) - start))
     return found, len(np.unique(np.asarray(names))) < len(names)
 
 
 def _labelled_images(
-    data: ForwardBytes, begin: int, rows: int, origin: str
+    data: ForwardBytes, start: int, rows: int, origin: str
 ) -> Iterator[tuple[bytes, bytes, int | None]]:
-    """Name, bytes and label of as many images, sample by sample."""
+    """Yield the name, bytes and label of `rows` images, sample by sample."""
     samples = _Samples()
     images: list[tuple[bytes, bytes]] = []
     labels: dict[bytes, int | None] = {}
-    for member in tar_members(data, begin, origin):
+    for member in tar_members(data, start, origin):
         key, extension = _split_name(member.name)
         if not key:
             continue
-        if samples.begins(key, member.size):
-            yield from _sample(images, labels)
+        if samples.starts(key, member.size):
+            yield from _with_label(images, labels)
             rows -= len(images)
             images, labels = [], {}
             if rows <= 0:
@@ -156,10 +167,10 @@ def _labelled_images(
             images.append((member.name, data.at(member.data, min(member.size, MAX_IMAGE_BYTES))))
         elif extension in _LABEL_READERS and member.size <= _MAX_LABEL_BYTES:
             labels[extension] = _LABEL_READERS[extension](data.at(member.data, member.size))
-    yield from _sample(images, labels)
+    yield from _with_label(images, labels)
 
 
-def _sample(
+def _with_label(
     images: list[tuple[bytes, bytes]], labels: dict[bytes, int | None]
 ) -> Iterator[tuple[bytes, bytes, int | None]]:
     label = labels.get(b"cls")
@@ -170,25 +181,33 @@ def _sample(
 
 
 class _Samples:
-    """Tells where samples begin, from the container's beginning or any sample's with the same result."""
+    """Detect where samples start.
+
+    The result is the same whether detection starts with the tar or with any of its samples.
+    """
 
     def __init__(self) -> None:
         self._key = b""
         self._members = self._bytes = 0
 
-    def begins(self, key: bytes, size: int) -> bool:
-        """Whether the next member, with that key and size, begins a sample."""
-        begins = key != self._key or self._members >= _SAMPLE_MEMBERS or self._bytes >= _SAMPLE_BYTES
-        if begins:
+    def starts(self, key: bytes, size: int) -> bool:
+        """Add the next member, and return whether it starts a sample.
+
+        Args:
+            key: the member's sample key.
+            size: the member's size in bytes.
+        """
+        starts = key != self._key or self._members >= _SAMPLE_MEMBERS or self._bytes >= _SAMPLE_BYTES
+        if starts:
             self._key = key
             self._members = self._bytes = 0
         self._members += 1
         self._bytes += size
-        return begins
+        return starts
 
 
 def _split_name(name: bytes) -> tuple[bytes, bytes]:
-    """A sample's key, empty where the member belongs to none, and what the member is in it."""
+    """Split a member's name into its sample's key, empty if it belongs to no sample, and its extension."""
     component = name.rfind(b"/") + 1
     dot = name.find(b".", component)
     return (name[:dot], name[dot + 1 :].lower()) if dot > component else (b"", b"")
@@ -204,7 +223,7 @@ def _is_image_suffix(suffix: bytes) -> bool:
 
 
 def _class_in_text(data: bytes) -> int | None:
-    return label_of(data.decode("utf-8", "replace"))
+    return parse_label(data.decode("utf-8", "replace"))
 
 
 def _class_in_json(data: bytes) -> int | None:
@@ -214,15 +233,15 @@ def _class_in_json(data: bytes) -> int | None:
         return None
     if not isinstance(fields, dict):
         return None
-    label = label_of(fields.get("label"))
-    return label_of(fields.get("cls")) if label is None else label
+    label = parse_label(fields.get("label"))
+    return parse_label(fields.get("cls")) if label is None else label
 
 
 _LABEL_READERS = {b"cls": _class_in_text, b"json": _class_in_json}
 
 
 class _Batch:
-    """Images on their way into an `ImageBatch`."""
+    """Collect images for an `ImageBatch`."""
 
     def __init__(self, first_row: int, *, names_repeat: bool) -> None:
         self._names_repeat = names_repeat
@@ -244,9 +263,9 @@ class _Batch:
         self.bytes += len(encoded)
 
     def take(self) -> ImageBatch:
-        """What was appended since the last time."""
+        """Return and remove the collected images."""
         ends = np.cumsum([0, *map(len, self._encoded)], dtype=np.int32)
-        # Joined, and not by pa.array, whose builder doubles its room as it goes.
+        # Join the bytes instead of using pa.array, whose builder over-allocates by doubling its buffer.
         buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(self._encoded))]
         encoded = pa.Array.from_buffers(pa.binary(), len(self), buffers)
         batch = ImageBatch(pa.array(self._fragments, pa.string()), encoded, pa.array(self._labels, pa.int8()))

@@ -1,10 +1,10 @@
-"""Headers of tar members: ustar, GNU and PAX, read by hand.
+"""Parse the headers of tar members: ustar, GNU and PAX.
 
-The standard library's `tarfile` takes 17 µs for a member, or 43 µs for one with a PAX header, and a read of a few bytes
-for each: a request a member to an object store. Here it is 3 µs, or 6 µs, and blocks of some MiB (processor time, for
-100,000 members, Python 3.11).
+This parser is faster than the standard library's `tarfile`. A member takes 3 µs instead of 17 µs, or 6 µs instead of
+43 µs with a PAX header (CPU time, 100,000 members, Python 3.11). It also reads blocks of several MiB, whereas `tarfile`
+would send one request per member to an object store.
 
-Formats: POSIX.1-2001 pax (ustar and extended headers), and "Basic Tar Format" in GNU tar's manual.
+Sources: POSIX.1-2001 pax (ustar and extended headers), and "Basic Tar Format" in GNU tar's manual.
 """
 
 import re
@@ -18,42 +18,48 @@ from fmnist_model.formats.forward import ForwardBytes, skip_zeros
 
 _BLOCK = 512
 _MAX_EXTENSION_BYTES = 2**20
-"""Of a long name or a PAX header: more than any file system allows in a path, and little to hold."""
+"""Maximum size of a long name or a PAX header. No file system allows paths of this length."""
 
 # name, size, checksum, type, magic, prefix
 _HEADER = struct.Struct("100s24x12s12x8sc100x6s82x155s12x")
 
 _REGULAR = frozenset({b"0", b"\0", b"7"})
 _WITHOUT_DATA = frozenset({b"1", b"2", b"3", b"4", b"5", b"6"})
-"""Links, devices, folders and pipes: whatever size the header has, nothing follows it."""
+"""Types of links, devices, folders and pipes. They have no data, even if the header gives a size."""
 
 
 class TarMember(NamedTuple):
     """A regular file in a tar."""
 
     name: bytes
-    begin: int
-    """Offset of its first header: a tar can be read from there."""
+    """Path in the tar, in the tar's encoding."""
+    start: int
+    """Offset of the member's first header, from which a tar can be read."""
     data: int
-    """Offset of its data."""
+    """Offset of the data."""
     size: int
-    """Bytes of data."""
+    """Size of the data in bytes."""
 
 
-def tar_members(data: ForwardBytes, begin: int, origin: str) -> Iterator[TarMember]:
-    """The regular files of a tar, from a member's first header on.
+def tar_members(data: ForwardBytes, start: int, origin: str) -> Iterator[TarMember]:
+    """Yield the regular files of a tar.
 
-    A truncated tar gives the members whose headers are complete. What follows a tar's end mark is read as more of it
-    (`cat a.tar b.tar`). Global PAX headers are passed over.
+    A truncated tar yields the members with complete headers. Reading continues after an end mark, as needed for
+    `cat a.tar b.tar`. Global PAX headers are skipped.
+
+    Args:
+        data: the tar's bytes.
+        start: offset of a member's first header.
+        origin: URI of the tar, for error messages.
 
     Raises:
-        InvalidDataset: something stands in a header's place that is none.
+        InvalidDataset: a header is invalid.
     """
-    position = begin
+    position = start
     extension = _Extension()
     while len(block := data.at(position, _BLOCK)) == _BLOCK:
         if block[0] == 0 and not any(block):
-            begin = position = skip_zeros(data, position) // _BLOCK * _BLOCK
+            start = position = skip_zeros(data, position) // _BLOCK * _BLOCK
             extension = _Extension()
             continue
         header = _parse(block)
@@ -76,16 +82,16 @@ def tar_members(data: ForwardBytes, begin: int, origin: str) -> Iterator[TarMemb
         size = 0 if kind in _WITHOUT_DATA else size if extension.size is None else extension.size
         name = name if extension.name is None else extension.name
         if kind in _REGULAR and not extension.sparse and not name.endswith(b"/"):
-            yield TarMember(name, begin, position, size)
+            yield TarMember(name, start, position, size)
         position += _padded(size)
-        begin = position
+        start = position
         extension = _Extension()
     if position == 0:
         raise _damage(origin, 0, block)
 
 
 class _Extension:
-    """What the headers before a member's own say of it."""
+    """Values from the headers that precede a member's own and override it."""
 
     def __init__(self) -> None:
         self.name: bytes | None = None
@@ -93,7 +99,7 @@ class _Extension:
         self.sparse = False
 
     def take(self, kind: bytes, value: bytes) -> bool:
-        """Take over what one says; False where it is malformed."""
+        """Store the values of one extension header. Return False if it is malformed."""
         if kind == b"L":
             self.name = value.partition(b"\0")[0]
         elif kind in b"xX":
@@ -122,33 +128,33 @@ class _Extension:
 
 
 def _parse(block: bytes) -> tuple[bytes, int, bytes] | None:
-    """Name, size and type of a header block; None where it is none."""
+    """Return the name, size and type in a header block, or None if it isn't a header."""
     name, size, checksum, kind, magic, prefix = _HEADER.unpack(block)
     try:
         stored, length = _number(checksum), _number(size)
     except ValueError:
         return None
-    # The lower half of an Adler-32 is the sum of the bytes and 1, modulo 65521, ten times as fast as sum().
+    # The lower half of an Adler-32 is the sum of the bytes plus 1, modulo 65521. It is ten times as fast as sum().
     matches = (stored - 8 * 0x20 + sum(checksum) + 1) % 65521 == zlib.adler32(block) & 0xFFFF
     if not matches and stored != _signed_checksum(block):
         return None
     if not 0 <= length < 2**62:
         return None
     name = name.partition(b"\0")[0]
-    # The old GNU format has other things in the prefix's place.
+    # The old GNU format uses the bytes of the prefix for other fields.
     if prefix[0] and magic == b"ustar\0":
         name = prefix.partition(b"\0")[0] + b"/" + name
     return name, length, kind
 
 
 def _number(field: bytes) -> int:
-    if field[0] == 0x80:  # GNU's way to write more than 8 GiB
+    if field[0] == 0x80:  # GNU's encoding of sizes above 8 GiB
         return int.from_bytes(field[1:])
     return int(field.partition(b"\0")[0].strip() or b"0", 8)
 
 
 def _signed_checksum(block: bytes) -> int:
-    """As some old programs computed it, for names that are not ASCII."""
+    """Return the checksum of signed bytes, which some old programs wrote. It differs if a name isn't ASCII."""
     return sum(memoryview(block).cast("b")) - sum(memoryview(block[148:156]).cast("b")) + 8 * 0x20
 
 
@@ -157,7 +163,10 @@ def _padded(size: int) -> int:
 
 
 def _skip_sparse_headers(data: ForwardBytes, block: bytes, position: int) -> int:
-    """Where a sparse file's data begin, in GNU's old format: after headers that each say whether another follows."""
+    """Return the offset of a sparse file's data in GNU's old format.
+
+    The data follows a chain of extra headers. A flag in each header says whether another one follows.
+    """
     more = block[482]
     while more:
         block = data.at(position, _BLOCK)
@@ -167,12 +176,8 @@ def _skip_sparse_headers(data: ForwardBytes, block: bytes, position: int) -> int
 
 
 def _damage(origin: str, position: int, found: bytes) -> InvalidDataset:
-    what = (
-        f"it begins with {found[:8].hex(' ') or 'nothing'}"
-        if position == 0
-        else f"no header stands at byte {position:,}"
-    )
-    return InvalidDataset(
-        f"{origin} is {'no' if position == 0 else 'a damaged'} tar file (plain or gzipped): {what}. "
-        "Restore it, or pack its images anew."
-    )
+    if position == 0:
+        problem = f"is not a tar file, plain or gzipped: it starts with {found[:8].hex(' ') or 'nothing'}"
+    else:
+        problem = f"is a damaged tar file: the header at byte {position:,} is invalid"
+    return InvalidDataset(f"{origin} {problem}. Restore or recreate it.")

@@ -1,8 +1,8 @@
-"""Lists of images by URI: text, CSV or Parquet, with labels where the list has them.
+"""Read lists of images from text, CSV or Parquet files, with optional labels.
 
-A text has one location a line; empty lines, and lines that begin with `#`, are passed over. A CSV file (`.tsv`: with
-tabs) is UTF-8 with quotes as in RFC 4180, and has a header with one of `LOCATION_COLUMNS`, or a single column, whose
-first line may be a header. Locations are taken as they are written: nothing is percent-decoded.
+A text file has one location (a URI or path) per line. Empty lines and lines that start with `#` are skipped. A CSV
+file is UTF-8 with quotes as in RFC 4180, and tab-separated if its name ends in `.tsv`. Its header names one of
+`LOCATION_COLUMNS`. A single-column CSV file can have any header, or none. Locations aren't percent-decoded.
 """
 
 import codecs
@@ -10,8 +10,9 @@ import csv
 import posixpath
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,51 +24,53 @@ from fmnist_model.formats.labels import (
     describe_columns,
     find_label_column,
     holds_text,
-    label_array,
-    label_of,
+    parse_label,
+    parse_labels,
 )
 from fmnist_model.formats.parquet import clear_parquet_errors
 from fmnist_model.images.decode import holds_images, is_image_name
 
 LOCATION_COLUMNS = ("uri", "url", "path", "file", "image", "filename", "file_name")
-"""A column of such a name, in any case, holds the locations: the first of these."""
+"""Names of the column with the locations, in order of preference. Matching ignores case."""
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _BATCH_ROWS = 10_000
 _MAX_LINE_BYTES = 2**20
 
 
-class ListedImages(NamedTuple):
+@dataclass(frozen=True)
+class ListedImages:
     """Consecutive entries of a list."""
 
     locations: list[str]
-    """As they are written; see `resolve`."""
+    """URIs or paths as written in the list. `resolve` makes them absolute."""
     labels: list[int | None]
-    """0 to 9, None where unknown; one a location."""
+    """Class of each location, 0 to 9, or None if unknown."""
 
 
 def is_list_name(name: str) -> bool:
-    """Whether a file of that name is taken for a list of images; a Parquet file may be one too (`is_uri_list`)."""
+    """Return whether the name is that of a text or CSV list. For Parquet lists see `is_uri_list`."""
     return name.lower().endswith((".txt", ".csv", ".tsv", ".lst"))
 
 
 def is_uri_list(schema: pa.Schema) -> bool:
-    """Whether a Parquet file with that schema lists images: it holds none itself, and has a column of locations."""
+    """Return whether a Parquet file with this schema lists images: it has locations, and no images of its own."""
     holds_any = any(holds_images(field.type) for field in schema)
     return not holds_any and _parquet_location_column(schema) is not None
 
 
 def resolve(location: str, list_uri: str) -> str:
-    """The URI or absolute path of a listed image: a relative path is relative to its list's folder.
+    """Return the URI or absolute path of a listed image.
 
-    On S3 only `.` and `..` at its beginning are resolved, since others may be parts of a key.
+    A relative path is relative to the list's folder. On S3 only leading `.` and `..` are resolved, because elsewhere
+    they can be parts of a key.
 
     Args:
-        location: as the list has it.
-        list_uri: the list's own, `file://…` or `s3://…`.
+        location: URI or path as written in the list.
+        list_uri: URI of the list, `file://…` or `s3://…`.
 
     Raises:
-        InvalidDataset: it leads out of the list's bucket.
+        InvalidDataset: the location is outside the list's bucket.
     """
     if location.startswith("/") or re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", location):
         return location
@@ -81,21 +84,21 @@ def resolve(location: str, list_uri: str) -> str:
         if found[1] == "..":
             folder, slash, _ = folder.rpartition("/")
             if not slash:
-                raise InvalidDataset(f"{list_uri} lists an image that is outside of its bucket: ../{location}.")
+                raise InvalidDataset(f"{list_uri} lists ../{location}, which is outside its bucket. Correct the path.")
     return f"{scheme}://{folder}/{location}"
 
 
 def read_list(file: Any, name: str, origin: str, *, label_column: str | None = None) -> Iterator[ListedImages]:
-    """Read a list in its order, some ten thousand entries at a time, whatever its length.
+    """Read the entries of a list in order and in bounded memory, about 10,000 at a time.
 
     Args:
-        file: a random-access `pyarrow.NativeFile`.
-        name: the list's file name, whose ending says what it is: `.parquet`, `.csv`, `.tsv`, or else text.
-        origin: its URI, for messages.
-        label_column: the column with the labels; found by its name where it is not given, and may be missing then.
+        file: random-access `pyarrow.NativeFile` of the list.
+        name: the list's file name. Its suffix decides the format: `.parquet`, `.csv`, `.tsv`, or else text.
+        origin: URI of the list, for error messages.
+        label_column: the column with the labels. By default it is found by name, and may be absent.
 
     Raises:
-        InvalidDataset: it is no such list; the message names the line.
+        InvalidDataset: the file is damaged or not a list. The message names the line or row.
     """
     ending = posixpath.splitext(name.lower())[1]
     if ending == ".parquet":
@@ -105,7 +108,9 @@ def read_list(file: Any, name: str, origin: str, *, label_column: str | None = N
     elif label_column is None:
         yield from _read_text(file, origin)
     else:
-        raise InvalidDataset(f"{origin} is a text without a column '{label_column}': give labels in CSV or Parquet.")
+        raise InvalidDataset(
+            f"{origin} is a text file, so it has no column '{label_column}'. Use CSV or Parquet for labels."
+        )
 
 
 def _read_text(file: Any, origin: str) -> Iterator[ListedImages]:
@@ -116,33 +121,33 @@ def _read_text(file: Any, origin: str) -> Iterator[ListedImages]:
 
 
 def _line_blocks(file: Any, origin: str) -> Iterator[tuple[int, list[str]]]:
-    """Lines without `\\n`, many at a time, and the number of the first of them, from 1."""
+    """Yield blocks of lines without `\\n`, with the number of the first line, counted from 1."""
     number, position, rest = 1, 0, b""
     while block := file.read_at(BLOCK_BYTES, position):
-        begin = block.removeprefix(codecs.BOM_UTF8) if position == 0 else block
+        data = block.removeprefix(codecs.BOM_UTF8) if position == 0 else block
         position += len(block)
-        complete, newline, rest = (rest + begin).rpartition(b"\n")
+        complete, newline, rest = (rest + data).rpartition(b"\n")
         if newline:
-            yield number, _decoded(complete, number, origin).split("\n")
+            yield number, _decode(complete, number, origin).split("\n")
             number += complete.count(b"\n") + 1
         if len(rest) > _MAX_LINE_BYTES:
             raise _bad_line(origin, number, f"it is longer than {_MAX_LINE_BYTES:,} bytes")
     if rest:
-        yield number, [_decoded(rest, number, origin)]
+        yield number, [_decode(rest, number, origin)]
 
 
-def _decoded(data: bytes, number: int, origin: str) -> str:
+def _decode(data: bytes, number: int, origin: str) -> str:
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        raise _bad_line(origin, number + data.count(b"\n", 0, error.start), "it is not UTF-8") from None
+        raise _bad_line(origin, number + data.count(b"\n", 0, error.start), "it isn't UTF-8") from None
     if "\0" in text:
-        raise _bad_line(origin, number + text.count("\n", 0, text.index("\0")), "there is a NUL in it")
+        raise _bad_line(origin, number + text.count("\n", 0, text.index("\0")), "it contains a NUL character")
     return text
 
 
 def _bad_line(origin: str, number: int, reason: str) -> InvalidDataset:
-    return InvalidDataset(f"{origin} is no list of images, or damaged, in line {number:,}: {reason}.")
+    return InvalidDataset(f"{origin} has an invalid line {number:,}: {reason}. Correct the line, or exclude the file.")
 
 
 def _read_csv(file: Any, origin: str, delimiter: str, label_column: str | None) -> Iterator[ListedImages]:
@@ -156,9 +161,9 @@ def _read_csv(file: Any, origin: str, delimiter: str, label_column: str | None) 
     batch = ListedImages([], [])
     for number, row in rows:
         if len(row) <= max(location, label) or not row[location]:
-            raise _bad_line(origin, number, f"it has {len(row)} of {len(first)} columns, or nothing where a URI goes")
+            raise _bad_line(origin, number, f"it has {len(row)} of {len(first)} columns, or an empty location")
         batch.locations.append(row[location])
-        batch.labels.append(label_of(row[label]) if label >= 0 else None)
+        batch.labels.append(parse_label(row[label]) if label >= 0 else None)
         if len(batch.locations) == _BATCH_ROWS:
             yield batch
             batch = ListedImages([], [])
@@ -167,7 +172,7 @@ def _read_csv(file: Any, origin: str, delimiter: str, label_column: str | None) 
 
 
 def _csv_rows(file: Any, origin: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Rows that are not empty, with the numbers of the lines in which they end."""
+    """Yield the rows that aren't empty, each with the number of its last line."""
     lines = (f"{line}\n" for _, block in _line_blocks(file, origin) for line in block)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
@@ -179,20 +184,20 @@ def _csv_rows(file: Any, origin: str, delimiter: str) -> Iterator[tuple[int, lis
 
 
 def _csv_columns(header: list[str], label_column: str | None, origin: str) -> tuple[int, int]:
-    """Numbers of the columns with locations and with labels, -1 where there are none."""
+    """Return the index of the column with locations and of the one with labels, which is -1 without labels."""
     names = [name.strip().lower() for name in header]
     location = next((names.index(name) for name in LOCATION_COLUMNS if name in names), None)
     if location is None and len(header) == 1 and (_is_location(header[0]) or re.fullmatch(r"[\w .-]+", header[0])):
         location = 0
     if location is None:
         raise InvalidDataset(
-            f"{origin} line 1 names no column with URIs ({', '.join(LOCATION_COLUMNS)}); its columns are: "
+            f"{origin} names no column of locations ({', '.join(LOCATION_COLUMNS)}) in line 1. Its columns are: "
             f"{', '.join(header)[:200]}."
         )
     if label_column is None:
         return location, next((names.index(name) for name in LABEL_COLUMNS if name in names), -1)
     if label_column not in header:
-        raise InvalidDataset(f"{origin} has no column '{label_column}'; its columns are: {', '.join(header)[:200]}.")
+        raise InvalidDataset(f"{origin} has no column '{label_column}'. Its columns are: {', '.join(header)[:200]}.")
     return location, header.index(label_column)
 
 
@@ -203,13 +208,13 @@ def _is_location(cell: str) -> bool:
 def _read_parquet(file: Any, origin: str, label_column: str | None) -> Iterator[ListedImages]:
     row = 0
     with clear_parquet_errors(origin):
-        # Without a buffer size, a column of a row group is read into memory whole.
+        # Without a buffer size, pyarrow reads a whole column of a row group into memory.
         parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=BLOCK_BYTES)
         schema = parquet.schema_arrow
         location = _parquet_location_column(schema)
         if location is None:
             raise InvalidDataset(
-                f"{origin} has no column of strings with URIs ({', '.join(LOCATION_COLUMNS)}); its columns are: "
+                f"{origin} has no string column of locations ({', '.join(LOCATION_COLUMNS)}). Its columns are: "
                 f"{describe_columns(schema)}."
             )
         label = find_label_column(schema, label_column, origin)
@@ -218,8 +223,10 @@ def _read_parquet(file: Any, origin: str, label_column: str | None) -> Iterator[
             locations = batch.column(location).to_pylist()
             for number, found in enumerate(locations, row):
                 if not found or "\0" in found:
-                    raise InvalidDataset(f"{origin} row {number:,} (from 0) has no URI. Complete or remove it.")
-            labels = [None] * len(locations) if label is None else label_array(batch.column(label)).to_pylist()
+                    raise InvalidDataset(
+                        f"{origin} has no location in row {number:,} (from 0). Complete or remove the row."
+                    )
+            labels = [None] * len(locations) if label is None else parse_labels(batch.column(label)).to_pylist()
             yield ListedImages(locations, labels)
             row += len(locations)
 

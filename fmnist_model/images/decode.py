@@ -1,7 +1,8 @@
-"""Image files into model input: one transform, the same in training and in classification.
+"""Decode image files into model input. Training and classification share this transform.
 
-Orientation as EXIF says; alpha composited over black; grey by ITU-R 601-2 luma; then, unless it has that size already,
-resized to 28x28 by antialiased bilinear interpolation (aspect ratio not kept), as torchvision's `Resize` does.
+It turns the image upright according to EXIF, composites alpha over black, and converts to grey by ITU-R 601-2 luma. An
+image of another size is resized to 28x28 by antialiased bilinear interpolation, like torchvision's `Resize`. The aspect
+ratio is not preserved.
 """
 
 import io
@@ -22,68 +23,67 @@ if TYPE_CHECKING:
     from PIL.Image import Image, Transpose
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-"""Names of image files end so, in either case."""
-
-IMAGE_COLUMN, LABEL_COLUMN = "image", "label"
-"""Names of the columns in Parquet files of images; the labels may be missing."""
+"""Suffixes of image files in lower case. Matching ignores case."""
 
 Invert = Literal["auto", "always", "never"]
-"""Which images are turned into their negative, since the model knows light things on dark ground alone.
+"""Which images to replace by their negative, because the model knows only light objects on a dark background.
 
-`auto`: those whose four corner pixels, of the 28x28, are brighter than 127.5 on average: dark on light. Of
-Fashion-MNIST's 70,000 images it inverts none, and of their negatives it leaves none (the brightest average is 58);
-with each cropped to the thing it shows, it inverts 8 and leaves 6.
+`auto` inverts an image if the mean of its four corner pixels at 28x28 is above 127.5. It inverts none of the 70,000
+images of Fashion-MNIST, where the highest mean is 58, and all of their negatives. If the images are cropped to the
+object, it wrongly inverts 8 images and misses 6 negatives.
 """
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-"""What is decoded. Pillow knows many more, some of them by running other programs (EPS: Ghostscript)."""
+"""Formats to decode. Pillow supports many more, but runs other programs for some, such as Ghostscript for EPS."""
 
 _MAX_PIXELS = 64_000_000
-"""Larger pictures are refused before they are decoded: 64 megapixels in RGB are 192 MB."""
+"""Maximum number of pixels to decode. 64 megapixels take 192 MB in RGB."""
 
 _PIXELS = IMAGE_SIZE**2
+"""Number of pixels per image in the model's input."""
 
 _MISSING = "missing: the image is null"
 
 _ORIENTATION_TAG = 0x0112
+"""EXIF tag of the orientation, 1 to 8."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class DecodedImages:
-    """Images that could be decoded, and the reasons for those that could not."""
+    """Decoded images, and the reasons for those that could not be decoded."""
 
     pixels: NDArray[np.uint8]
-    """`[n, 28, 28]`, 0 black to 255 white, one slot a decodable row, in input order."""
+    """`[n, 28, 28]`, 0 black to 255 white, the decodable images in input order."""
     rows: NDArray[np.int64]
-    """`[n]`, the input row of each slot."""
+    """`[n]`, input row of each decoded image."""
     rejected: list[tuple[int, str]]
-    """Input row and reason of each of the others."""
+    """Input row and reason of each rejected image."""
 
 
 def decode_images(encoded: pa.Array, *, invert: Invert = "never") -> DecodedImages:
     """Decode a column of images into model input.
 
     Args:
-        encoded: image files, one a row (PNG, JPEG, WebP, GIF's first frame, BMP or TIFF, of any size and mode), as
-            `struct<bytes: binary, path: string>`, binary or large_binary; or raw pixels, 784 a row, as
-            fixed_size_binary, or as fixed_size_list, list or large_list of uint8, in a struct's `bytes` or not.
-        invert: which images are turned into their negative.
+        encoded: `[n]`, one image per row. Image files (PNG, JPEG, WebP, BMP, TIFF or the first frame of a GIF, of any
+            size and mode) are binary or large_binary. Raw pixels, 784 per image, are fixed_size_binary, or
+            fixed_size_list, list or large_list of uint8. Each type can also be the field `bytes` of a struct.
+        invert: which images to replace by their negative.
 
     Returns:
-        The images, and for each row that is none a reason: `len(pixels) + len(rejected) == len(encoded)`.
+        The decoded images, and a reason for each other row: `len(pixels) + len(rejected) == n`.
 
     Raises:
-        InvalidDataset: the column's type is none of these.
+        InvalidDataset: the column is of another type.
     """
     if not holds_images(encoded.type):
         raise InvalidDataset(
-            f"a column of type {encoded.type} holds no images: expected image files (binary, or struct with a field "
-            f"'bytes') or raw pixels (fixed_size_binary[{_PIXELS}], or lists of {_PIXELS} uint8)."
+            f"A column of type {encoded.type} can't hold images. Expected image files (binary, or a struct with a "
+            f"field 'bytes') or raw pixels (fixed_size_binary[{_PIXELS}], or lists of {_PIXELS} uint8)."
         )
     if pa.types.is_struct(encoded.type):
-        encoded = encoded.flatten()[encoded.type.get_field_index("bytes")]  # with the struct's nulls, unlike field()
+        encoded = encoded.flatten()[encoded.type.get_field_index("bytes")]  # field() would ignore the struct's nulls
     files = pa.types.is_binary(encoded.type) or pa.types.is_large_binary(encoded.type)
     decoded = _decode_files(encoded) if files else _take_raw_pixels(encoded)
     return replace(decoded, pixels=_invert(decoded.pixels, invert))
@@ -121,35 +121,35 @@ def _decode_plain_pngs(files: pa.Array, pixels: NDArray[np.uint8]) -> NDArray[np
 
 
 def _take_raw_pixels(column: pa.Array) -> DecodedImages:
-    """Take the pixels where they lie in the column; they are copied only if rows between them are rejected."""
+    """Return a view of the pixels in the column. They are copied only if rows between them are rejected."""
     raw = _raw_values(column)
     reasons = {row: f"damaged: {raw.nulls[row]} of its pixels are null" for row in np.flatnonzero(raw.nulls).tolist()}
     for row in np.flatnonzero(raw.lengths != _PIXELS).tolist():
         reasons[row] = f"not an image: {raw.lengths[row]} pixels instead of {_PIXELS} ({IMAGE_SIZE} x {IMAGE_SIZE})"
     reasons |= dict.fromkeys(np.flatnonzero(~np.asarray(column.is_valid())).tolist(), _MISSING)
     rows = np.delete(np.arange(len(column)), list(reasons))
-    begins = raw.begins[rows]
+    starts = raw.starts[rows]
     if not len(rows):
         pixels = np.empty((0, _PIXELS), np.uint8)
-    elif (np.diff(begins) == _PIXELS).all():
-        pixels = raw.values[begins[0] : begins[-1] + _PIXELS]
+    elif (np.diff(starts) == _PIXELS).all():
+        pixels = raw.values[starts[0] : starts[-1] + _PIXELS]
     else:
-        pixels = sliding_window_view(raw.values, _PIXELS)[begins]
+        pixels = sliding_window_view(raw.values, _PIXELS)[starts]
     return DecodedImages(pixels.reshape(-1, IMAGE_SIZE, IMAGE_SIZE), rows, sorted(reasons.items()))
 
 
 @dataclass(frozen=True)
 class _RawValues:
-    """A column of raw pixels."""
+    """A column of raw pixels as flat arrays."""
 
     values: NDArray[np.uint8]
-    """Of all rows, and perhaps of others: nulls as 0."""
-    begins: NDArray[np.int64]
-    """`[n]`, where in the values each row begins."""
+    """Pixels of all rows, with nulls as 0. Rows outside the column's slice may be included."""
+    starts: NDArray[np.int64]
+    """`[n]`, index in `values` of each row's first pixel."""
     lengths: NDArray[np.int64]
-    """`[n]`, how many are each row's."""
+    """`[n]`, number of pixels in each row."""
     nulls: NDArray[np.int64]
-    """`[n]`, how many of these are null."""
+    """`[n]`, number of null pixels in each row."""
 
 
 def _raw_values(column: pa.Array) -> _RawValues:
@@ -157,7 +157,7 @@ def _raw_values(column: pa.Array) -> _RawValues:
     nulls = np.zeros(len(column), np.int64)
     if pa.types.is_fixed_size_binary(column.type):
         return _RawValues(np.frombuffer(column.buffers()[1] or b"", np.uint8), offsets[:-1], np.diff(offsets), nulls)
-    values = column.values  # of the whole array that the column is a slice of
+    values = column.values  # values of the whole array, of which the column may be a slice
     if not pa.types.is_fixed_size_list(column.type):
         offsets = column.offsets.to_numpy().astype(np.int64)
     if values.null_count:
@@ -167,7 +167,7 @@ def _raw_values(column: pa.Array) -> _RawValues:
 
 
 def _invert(pixels: NDArray[np.uint8], invert: Invert) -> NDArray[np.uint8]:
-    """Turn images, `[..., 28, 28]`, into their negatives where they are to be."""
+    """Replace the images that `invert` selects, of uint8 `[..., 28, 28]`, by their negatives."""
     match invert:
         case "never":
             return pixels
@@ -183,15 +183,19 @@ def _invert(pixels: NDArray[np.uint8], invert: Invert) -> NDArray[np.uint8]:
 
 
 class ImageRejected(Exception):
-    """An image can't be classified; the text begins with the kind of reason."""
+    """An image can't be decoded. The message is the reason for quarantine, such as `truncated: …`."""
 
 
 def decode_image(data: bytes, *, invert: Invert = "never") -> NDArray[np.uint8]:
-    """Decode one image file into uint8 `[28, 28]`, as `decode_images` does.
+    """Decode one image file into uint8 `[28, 28]`, 0 black to 255 white.
+
+    Args:
+        data: bytes of a file in a format that `decode_images` accepts.
+        invert: whether to replace the image by its negative.
 
     Raises:
-        ImageRejected: it is not an image, is truncated, is larger than 64 megapixels, or fails to decode in any other
-            way. The reason names the class of an unexpected exception.
+        ImageRejected: the file is not an image, is truncated, is larger than 64 megapixels, or fails to decode in any
+            other way. The reason names the class of an unexpected exception.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -199,7 +203,7 @@ def decode_image(data: bytes, *, invert: Invert = "never") -> NDArray[np.uint8]:
         raise ImageRejected("not an image: the file is empty")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of what is refused or tolerated below
+            warnings.simplefilter("ignore")  # Pillow warns about files that are rejected or tolerated below
             with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
                 if picture.width * picture.height > _MAX_PIXELS:
                     raise ImageRejected(f"too large: {picture.width} x {picture.height} pixels")
@@ -224,7 +228,7 @@ def _to_model_input(picture: "Image") -> "Image":
 
     picture = _turn_upright(picture)
     if picture.mode.startswith("I") or picture.mode == "F":
-        # 16 bits to 8 by the high byte: Pillow's own conversion clips at 255 instead.
+        # Keep the high byte of 16-bit pixels. Pillow's own conversion clips at 255 instead.
         picture = Image.fromarray((np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     elif picture.has_transparency_data:
         picture = picture.convert("RGBA")
@@ -236,7 +240,7 @@ def _to_model_input(picture: "Image") -> "Image":
 
 
 def _turn_upright(picture: "Image") -> "Image":
-    """Transpose a picture as its orientation says.
+    """Transpose a picture according to its orientation.
 
     `ImageOps.exif_transpose` also writes the other EXIF tags again, and fails if one has a value of the wrong type.
     """
@@ -248,7 +252,10 @@ def _turn_upright(picture: "Image") -> "Image":
 
 
 def _transposition(picture: "Image") -> "Transpose | None":
-    """Read how to turn a picture upright: `None` if it is upright, or if its orientation is unreadable or unknown."""
+    """Return the transposition that turns a picture upright.
+
+    It is None if the picture is upright, or if its orientation is unreadable or unknown.
+    """
     from PIL.Image import Transpose
 
     methods = {
@@ -276,7 +283,7 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def holds_images(kind: pa.DataType) -> bool:
-    """Whether `decode_images` takes a column of this type."""
+    """Return whether `decode_images` accepts a column of this type."""
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
     if pa.types.is_fixed_size_binary(kind):
@@ -289,13 +296,13 @@ def holds_images(kind: pa.DataType) -> bool:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file of that name is taken for an image when a folder is classified."""
-    stem, dot, ending = name.rpartition(".")  # pathlib takes ten times as long, which tells in listings of millions
-    return dot + ending.lower() in IMAGE_SUFFIXES and stem[-1:] not in ("", "/")
+    """Return whether a file name, path or URI has the suffix of an image file."""
+    stem, dot, suffix = name.rpartition(".")  # pathlib takes ten times as long, which matters for millions of names
+    return dot + suffix.lower() in IMAGE_SUFFIXES and stem[-1:] not in ("", "/")
 
 
 def huggingface_schema() -> pa.Schema:
-    """The Arrow schema of an image classification data set as Hugging Face's `datasets` reads and writes it.
+    """Return the Arrow schema that Hugging Face's `datasets` uses for image classification datasets.
 
     Source: https://huggingface.co/docs/datasets/image_dataset (Image and ClassLabel features in Parquet).
     """

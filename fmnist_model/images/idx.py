@@ -1,7 +1,7 @@
-"""The IDX format of MNIST and its descendants, and the four files of Fashion-MNIST.
+"""Parse IDX, the file format of MNIST and its successors, and read the four files of Fashion-MNIST.
 
-Format: http://yann.lecun.com/exdb/mnist/ — two zero bytes, a type byte, the number of dimensions, then each dimension
-as a big-endian uint32, then the values in C order.
+An IDX file has two zero bytes, a type byte, the number of dimensions, each dimension as a big-endian uint32, and the
+values in C order. Source: http://yann.lecun.com/exdb/mnist/.
 """
 
 import gzip
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from fmnist_model.errors import InvalidDataset
 
 UNSIGNED_BYTE = 0x08
+"""Type byte of an IDX file of unsigned bytes."""
 
 FASHION_MNIST_SHA256 = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
@@ -24,29 +25,30 @@ FASHION_MNIST_SHA256 = {
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
-"""Of the decompressed files, whose gzipped forms have the MD5 sums that torchvision's FashionMNIST checks."""
+"""SHA-256 of each decompressed file. The gzip originals have the MD5 sums in torchvision's FashionMNIST."""
 
 
 def parse_idx(data: bytes, origin: str) -> NDArray[np.uint8]:
     """Parse an IDX file of unsigned bytes.
 
     Args:
-        data: the file, plain or gzipped.
-        origin: its name, for messages.
+        data: the file's bytes, plain or gzipped.
+        origin: the file's name, for error messages.
 
     Returns:
-        An array with the file's dimensions; it shares memory with `data` where that is plain.
+        An array with the dimensions in the header. It shares memory with `data` if the file is plain.
 
     Raises:
-        InvalidDataset: it is no such file, or has fewer or more values than its header says.
+        InvalidDataset: the file isn't IDX, is damaged, holds values of another type, or has fewer or more values than
+            its header says.
     """
     data = _decompress(data, origin)
     if len(data) < 4 or data[:2] != b"\0\0":
         raise InvalidDataset(
-            f"{origin} is no IDX file: it begins with {data[:4].hex(' ') or 'nothing'}, not with 00 00."
+            f"{origin} is not an IDX file: it starts with {data[:4].hex(' ') or 'nothing'} instead of 00 00."
         )
     if data[2] != UNSIGNED_BYTE:
-        raise InvalidDataset(f"{origin} holds values of type 0x{data[2]:02x}; only unsigned bytes (0x08) are read.")
+        raise InvalidDataset(f"{origin} holds values of type 0x{data[2]:02x}. Expected unsigned bytes (0x08).")
     header = 4 + 4 * data[3]
     if len(data) < header:
         raise InvalidDataset(f"{origin} is truncated: it ends inside its header.")
@@ -57,7 +59,7 @@ def parse_idx(data: bytes, origin: str) -> NDArray[np.uint8]:
         raise InvalidDataset(f"{origin} is {what}: {len(data):,} bytes instead of {expected:,} (shape {list(shape)}).")
     try:
         return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
-    except ValueError as error:  # more dimensions than NumPy has, or a size beyond its range beside a zero
+    except ValueError as error:  # more dimensions or a larger size than NumPy supports
         raise InvalidDataset(f"{origin} can't be an array of shape {list(shape)[:8]}: {error}.") from None
 
 
@@ -71,13 +73,13 @@ def _decompress(data: bytes, origin: str) -> bytes:
 
 
 def read_fashion_mnist(folder: Path) -> dict[str, NDArray[np.uint8]]:
-    """Read and verify the four Fashion-MNIST files, plain or gzipped, in a folder.
+    """Read the four Fashion-MNIST files in a folder, plain or gzipped, and verify their SHA-256.
 
     Returns:
-        By name: images uint8 `[60000 | 10000, 28, 28]`, labels uint8 `[60000 | 10000]`.
+        Arrays by file name: images uint8 `[60000 | 10000, 28, 28]`, labels uint8 `[60000 | 10000]`.
 
     Raises:
-        InvalidDataset: a file is missing, truncated, or not the published one; the message names it.
+        InvalidDataset: a file is missing, unreadable, truncated, or not the published one. The message names it.
     """
     return {name: _read_verified(folder, name, sha256) for name, sha256 in FASHION_MNIST_SHA256.items()}
 
@@ -85,7 +87,7 @@ def read_fashion_mnist(folder: Path) -> dict[str, NDArray[np.uint8]]:
 def _read_verified(folder: Path, name: str, sha256: str) -> NDArray[np.uint8]:
     candidates = [path for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
     if not candidates:
-        raise InvalidDataset(f"{folder} holds neither {name} nor {name}.gz.")
+        raise InvalidDataset(f"{folder} contains neither {name} nor {name}.gz. Download the missing file.")
     try:
         data = candidates[0].read_bytes()
     except OSError as error:
@@ -95,12 +97,12 @@ def _read_verified(folder: Path, name: str, sha256: str) -> NDArray[np.uint8]:
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise InvalidDataset(
-            f"{candidates[0]} is not Fashion-MNIST's {name}: decompressed, its SHA-256 is {found[:12]}… instead of "
-            f"{sha256[:12]}…. Replace the file (MNIST's own files have the same names)."
+            f"{candidates[0]} is not Fashion-MNIST's {name}: its decompressed SHA-256 is {found[:12]}… instead of "
+            f"{sha256[:12]}…. Replace the file. MNIST's own files have the same names."
         )
     return values
 
 
 def has_fashion_mnist(folder: Path) -> bool:
-    """Whether a folder holds any of the four files."""
+    """Return whether a folder contains any of the four files, plain or gzipped."""
     return any((folder / name).is_file() or (folder / f"{name}.gz").is_file() for name in FASHION_MNIST_SHA256)

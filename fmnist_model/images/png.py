@@ -1,7 +1,9 @@
-"""Many small PNG files at once: what every common writer makes of a grey image of the model's size.
+"""Decode many plain 28x28 PNG files at once.
 
-The files' bytes are read where they lie in the Arrow column, and libdeflate inflates them one by one; all else is done
-for two thousand images at a time. A file that differs in anything is left alone, for a decoder that knows all of PNG.
+Plain files are what the common writers produce for a grey image of the model's size. Any other file is left to a
+general decoder. libdeflate inflates each file straight from the Arrow column. All other work is vectorised over blocks
+of about 2,000 images.
+
 Source: https://www.w3.org/TR/png-3/ (section 9 for the filters).
 """
 
@@ -19,57 +21,58 @@ from fmnist_model.classes import IMAGE_SIZE
 
 _HEADER_FIELDS = struct.pack(">4sIIBBBBB", b"IHDR", IMAGE_SIZE, IMAGE_SIZE, 8, 0, 0, 0, 0)
 _HEADER = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + _HEADER_FIELDS + struct.pack(">I", zlib.crc32(_HEADER_FIELDS))
-"""Signature and IHDR: 28x28, 8 bits, grey, not interlaced."""
+"""PNG signature and IHDR chunk of a 28x28, 8-bit grey, non-interlaced image."""
 
 _END = struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
 
-_PIXELS_BEGIN = len(_HEADER) + 8
-"""Where IDAT's data begins, after that chunk's length and name."""
+_BYTES_BEFORE_PIXELS = len(_HEADER) + 8
+"""Bytes before IDAT's data: the header, and IDAT's length and name."""
 
-_PIXELS_END = 4 + len(_END)
-"""From the end: where IDAT's data ends, before that chunk's checksum, which Pillow doesn't heed either."""
+_BYTES_AFTER_PIXELS = 4 + len(_END)
+"""Bytes after IDAT's data: IDAT's checksum, which Pillow ignores too, and the IEND chunk."""
 
-_MAX_COMPRESSED = 1024
-"""Bytes. Incompressible pixels take 823, and no stream as short as this inflates to more than a megabyte."""
+_MAX_COMPRESSED_BYTES = 1024
+"""Maximum size of IDAT's data. Incompressible pixels take 823 bytes, and 1,024 bytes inflate to about 1 MB at most."""
 
-_SCANLINES = IMAGE_SIZE * (1 + IMAGE_SIZE)
-"""Bytes after inflating: each row after the number of its filter."""
+_SCANLINE_BYTES = IMAGE_SIZE * (1 + IMAGE_SIZE)
+"""Size of an image after inflating. Each row is preceded by the number of its filter."""
 
 _SUB, _UP, _AVERAGE, _PAETH = 1, 2, 3, 4
-"""Filters, by their numbers; 0 is none, and there are no others."""
+"""Numbers of the filters. 0 means no filter, and larger numbers are invalid."""
 
-_FEWEST = 24
-"""Of fewer files, a block costs more (0.7 ms, mostly the calls of numpy) than Pillow takes for one after the other."""
+_MIN_FILES = 24
+"""Below this number Pillow is faster: a block costs 0.7 ms whatever its size, mostly for calls to numpy."""
 
-_BLOCK = 2048
-"""Images a block at most: with 512, an image takes 0.3 µs longer, with 8,192 no less."""
+_BLOCK_IMAGES = 2048
+"""Maximum images per block. At 512 an image takes 0.3 µs longer, and at 8,192 the same time."""
 
 
 def decode_plain_pngs(files: pa.Array, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Decode the plain ones of many PNG files.
+    """Decode those of many files that are plain PNGs.
 
-    Plain means 28x28, 8-bit grey, not interlaced; the chunks IHDR, IDAT (once) and IEND, and nothing else; and without
-    a fault, but that IDAT's checksum is not looked at: the compressed pixels have their own.
+    A plain PNG is 28x28, 8-bit grey and not interlaced, consists of the chunks IHDR, IDAT (once) and IEND, and is
+    undamaged. IDAT's checksum is not verified, because the compressed pixels have their own.
 
     Args:
-        files: binary or large_binary, `[n]`, one file a row, of whatever kind.
-        pixels: `[n, 28, 28]`, where the images are put, each at its row; what is put at other rows means nothing.
+        files: binary or large_binary `[n]`, one file of any format per row.
+        pixels: uint8 `[n, 28, 28]`, output buffer. Decoded images are written to their rows, and the content of all
+            other rows is undefined.
 
     Returns:
-        bool `[n]`, the rows that were decoded; all `False` if they are few.
+        bool `[n]`, whether each row was decoded. All are `False` if there are fewer than 24 candidates.
     """
     decoded = np.zeros(len(files), np.bool_)
-    if len(files) < _FEWEST:
+    if len(files) < _MIN_FILES:
         return decoded
     streams = _find_streams(files)
-    if len(streams.rows) < _FEWEST:
+    if len(streams.rows) < _MIN_FILES:
         return decoded
-    blocks = -(-len(streams.rows) // _BLOCK)
-    size = -(-len(streams.rows) // blocks)
-    block = _Block(size)
-    for first in range(0, len(streams.rows), size):
-        rows = streams.rows[first : first + size]
-        decoded[rows] = block.load(streams.inflate(first, first + size))
+    block_count = -(-len(streams.rows) // _BLOCK_IMAGES)
+    block_images = -(-len(streams.rows) // block_count)
+    block = _Block(block_images)
+    for first in range(0, len(streams.rows), block_images):
+        rows = streams.rows[first : first + block_images]
+        decoded[rows] = block.load(streams.inflate(first, first + block_images))
         block.reverse_filters()
         block.store(pixels, rows)
     return decoded
@@ -77,68 +80,75 @@ def decode_plain_pngs(files: pa.Array, pixels: NDArray[np.uint8]) -> NDArray[np.
 
 @dataclass(frozen=True)
 class _Streams:
-    """Compressed pixels, where they lie in the column."""
+    """Positions of compressed pixels in the column's buffer."""
 
     data: memoryview
+    """The column's data buffer."""
     rows: NDArray[np.int64]
-    """`[m]`, the files' rows."""
-    begins: NDArray[np.int64]
-    """`[m]`, offsets in `data`; likewise `ends`."""
+    """`[m]`, row of each file in the column."""
+    starts: NDArray[np.int64]
+    """`[m]`, offset in `data` of each stream's first byte."""
     ends: NDArray[np.int64]
+    """`[m]`, offset in `data` after each stream's last byte."""
 
     def inflate(self, first: int, end: int) -> NDArray[np.uint8]:
-        """Inflate streams: `[end - first, 28, 29]`, a filter's number before each row, 255 in damaged ones."""
-        spans = zip(self.begins[first:end].tolist(), self.ends[first:end].tolist(), strict=True)
-        scanlines = [_inflate(self.data[begin:end]) for begin, end in spans]
+        """Inflate streams `first` to `end` into uint8 `[end - first, 28, 29]`.
+
+        Each row starts with its filter number. Images whose stream is damaged are filled with 255.
+        """
+        spans = zip(self.starts[first:end].tolist(), self.ends[first:end].tolist(), strict=True)
+        scanlines = [_inflate(self.data[start:stop]) for start, stop in spans]
         return np.frombuffer(b"".join(scanlines), np.uint8).reshape(-1, IMAGE_SIZE, 1 + IMAGE_SIZE)
 
 
-_DAMAGED = b"\xff" * _SCANLINES
-"""No filter has the number 255."""
+_DAMAGED = b"\xff" * _SCANLINE_BYTES
+"""Stands for the scanlines of a damaged stream, since 255 is not a valid filter number."""
 
 
 def _inflate(stream: memoryview) -> bytes | bytearray:
     try:
-        scanlines = deflate.zlib_decompress(stream, _SCANLINES)
+        scanlines = deflate.zlib_decompress(stream, _SCANLINE_BYTES)
     except deflate.DeflateError:
         return _DAMAGED
-    return scanlines if len(scanlines) == _SCANLINES else _DAMAGED
+    return scanlines if len(scanlines) == _SCANLINE_BYTES else _DAMAGED
 
 
 def _find_streams(files: pa.Array) -> _Streams:
-    """Find the files that are plain as far as can be seen without inflating them."""
+    """Find the files that look like plain PNGs before inflating."""
     _, offsets_buffer, data_buffer = files.buffers()
     kind = np.int64 if pa.types.is_large_binary(files.type) else np.int32
     offsets = np.frombuffer(offsets_buffer, kind)[files.offset : files.offset + len(files) + 1].astype(np.int64)
-    lengths = np.diff(offsets) - (_PIXELS_BEGIN + _PIXELS_END)
-    rows = np.flatnonzero((lengths > 0) & (lengths <= _MAX_COMPRESSED) & np.asarray(files.is_valid()))
+    lengths = np.diff(offsets) - (_BYTES_BEFORE_PIXELS + _BYTES_AFTER_PIXELS)
+    rows = np.flatnonzero((lengths > 0) & (lengths <= _MAX_COMPRESSED_BYTES) & np.asarray(files.is_valid()))
     if not len(rows):
         return _Streams(memoryview(b""), rows, rows, rows)
     data = np.frombuffer(data_buffer, np.uint8)
-    heads = sliding_window_view(data, _PIXELS_BEGIN)[offsets[rows]]
+    heads = sliding_window_view(data, _BYTES_BEFORE_PIXELS)[offsets[rows]]
     tails = sliding_window_view(data, len(_END))[offsets[rows + 1] - len(_END)]
     header, name, end = (np.frombuffer(text, np.uint8) for text in (_HEADER, b"IDAT", _END))
     plain = (heads[:, :-8] == header).all(axis=1) & (heads[:, -4:] == name).all(axis=1) & (tails == end).all(axis=1)
     plain &= heads[:, -8:-4].copy().view(">u4")[:, 0] == lengths[rows]
     rows = rows[plain]
-    return _Streams(memoryview(data_buffer), rows, offsets[rows] + _PIXELS_BEGIN, offsets[rows + 1] - _PIXELS_END)
+    starts, ends = offsets[rows] + _BYTES_BEFORE_PIXELS, offsets[rows + 1] - _BYTES_AFTER_PIXELS
+    return _Streams(memoryview(data_buffer), rows, starts, ends)
 
 
 class _Block:
-    """Images of which the filters are reversed together.
+    """Reverse the filters of many images together.
 
-    PNG predicts a pixel from its neighbours to the left, above and above left. With pixels kept by the diagonal they
-    lie on (row + column), these neighbours lie one, one and two diagonals back, so that a diagonal of all images is
-    one step: 55 steps a block instead of 784.
+    PNG predicts a pixel from its neighbours to the left, above and above left. With pixels stored by diagonal
+    (row + column), these neighbours lie one, one and two diagonals back. So one step can process a diagonal of all
+    images, and a block takes 55 steps instead of 784.
 
-    Memory is `[diagonal, row, image]`, so that a step's pixels lie side by side. Two diagonals before the first, a
-    row above the first, and the cells beside the picture stay zero, as PNG wants what lies outside to be.
+    Memory is laid out as `[diagonal, row, image]` to keep a step's pixels contiguous. Two diagonals before the first
+    one, a row above the first one, and the cells outside the image stay zero, the value that PNG assigns to pixels
+    outside the image.
     """
 
-    def __init__(self, size: int) -> None:
-        # An odd number of cache lines: strides that are a multiple of a power of two crowd into a few sets of the
-        # cache (transposing 1,024 images with a stride of 1,024 bytes takes twice as long).
-        lanes = (-(-size // 64) | 1) * 64
+    def __init__(self, images: int) -> None:
+        # Use an odd number of cache lines. Strides that are a multiple of a large power of two map to few sets of the
+        # cache: transposing 1,024 images with a stride of 1,024 bytes takes twice as long.
+        lanes = (-(-images // 64) | 1) * 64
         cells = np.zeros((2 + 2 * IMAGE_SIZE - 1, (1 + IMAGE_SIZE) * lanes), np.uint8)
         down, right = cells.strides[0] + lanes, cells.strides[0]
         self._pixels = as_strided(cells[2:, lanes:], (IMAGE_SIZE, IMAGE_SIZE, lanes), (down, right, 1))
@@ -146,17 +156,17 @@ class _Block:
         self._steps = _steps(cells, lanes)
 
     def load(self, scanlines: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """Take images, `[n, 28, 29]`; tell which of them have valid filters."""
+        """Load scanlines, uint8 `[n, 28, 29]`, and return bool `[n]`, whether each image has valid filters only."""
         filters = scanlines[:, :, 0]
         self._filters[:, : len(scanlines)] = filters.T
-        for first in range(0, len(scanlines), 256):  # as many as the cache holds twice: takes half as long
+        for first in range(0, len(scanlines), 256):  # source and target fit the cache, which halves the time
             part = scanlines[first : first + 256, :, 1:]
             self._pixels[:, :, first : first + len(part)] = part.transpose(1, 2, 0)
         valid: NDArray[np.bool_] = np.all(filters <= _PAETH, axis=1)
         return valid
 
     def reverse_filters(self) -> None:
-        """Turn what was loaded into pixels."""
+        """Replace the loaded, filtered values by pixels."""
         filters = self._filters.reshape(-1)
         paeth, average = filters == _PAETH, filters == _AVERAGE
         left, above, corner = _mask((filters == _SUB) | paeth), _mask((filters == _UP) | paeth), _mask(paeth)
@@ -176,7 +186,7 @@ class _Block:
                 _add_average(step, mean[step.rows])
 
     def store(self, pixels: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
-        """Put the images at their rows of `[n, 28, 28]`."""
+        """Write the images to their rows of `pixels`, uint8 `[n, 28, 28]`."""
         images = self._pixels[:, :, : len(rows)].transpose(2, 0, 1)
         if rows[-1] - rows[0] == len(rows) - 1:
             pixels[rows[0] : rows[-1] + 1] = images
@@ -186,19 +196,24 @@ class _Block:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A diagonal of all images: its pixels (filtered before the step, true after it), and their neighbours."""
+    """Views of one diagonal of all images and of its neighbours, each flattened from `[row, image]`."""
 
     rows: slice
-    """The pixels' rows, all images of each, in `[row, image]`."""
+    """Position of the diagonal's rows in an array flattened from `[row, image]`."""
     pixels: NDArray[np.uint8]
+    """Filtered values before the step, pixels after it."""
     left: NDArray[np.uint8]
+    """Left neighbours of the pixels."""
     above: NDArray[np.uint8]
+    """Neighbours above the pixels."""
     above_left: NDArray[np.uint8]
+    """Neighbours above and to the left of the pixels."""
     scratch: list[NDArray[np.uint8]]
+    """Seven buffers of the same length, shared by all steps."""
 
 
 def _steps(cells: NDArray[np.uint8], lanes: int) -> list[_Step]:
-    """Lay out the steps once: to slice arrays at each step of each block would cost as much again as a third."""
+    """Create the views of all steps once. Slicing the arrays in each block would take a third longer."""
     scratch = [np.empty(IMAGE_SIZE * lanes, np.uint8) for _ in range(7)]
     steps = []
     for diagonal in range(2 * IMAGE_SIZE - 1):
@@ -218,16 +233,19 @@ def _steps(cells: NDArray[np.uint8], lanes: int) -> list[_Step]:
 
 
 def _mask(chosen: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """0xFF where chosen."""
+    """Convert a boolean array to 0xFF where true and 0 elsewhere."""
     return np.negative(chosen.view(np.uint8))
 
 
 def _add_paeth(step: _Step) -> None:
-    """Add to the pixels whichever of a (left), b (above) and c (above left) is nearest to a + b - c.
+    """Add to each pixel whichever of a (left), b (above) and c (above left) is nearest to a + b - c.
 
-    With `rise = max(a, b, c) - c` and `fall = c - min(a, b, c)` that is the largest where `2 * fall <= rise`, the
-    smallest where `2 * rise <= fall`, and c between. So no number leaves a byte, nothing is branched on, and with b
-    and c zero, as for Sub, it is a, with a and c zero, as for Up, b, and with all of them zero nothing.
+    Let `rise = max(a, b, c) - c` and `fall = c - min(a, b, c)`. The nearest is the largest of the three if
+    `2 * fall <= rise`, the smallest if `2 * rise <= fall`, and c otherwise. All values fit a byte, and there are no
+    branches.
+
+    The same code serves the other filters. With b and c zero it adds a, as Sub does. With a and c zero it adds b, as Up
+    does. With all three zero it adds nothing.
     """
     pixels = step.pixels
     a, b, c, rise, fall, half, choice = step.scratch
@@ -238,7 +256,7 @@ def _add_paeth(step: _Step) -> None:
     np.minimum(fall, c, out=fall)
     np.subtract(c, fall, fall)
     np.add(pixels, c, pixels)
-    # A product with 0 or 1 is ten times as fast as `where`.
+    # Multiplying by 0 or 1 is ten times as fast as `where`.
     np.right_shift(rise, 1, half)
     np.less_equal(fall, half, choice.view(np.bool_))
     np.multiply(rise, choice, a)
@@ -250,7 +268,10 @@ def _add_paeth(step: _Step) -> None:
 
 
 def _add_average(step: _Step, chosen: NDArray[np.uint8]) -> None:
-    """Add the mean of left and above, rounded down, to the chosen pixels: `(a & b) + ((a ^ b) >> 1)` fits a byte."""
+    """Add the mean of left and above, rounded down, to the chosen pixels.
+
+    The mean is computed as `(a & b) + ((a ^ b) >> 1)`, which fits a byte.
+    """
     common, differing = step.scratch[:2]
     np.bitwise_xor(step.left, step.above, differing)
     np.right_shift(differing, 1, differing)

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from fmnist_model.dataset import LabelledImages, checked, hold_out
+from fmnist_model.dataset import LabelledImages, hold_out, validate
 from fmnist_model.evaluation.evaluate import evaluate
 from fmnist_model.images.idx import read_fashion_mnist
 from fmnist_model.network import best_device
@@ -70,7 +70,7 @@ def fashion_mnist(folder: str | None) -> tuple[LabelledImages, LabelledImages]:
 def labelled(arrays: dict[str, Any], split: str) -> LabelledImages:
     """A split of the four IDX files, which are read as arrays that can't be written."""
     images, labels = arrays[f"{split}-images-idx3-ubyte"], arrays[f"{split}-labels-idx1-ubyte"]
-    return checked(LabelledImages(images.copy(), labels), split)
+    return validate(LabelledImages(images.copy(), labels), split)
 
 
 def run(recipe: TrainingRecipe, folder: str | None) -> dict[str, float]:

@@ -142,13 +142,13 @@ def test_transposed_tensor_is_refused_by_name(weights: dict[str, Tensor]):
 
 def test_missing_tensor_is_refused_by_name(weights: dict[str, Tensor]):
     del weights["linear_relu_stack.2.bias"]
-    with pytest.raises(InvalidWeights, match=r"a\.safetensors.*linear_relu_stack\.2\.bias is missing"):
+    with pytest.raises(InvalidWeights, match=r"a\.safetensors.*linear_relu_stack\.2\.bias"):
         load_weights(save(weights), "a.safetensors")
 
 
 def test_extra_tensor_is_refused_by_name(weights: dict[str, Tensor]):
     weights["linear_relu_stack.6.bias"] = torch.zeros(10)
-    with pytest.raises(InvalidWeights, match=r"a\.safetensors.*linear_relu_stack\.6\.bias is none of its tensors"):
+    with pytest.raises(InvalidWeights, match=r"a\.safetensors.*linear_relu_stack\.6\.bias"):
         load_weights(save(weights), "a.safetensors")
 
 
@@ -161,25 +161,25 @@ def test_value_that_is_not_finite_is_refused_by_name(weights: dict[str, Tensor],
 
 @pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.complex64, torch.bfloat16])
 def test_tensors_of_another_type_are_refused(weights: dict[str, Tensor], kind: torch.dtype):
-    with pytest.raises(InvalidWeights, match=r"a\.safetensors.* type .*; expected float32"):
+    with pytest.raises(InvalidWeights, match=r"a\.safetensors.*type.*float32"):
         load_weights(save({name: tensor.to(kind) for name, tensor in weights.items()}), "a.safetensors")
 
 
 @pytest.mark.parametrize("data", [b"", b"\0", b"not weights at all", b"\xff" * 64, b"{}" + b" " * 62])
 def test_file_of_another_format_is_refused_by_name(data: bytes):
-    with pytest.raises(InvalidWeights, match=r"a\.safetensors is no safetensors file"):
+    with pytest.raises(InvalidWeights, match=r"a\.safetensors"):
         load_weights(data, "a.safetensors")
 
 
 @pytest.mark.parametrize("kept", [0.001, 0.5, 0.999])
 def test_truncated_file_is_refused_by_name(network: NeuralNetwork, kept: float):
     data = save_weights(network)
-    with pytest.raises(InvalidWeights, match=r"a\.safetensors is no safetensors file"):
+    with pytest.raises(InvalidWeights, match=r"a\.safetensors"):
         load_weights(data[: int(len(data) * kept)], "a.safetensors")
 
 
 def test_pickle_in_the_place_of_weights_is_refused(tmp_path: Path):
-    with pytest.raises(InvalidWeights, match=r"a\.safetensors is no safetensors file"):
+    with pytest.raises(InvalidWeights, match=r"a\.safetensors"):
         load_weights(pickle.dumps(Planted(tmp_path / "planted")), "a.safetensors")
 
 

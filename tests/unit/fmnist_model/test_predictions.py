@@ -1,4 +1,4 @@
-"""Prediction rows have the documented columns, and say what the network said."""
+"""Prediction rows have the documented columns and the values from the network."""
 
 import io
 
@@ -42,7 +42,7 @@ def batch(predictions: Predictions) -> pa.RecordBatch:
 # The classifier
 
 
-def test_probabilities_are_the_softmax_of_the_networks_logits(
+def test_probabilities_are_the_softmax_of_the_logits(
     network: NeuralNetwork, pixels: NDArray[np.uint8], predictions: Predictions
 ):
     expected = network(torch.from_numpy(pixels) / 255).softmax(1).detach().numpy()
@@ -62,7 +62,7 @@ def test_no_images_give_no_predictions(network: NeuralNetwork):
     assert predictions.probabilities.shape == (0, 10)
 
 
-def test_many_images_are_classified_as_each_of_them_alone(network: NeuralNetwork):
+def test_images_are_classified_independently_of_the_batch(network: NeuralNetwork):
     many = np.random.default_rng(1).integers(0, 256, (4_099, 28, 28), dtype=np.uint8)
     classifier = Classifier(network, torch.device("cpu"))
     together, last = classifier.classify(many), classifier.classify(many[-1:])
@@ -71,15 +71,13 @@ def test_many_images_are_classified_as_each_of_them_alone(network: NeuralNetwork
 
 
 @pytest.mark.filterwarnings("error")
-def test_pixels_that_cannot_be_written_are_classified_without_a_warning(
-    network: NeuralNetwork, pixels: NDArray[np.uint8], predictions: Predictions
-):
+def test_read_only_pixels_cause_no_warning(network: NeuralNetwork, pixels: NDArray[np.uint8], predictions: Predictions):
     frozen = np.frombuffer(pixels.tobytes(), np.uint8).reshape(-1, 28, 28)
     classified = Classifier(network, torch.device("cpu")).classify(frozen)
     np.testing.assert_array_equal(classified.classes, predictions.classes)
 
 
-def test_sliced_and_strided_pixels_are_classified_as_they_stand(
+def test_strided_pixels_are_classified_in_order(
     network: NeuralNetwork, pixels: NDArray[np.uint8], predictions: Predictions
 ):
     classified = Classifier(network, torch.device("cpu")).classify(pixels[::-1])
@@ -102,7 +100,7 @@ def test_columns_are_the_documented_ones():
     }
 
 
-def test_the_label_alone_may_be_null():
+def test_only_the_label_is_nullable():
     assert [field.name for field in prediction_schema() if field.nullable] == ["label"]
 
 
@@ -123,7 +121,7 @@ def test_rows_keep_the_order_of_the_images(batch: pa.RecordBatch):
     assert batch["image"].to_pylist() == URIS
 
 
-def test_images_may_be_an_arrow_array(predictions: Predictions, batch: pa.RecordBatch):
+def test_uris_can_be_an_arrow_array(predictions: Predictions, batch: pa.RecordBatch):
     assert prediction_batch(pa.array(URIS), predictions, LABELS, "12").equals(batch)
 
 
@@ -132,18 +130,18 @@ def test_predicted_label_is_the_name_of_the_predicted_class(batch: pa.RecordBatc
     assert batch["predicted_label"].to_pylist() == names
 
 
-def test_every_class_has_its_name():
+def test_every_class_gets_its_name():
     probabilities = np.eye(10, dtype=np.float32)
     every = Predictions(np.arange(10, dtype=np.int8), np.ones(10, np.float32), probabilities)
     rows = prediction_batch([str(number) for number in range(10)], every, pa.nulls(10, pa.int8()), "1")
     assert tuple(rows["predicted_label"].to_pylist()) == CLASS_NAMES
 
 
-def test_probabilities_stay_in_class_order(predictions: Predictions, batch: pa.RecordBatch):
+def test_probabilities_are_in_class_order(predictions: Predictions, batch: pa.RecordBatch):
     np.testing.assert_array_equal(np.array(batch["probabilities"].to_pylist(), np.float32), predictions.probabilities)
 
 
-def test_probabilities_of_a_row_sum_to_one(batch: pa.RecordBatch):
+def test_probabilities_of_an_image_sum_to_one(batch: pa.RecordBatch):
     np.testing.assert_allclose(np.array(batch["probabilities"].to_pylist()).sum(axis=1), 1, rtol=1e-6)
 
 
@@ -151,17 +149,17 @@ def test_unknown_label_is_null(batch: pa.RecordBatch):
     assert batch["label"].to_pylist() == [9, None, 0, 3]
 
 
-def test_model_version_is_that_of_every_row(batch: pa.RecordBatch):
+def test_every_row_has_the_model_version(batch: pa.RecordBatch):
     assert batch["model_version"].to_pylist() == ["12"] * 4
 
 
-def test_rows_of_no_images_have_the_schema():
+def test_batch_without_images_has_the_schema():
     none = Predictions(np.empty(0, np.int8), np.empty(0, np.float32), np.empty((0, 10), np.float32))
     rows = prediction_batch([], none, pa.nulls(0, pa.int8()), "1")
     assert (rows.num_rows, rows.schema) == (0, prediction_schema())
 
 
-def test_rows_survive_parquet(batch: pa.RecordBatch):
+def test_parquet_round_trip_is_lossless(batch: pa.RecordBatch):
     buffer = io.BytesIO()
     pq.write_table(pa.table(batch), buffer)
     assert pq.read_table(buffer).to_pylist() == batch.to_pylist()

@@ -1,4 +1,4 @@
-"""Every image of an IDX file is read exactly once, with its label, or the file is refused by name."""
+"""Every image of an IDX file is read exactly once with its label, or an error names the file."""
 
 import gzip
 import math
@@ -47,7 +47,7 @@ def cut(data: bytes, rows: int = 1000, size: int = 2**30, labels: bytes | None =
 def read_batches(
     data: bytes, rows: int = 1000, size: int = 2**30, batch_rows: int = 100, labels: bytes | None = None
 ) -> list[ImageBatch]:
-    """What the pieces give, after a look at their books."""
+    """Read all pieces, and check their row numbers and counts."""
     found: list[ImageBatch] = []
     row = 0
     for piece in cut(data, rows, size, labels):
@@ -81,7 +81,7 @@ def labels_of(batches: Sequence[ImageBatch]) -> list[int | None]:
     st.booleans(),
     st.tuples(st.integers(1, 60), st.integers(1, 40_000), st.integers(1, 20)),
 )
-def test_pieces_give_every_image_once_with_its_label(
+def test_every_image_is_read_once_with_its_label(
     count: int, gzipped: bool, gzipped_labels: bool, sizes: tuple[int, int, int]
 ):
     images, labels = random_images(count, 28, 28, seed=count), random_images(count, seed=count) % 10
@@ -97,18 +97,18 @@ def test_pieces_give_every_image_once_with_its_label(
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (28, 27), (27, 28), (32, 32), (64, 30), (5, 61), (3, 784)])
-def test_images_of_other_sizes_are_brought_to_the_models_as_image_files_are(height: int, width: int):
+def test_images_of_other_sizes_are_resized_like_image_files(height: int, width: int):
     images = random_images(5, height, width)
     expected = [np.asarray(Image.fromarray(image).resize((28, 28), Image.Resampling.BILINEAR)) for image in images]
     np.testing.assert_array_equal(pixels_of(read_batches(encode_idx(images), rows=2)), expected)
 
 
-def test_pieces_are_even_and_weigh_their_bytes():
+def test_pieces_have_equal_rows_and_their_size_in_bytes():
     found = cut(encode_idx(random_images(100, 28, 28)), rows=30)
     assert found == [ContainerPiece(number * 25, 25, 0, 25 * 784) for number in range(4)]
 
 
-def test_pieces_have_no_more_bytes_than_they_are_to_have():
+def test_pieces_respect_the_target_bytes():
     assert [piece.rows for piece in cut(encode_idx(random_images(10, 28, 28)), size=784 * 3)] == [2, 3, 2, 3]
 
 
@@ -117,7 +117,7 @@ def test_gzipped_file_is_one_piece():
     assert cut(data, rows=3) == [ContainerPiece(0, 100, 0, len(data))]
 
 
-def test_gzip_file_of_several_members_is_read():
+def test_gzip_file_with_several_members_is_read():
     images = random_images(10, 28, 28)
     data = encode_idx(images)
     np.testing.assert_array_equal(
@@ -125,7 +125,7 @@ def test_gzip_file_of_several_members_is_read():
     )
 
 
-def test_batches_end_at_their_number_of_bytes(monkeypatch: pytest.MonkeyPatch):
+def test_batches_respect_the_maximum_bytes(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(idx_images, "BATCH_BYTES", 10_000)
     batches = read_batches(encode_idx(random_images(20, 28, 28)))
     assert max(len(batch.encoded) for batch in batches) == 5
@@ -135,12 +135,12 @@ def test_file_without_images_has_no_pieces():
     assert cut(encode_idx(random_images(0, 28, 28))) == []
 
 
-def test_labels_beyond_the_classes_are_unknown():
+def test_labels_that_are_no_class_become_null():
     labels = encode_idx(np.array([0, 9, 10, 255], np.uint8))
     assert labels_of(read_batches(encode_idx(random_images(4, 28, 28)), labels=labels)) == [0, 9, None, None]
 
 
-def test_without_a_file_of_labels_they_are_unknown():
+def test_labels_are_null_without_a_label_file():
     assert labels_of(read_batches(encode_idx(random_images(4, 28, 28)))) == [None] * 4
 
 
@@ -155,87 +155,86 @@ def test_without_a_file_of_labels_they_are_unknown():
         ("pictures.idx", None),
     ],
 )
-def test_file_of_labels_is_known_by_its_name(images: str, labels: str | None):
+def test_label_file_name_is_derived_from_the_image_file(images: str, labels: str | None):
     assert label_file_name(images) == labels
 
 
-# Refusals
+# Errors
 
 IMAGES = encode_idx(random_images(3, 28, 28))
 
 
 @pytest.mark.parametrize("gzipped", [False, True])
 @pytest.mark.parametrize("length", [5, 15, 16, 100, len(IMAGES) - 1])
-def test_truncated_file_is_named_when_it_is_planned(length: int, gzipped: bool):
+def test_truncated_file_is_refused_when_planning(length: int, gzipped: bool):
     data = gzip.compress(IMAGES[:length]) if gzipped else IMAGES[:length]
-    with pytest.raises(InvalidDataset, match=f"^{ORIGIN} is truncated"):
+    with pytest.raises(InvalidDataset, match=f"{ORIGIN} .*truncated"):
         cut(data)
 
 
-def test_every_truncation_of_a_gzip_file_that_lacks_images_is_named_when_it_is_planned():
+def test_every_gzip_truncation_that_loses_images_is_refused():
     data = gzip.compress(IMAGES)
     for length in range(2, len(data)):
         complete = zlib.decompressobj(31).decompress(data[:length]) == IMAGES
-        with nullcontext() if complete else pytest.raises(InvalidDataset, match=f"^{ORIGIN} is "):
+        with nullcontext() if complete else pytest.raises(InvalidDataset, match=ORIGIN):
             np.testing.assert_array_equal(pixels_of(read_batches(data[:length])), random_images(3, 28, 28))
 
 
 @pytest.mark.parametrize("data", [IMAGES + b"\0", gzip.compress(IMAGES + b"\0")])
-def test_file_longer_than_its_header_says_is_named(data: bytes):
-    with pytest.raises(InvalidDataset, match=f"^{ORIGIN} is longer than its header says"):
+def test_file_longer_than_its_header_says_is_refused(data: bytes):
+    with pytest.raises(InvalidDataset, match=f"{ORIGIN} .*longer"):
         cut(data)
 
 
-def test_damaged_gzip_file_is_named_when_it_is_read():
+def test_damaged_gzip_file_is_refused_when_reading():
     data = bytearray(gzip.compress(IMAGES, 0))
     data[100] ^= 0xFF
-    with pytest.raises(InvalidDataset, match=f"^{ORIGIN} is a damaged gzip file: CRC"):
+    with pytest.raises(InvalidDataset, match=f"{ORIGIN} .*gzip.*CRC"):
         read_batches(bytes(data))
 
 
 @pytest.mark.parametrize("data", [b"", b"\0", b"\x89PNG\r\n\x1a\n", b"<html>"])
-def test_file_of_another_format_is_named(data: bytes):
-    begin = data[:4].hex(" ") or "nothing"
-    with pytest.raises(InvalidDataset, match=f"^{ORIGIN} is no IDX file: it begins with {begin}"):
+def test_file_of_another_format_is_refused_with_its_first_bytes(data: bytes):
+    with pytest.raises(InvalidDataset, match=f"{ORIGIN} .*IDX.* {data[:4].hex(' ') or 'nothing'} "):
         cut(data)
 
 
 def test_values_of_another_type_are_refused():
-    with pytest.raises(InvalidDataset, match="holds values of type 0x0d"):
+    with pytest.raises(InvalidDataset, match=f"{ORIGIN} .*0x0d"):
         cut(encode_idx(random_images(3, 28, 28), 0x0D))
 
 
 @pytest.mark.parametrize("shape", [(5,), (5, 784), (5, 28, 28, 3)])
-def test_arrays_of_another_number_of_dimensions_are_refused(shape: tuple[int, ...]):
-    with pytest.raises(InvalidDataset, match=r"holds an array of shape \[5.*\]; images have three dimensions"):
+def test_array_that_is_not_three_dimensional_is_refused(shape: tuple[int, ...]):
+    with pytest.raises(InvalidDataset, match=rf"{ORIGIN} .*\[5"):
         cut(encode_idx(random_images(*shape)))
 
 
 @pytest.mark.parametrize("shape", [(5, 0, 28), (5, 28, 0), (1, 8001, 8000), (1, 2**32 - 1, 2**32 - 1)])
-def test_impossible_sizes_of_images_are_refused(shape: tuple[int, int, int]):
+def test_image_size_out_of_range_is_refused(shape: tuple[int, int, int]):
     data = bytes([0, 0, 8, 3]) + struct.pack(">3I", *shape)
-    with pytest.raises(InvalidDataset, match=f"images are of {shape[1]} x {shape[2]} pixels"):
+    with pytest.raises(InvalidDataset, match=f"{ORIGIN} .*{shape[1]} x {shape[2]}"):
         cut(data + bytes(min(100, math.prod(shape))))
 
 
 @pytest.mark.parametrize("count", [0, 2, 4])
-def test_another_number_of_labels_than_images_is_refused(count: int):
-    with pytest.raises(InvalidDataset, match=rf"^{ORIGIN} has 3 images, .* of shape \[{count}\] instead of \[3\]"):
+def test_label_count_that_differs_from_image_count_is_refused(count: int):
+    with pytest.raises(InvalidDataset, match=rf"{ORIGIN} .*\[{count}\].*\[3\]"):
         cut(IMAGES, labels=encode_idx(random_images(count)))
 
 
-def test_images_in_the_place_of_labels_are_refused():
-    with pytest.raises(InvalidDataset, match=rf"^{ORIGIN} has 3 images, .* of shape \[3, 28, 28\] instead of \[3\]"):
+def test_image_file_used_as_label_file_is_refused():
+    with pytest.raises(InvalidDataset, match=rf"{ORIGIN} .*\[3, 28, 28\].*\[3\]"):
         cut(IMAGES, labels=IMAGES)
 
 
-def test_truncated_file_of_labels_is_named():
-    with pytest.raises(InvalidDataset, match=f"^the file of labels of {ORIGIN} is truncated"):
+def test_truncated_label_file_is_refused():
+    with pytest.raises(InvalidDataset, match=f"label file of {ORIGIN} .*truncated"):
         cut(IMAGES, labels=encode_idx(random_images(3))[:-1])
 
 
-def test_file_that_was_truncated_since_it_was_planned_is_named():
-    with pytest.raises(InvalidDataset, match=f"^{ORIGIN} is truncated: it ends at byte 2,000"):
+def test_file_truncated_after_planning_is_refused():
+    with pytest.raises(InvalidDataset, match=f"{ORIGIN} .*truncated.*2,000"):
         list(read(pa.BufferReader(IMAGES[:2000]), ORIGIN, cut(IMAGES)[0], batch_rows=10))
 
 
@@ -244,6 +243,6 @@ def test_file_that_was_truncated_since_it_was_planned_is_named():
     st.binary(max_size=60),
     st.sampled_from([b"", b"\0\0", b"\0\0\x08\x03", b"\0\0\x08\x03\0\0\0\x01\0\0\0\x02", b"\x1f\x8b", b"\x1f\x8b\x08"]),
 )
-def test_no_bytes_raise_anything_but_a_refusal(data: bytes, magic: bytes):
+def test_any_bytes_raise_nothing_but_invalid_dataset(data: bytes, magic: bytes):
     with suppress(InvalidDataset):
         read_batches(magic + data)

@@ -1,4 +1,4 @@
-"""Every row of a Parquet file is read exactly once, whatever its columns, row groups and sizes."""
+"""Every row of a Parquet file is read exactly once, for any columns, row groups and sizes."""
 
 import errno
 import io
@@ -47,7 +47,7 @@ def cut(file: pa.NativeFile, rows: int = 1000, size: int = 2**30, **columns: str
 def read_batches(
     file: pa.NativeFile, rows: int = 1000, size: int = 2**30, batch_rows: int = 100, **columns: str
 ) -> list[ImageBatch]:
-    """What the pieces give, after a look at their books."""
+    """Read all pieces, and check their row numbers and counts."""
     found: list[ImageBatch] = []
     row = 0
     for piece in cut(file, rows, size, **columns):
@@ -82,7 +82,7 @@ def labels_of(batches: Sequence[ImageBatch]) -> list[int | None]:
     st.integers(1, 70),
     st.tuples(st.integers(1, 70), st.integers(1, 10_000), st.integers(1, 20)),
 )
-def test_pieces_give_every_image_once_and_in_order(
+def test_every_image_is_read_once_and_in_order(
     values: Values, kind: pa.DataType, row_group_size: int, sizes: tuple[int, int, int]
 ):
     file = make_file(pa.table({"image": images_of(values, kind)}), row_group_size)
@@ -95,7 +95,7 @@ def test_pieces_give_every_image_once_and_in_order(
     st.integers(1, 70),
     st.tuples(st.integers(1, 70), st.integers(1, 100_000), st.integers(1, 20)),
 )
-def test_raw_pixels_are_given_as_they_are(tones: list[int | None], row_group_size: int, sizes: tuple[int, int, int]):
+def test_raw_pixels_are_returned_unchanged(tones: list[int | None], row_group_size: int, sizes: tuple[int, int, int]):
     values = [None if tone is None else bytes([tone]) * 784 for tone in tones]
     file = make_file(pa.table({"pixels": pa.array(values, pa.binary(784))}), row_group_size)
     found = read_batches(file, *sizes)
@@ -112,7 +112,7 @@ def test_raw_pixels_are_given_as_they_are(tones: list[int | None], row_group_siz
         pa.struct([("bytes", pa.list_(pa.uint8()))]),
     ],
 )
-def test_lists_of_pixels_are_given_as_they_are(kind: pa.DataType):
+def test_lists_of_pixels_are_returned_unchanged(kind: pa.DataType):
     pixels = [[tone] * 784 for tone in range(9)]
     column = pa.array([{"bytes": row} for row in pixels] if pa.types.is_struct(kind) else pixels, kind)
     batches = read_batches(make_file(pa.table({"image": column}), 4), rows=3, batch_rows=2)
@@ -120,7 +120,7 @@ def test_lists_of_pixels_are_given_as_they_are(kind: pa.DataType):
     assert all(holds_images(batch.encoded.type) for batch in batches)
 
 
-def test_file_of_row_groups_without_rows_is_read():
+def test_empty_row_groups_are_skipped():
     schema = pa.schema([("image", pa.binary())])
     buffer = io.BytesIO()
     with pq.ParquetWriter(buffer, schema) as writer:
@@ -141,7 +141,7 @@ def test_dictionary_of_images_is_decoded():
     assert {batch.encoded.type for batch in batches} == {pa.binary()}
 
 
-def test_fields_beside_the_image_are_not_read():
+def test_other_fields_of_an_image_struct_are_not_read():
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string()), ("thumbnail", pa.binary())])
     column = pa.array([{"bytes": b"image", "path": "x", "thumbnail": bytes(1000)}, None], kind)
     [batch] = read_batches(make_file(pa.table({"image": column})))
@@ -151,28 +151,28 @@ def test_fields_beside_the_image_are_not_read():
 # Pieces
 
 
-def test_pieces_are_whole_row_groups_where_these_are_small():
+def test_small_row_groups_are_combined_into_pieces():
     file = make_file(pa.table({"image": images_of([b"x"] * 1000)}), 100)
     assert [(piece.first_row, piece.rows, piece.offset) for piece in cut(file, 250)] == [
         (number * 200, 200, number * 2) for number in range(5)
     ]
 
 
-def test_large_row_group_is_cut_within():
+def test_large_row_group_is_cut():
     file = make_file(pa.table({"image": images_of([b"x"] * 1000)}))
     found = cut(file, rows=250)
     assert [(piece.first_row, piece.rows, piece.offset) for piece in found] == [(n * 250, 250, 0) for n in range(4)]
-    # Later ones read what is before them too.
+    # Later pieces also read the rows before them.
     assert sorted(piece.size for piece in found) == [piece.size for piece in found]
 
 
-def test_one_row_group_is_cut_into_no_more_pieces_than_is_cheap():
+def test_row_group_is_cut_into_at_most_max_cuts_pieces():
     file = make_file(pa.table({"image": images_of([b"%d" % number for number in range(1000)])}))
     assert len(cut(file, rows=1)) == MAX_CUTS
     assert values_of(read_batches(file, rows=1)) == [b"%d" % number for number in range(1000)]
 
 
-def test_row_group_somewhat_larger_than_a_piece_is_not_cut():
+def test_row_group_slightly_larger_than_the_target_is_not_cut():
     assert len(cut(make_file(pa.table({"image": images_of([b"x"] * 140)})), rows=100)) == 1
 
 
@@ -191,7 +191,7 @@ def test_large_row_group_between_small_ones_is_cut():
 # Memory
 
 
-def test_batches_end_at_their_number_of_bytes(monkeypatch: pytest.MonkeyPatch):
+def test_batches_respect_the_maximum_bytes(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(parquet, "BATCH_BYTES", 10_000)
     generator = np.random.default_rng(0)
     values: Values = [generator.bytes(size) for size in [3_000] * 10 + [100] * 200 + [25_000] * 3 + [1]]
@@ -201,14 +201,14 @@ def test_batches_end_at_their_number_of_bytes(monkeypatch: pytest.MonkeyPatch):
     assert len(batches) < 20
 
 
-def test_batches_of_small_images_have_the_rows_that_are_asked_for():
+def test_batches_of_small_images_have_the_requested_rows():
     file = make_file(pa.table({"image": images_of([b"x"] * 1000)}), 100)
     assert [len(batch.encoded) for batch in read_batches(file, batch_rows=256)] == [256, 256, 256, 232]
 
 
 @pytest.mark.parametrize("distinct", [True, False])
-def test_file_of_one_row_group_is_read_in_bounded_memory(tmp_path: Path, distinct: bool):
-    """300 MB of photos, in the file or (one of them, many times) out of its dictionary."""
+def test_single_large_row_group_is_read_in_bounded_memory(tmp_path: Path, distinct: bool):
+    """Use 300 MB of photos, all distinct or one photo repeated by its dictionary."""
     generator = np.random.default_rng(0)
     photo = generator.bytes(100_000)
     photos = [generator.bytes(100_000) if distinct else photo for _ in range(3000)]
@@ -231,51 +231,50 @@ with pa.OSFile({str(tmp_path / "images.parquet")!r}) as file:
 # Columns
 
 
-def test_image_column_is_found_by_name_before_others():
+def test_image_column_is_found_by_its_default_name():
     table = pa.table({"data": [b"d"], "bytes": [b"b"], "img": [b"i"], "embedding": [b"e"]})
     assert values_of(read_batches(make_file(table))) == [b"i"]
 
 
-def test_column_of_that_name_and_another_type_is_passed_over():
+def test_column_with_a_default_name_and_another_type_is_skipped():
     table = pa.table({"image": ["s3://b/1.png"], "jpg": [b"j"], "embedding": [b"e"]})
     assert values_of(read_batches(make_file(table))) == [b"j"]
 
 
-def test_only_column_that_can_hold_images_is_found():
+def test_only_column_of_images_is_found():
     table = pa.table({"id": ["1"], "picture": [b"p"], "width": [28]})
     assert values_of(read_batches(make_file(table))) == [b"p"]
 
 
-def test_named_image_column_goes_before_all():
+def test_named_image_column_takes_precedence():
     table = pa.table({"image": [b"i"], "thumbnail": [b"t"]})
     assert values_of(read_batches(make_file(table), image_column="thumbnail")) == [b"t"]
 
 
-def test_column_whose_name_has_a_dot_is_read():
+def test_column_name_with_a_dot_is_read():
     table = pa.table({"image.v2": [b"i"], "image": ["no"]})
     assert values_of(read_batches(make_file(table), image_column="image.v2")) == [b"i"]
 
 
 @pytest.mark.parametrize(
-    ("columns", "image_column", "message"),
+    ("table", "image_column", "named"),
     [
-        ({"a": [b"x"], "b": [b"y"]}, None, r"has several columns that may be images: name one\..* a \(binary\), b \(b"),
-        ({"a": ["x"], "n": [1]}, None, r"has no column with images .* a \(string\), n \(int64\)\.$"),
-        ({}, None, r"has no column with images .* columns are: none\.$"),
-        ({"image": [b"x"]}, "picture", r"needs one column 'picture' .* image \(binary\)\.$"),
-        ({"image": [b"x"], "picture": ["y"]}, "picture", r"needs one column 'picture' .* picture \(string\)\.$"),
+        (pa.table({"a": [b"x"], "b": [b"y"]}), None, ["a (binary)", "b (binary)"]),
+        (pa.table({"a": ["x"], "n": [1]}), None, ["a (string)", "n (int64)"]),
+        (pa.table({}), None, ["none"]),
+        (pa.table({"image": [b"x"]}), "picture", ["'picture'", "image (binary)"]),
+        (pa.table({"image": [b"x"], "picture": ["y"]}), "picture", ["'picture'", "picture (string)"]),
     ],
 )
-def test_missing_image_column_is_named_with_those_that_are_there(
-    columns: dict[str, Any], image_column: str | None, message: str
-):
-    with pytest.raises(InvalidDataset, match=f"^{ORIGIN} {message}"):
-        list(pieces(make_file(pa.table(columns)), ORIGIN, target_rows=1, target_bytes=1, image_column=image_column))
+def test_error_about_the_image_column_lists_the_columns(table: pa.Table, image_column: str | None, named: list[str]):
+    with pytest.raises(InvalidDataset, match=ORIGIN) as error:
+        list(pieces(make_file(table), ORIGIN, target_rows=1, target_bytes=1, image_column=image_column))
+    assert all(text in str(error.value) for text in named)
 
 
-def test_two_columns_of_the_same_name_are_not_read():
+def test_duplicate_column_names_are_refused():
     table = pa.Table.from_arrays([pa.array([b"x"]), pa.array([b"y"])], names=["image", "image"])
-    with pytest.raises(InvalidDataset, match="has no column with images"):
+    with pytest.raises(InvalidDataset, match=f"{ORIGIN} .*image .binary., image .binary."):
         cut(make_file(table))
 
 
@@ -284,7 +283,7 @@ def test_two_columns_of_the_same_name_are_not_read():
 
 @pytest.mark.parametrize("name", ["label", "labels", "class", "fine_label"])
 @pytest.mark.parametrize("kind", [pa.int8(), pa.uint8(), pa.int64(), pa.uint64(), pa.dictionary(pa.int8(), pa.int64())])
-def test_whole_numbers_are_labels(name: str, kind: pa.DataType):
+def test_integers_are_labels(name: str, kind: pa.DataType):
     labels = pa.array([0, 9, None, 10, 100], pa.int64())
     table = pa.table(
         {"image": [b"x"] * 5, name: labels.dictionary_encode() if pa.types.is_dictionary(kind) else labels.cast(kind)}
@@ -293,19 +292,19 @@ def test_whole_numbers_are_labels(name: str, kind: pa.DataType):
 
 
 @pytest.mark.parametrize("number", [-1, -(2**63), 2**63 - 1])
-def test_numbers_beyond_the_classes_are_unknown_labels(number: int):
+def test_numbers_that_are_no_class_become_null(number: int):
     table = pa.table({"image": [b"x", b"y"], "label": pa.array([number, 3], pa.int64())})
     assert labels_of(read_batches(make_file(table))) == [None, 3]
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
-def test_names_of_classes_are_labels(kind: pa.DataType):
+def test_class_names_are_labels(kind: pa.DataType):
     names = [*CLASS_NAMES, "7", "cat", None, "10", " Bag "]
     table = pa.table({"image": [b"x"] * len(names), "label": pa.array(names).cast(kind)})
     assert labels_of(read_batches(make_file(table))) == [*range(10), 7, None, None, None, 8]
 
 
-def test_column_of_another_type_is_passed_over_in_the_search_for_labels():
+def test_search_for_labels_skips_columns_of_another_type():
     table = pa.table({"image": [b"x"], "label": [[1, 2]], "class": [3]})
     assert labels_of(read_batches(make_file(table))) == [3]
 
@@ -316,15 +315,13 @@ def test_named_label_column_is_read():
 
 
 @pytest.mark.parametrize("name", ["target", "score"])
-def test_named_label_column_must_hold_labels(name: str):
+def test_named_column_without_labels_is_refused(name: str):
     table = pa.table({"image": [b"x"], "score": [0.5]})
-    with pytest.raises(
-        InvalidDataset, match=rf"^{ORIGIN} needs one column '{name}' with labels .* score \(double\)\.$"
-    ):
+    with pytest.raises(InvalidDataset, match=rf"{ORIGIN} .*'{name}'.*score \(double\)"):
         cut(make_file(table), label_column=name)
 
 
-def test_file_without_labels_has_unknown_ones():
+def test_labels_are_null_without_a_label_column():
     assert labels_of(read_batches(make_file(pa.table({"image": [b"x"] * 3})))) == [None] * 3
 
 
@@ -332,35 +329,35 @@ def test_file_without_labels_has_unknown_ones():
 
 
 @pytest.mark.parametrize("data", [b"", b"PAR1", b"\x89PNG" * 100, b"PAR1" + bytes(100) + b"PAR1"])
-def test_file_of_another_format_is_named(data: bytes):
-    with pytest.raises(InvalidDataset, match=f"^{ORIGIN} can't be read as Parquet: "):
+def test_file_of_another_format_is_refused(data: bytes):
+    with pytest.raises(InvalidDataset, match=ORIGIN):
         cut(pa.BufferReader(data))
 
 
-def test_damaged_page_is_named():
+def test_damaged_page_is_refused():
     generator = np.random.default_rng(0)
     data = bytearray(make_file(pa.table({"image": images_of([generator.bytes(500) for _ in range(100)])})).read())
     data[4:60] = bytes(56)
-    with pytest.raises(InvalidDataset, match=f"^{ORIGIN} can't be read as Parquet: "):
+    with pytest.raises(InvalidDataset, match=ORIGIN):
         read_batches(pa.BufferReader(bytes(data)))
 
 
 @pytest.mark.parametrize("now", [0, 10, 45])
-def test_file_that_was_replaced_since_it_was_planned_is_named(now: int):
+def test_file_replaced_after_planning_is_refused(now: int):
     planned = make_file(pa.table({"image": images_of([b"x"] * 60)}), 20)
     replaced = make_file(pa.table({"image": images_of([b"x"] * now)}), 20)
-    with pytest.raises(InvalidDataset, match=rf"^{ORIGIN} has \d+ images from row 40 on, where 20 were planned"):
+    with pytest.raises(InvalidDataset, match=rf"{ORIGIN} has \d+ images from row 40\b.*\b20\b"):
         list(read(replaced, ORIGIN, cut(planned, rows=20)[2], batch_rows=10))
 
 
-def test_file_of_larger_row_groups_than_planned_is_named():
+def test_file_replaced_by_one_with_larger_row_groups_is_refused():
     planned = make_file(pa.table({"image": images_of([b"x"] * 60)}), 20)
     replaced = make_file(pa.table({"image": images_of([b"x"] * 200)}), 50)
-    with pytest.raises(InvalidDataset, match=f"^{ORIGIN} has 0 images from row 20 on"):
+    with pytest.raises(InvalidDataset, match=rf"{ORIGIN} has 0 images from row 20\b"):
         list(read(replaced, ORIGIN, cut(planned, rows=20)[1], batch_rows=10))
 
 
-def test_store_that_fails_is_not_taken_for_damage():
+def test_store_error_is_not_reported_as_damage():
     class FailingFile(io.BytesIO):
         def read(self, *_: object) -> bytes:
             raise OSError(errno.EIO, "Input/output error")

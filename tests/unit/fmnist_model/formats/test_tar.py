@@ -1,4 +1,4 @@
-"""Every image of a tar is read exactly once and by its name, however the tar was made, cut, cut off or damaged."""
+"""Every image of a tar is read exactly once under its name, also from unusual, truncated and damaged tars."""
 
 import gzip
 import io
@@ -33,7 +33,7 @@ Image = tuple[str, bytes, int | None]
 
 
 class CountedFile:
-    """A random-access file in memory that counts what is asked of it."""
+    """A random-access file in memory that counts requests and bytes."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -74,7 +74,7 @@ def images_of(batches: Sequence[ImageBatch]) -> list[Image]:
 
 
 def read_all(data: bytes, rows: int = 1000, size: int = 2**30, batch_rows: int = 100) -> list[Image]:
-    """What the pieces give, after a look at their books."""
+    """Read all pieces, and check their row numbers and counts."""
     found: list[Image] = []
     for piece in cut(data, rows, size):
         assert piece.first_row == len(found)
@@ -109,12 +109,12 @@ image_names = st.builds(
     st.booleans(),
     st.tuples(st.integers(1, 30), st.integers(1, 10_000), st.integers(1, 10)),
 )
-def test_pieces_give_every_image_once_and_in_order(
+def test_every_image_is_read_once_and_in_order(
     entries: list[Entry], file_format: int, gzipped: bool, sizes: tuple[int, int, int]
 ):
     data = make_tar(entries, file_format)
     found = read_all(gzip.compress(data, 1) if gzipped else data, *sizes)
-    # The names as tarfile reads them back: it drops what follows a NUL, and slashes at the end.
+    # Compare with the names that tarfile reads, since it drops everything after a NUL, and trailing slashes.
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         expected = [(member.name.encode("utf-8", "surrogateescape"), archive.extractfile(member)) for member in archive]
     assert [name for name, _, _ in found] == [member_fragment(name) for name, _ in expected]
@@ -138,31 +138,31 @@ def test_names_longer_than_any_path_are_read(file_format: int):
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 1000])
-def test_pieces_have_as_many_images_as_they_are_to_have(rows: int):
+def test_pieces_have_the_target_rows(rows: int):
     data = make_tar([(f"{number}.png", b"x") for number in range(20)])
     assert [piece.rows for piece in cut(data, rows)] == [rows] * (20 // rows) + [20 % rows] * (20 % rows > 0)
 
 
-def test_pieces_end_when_they_have_as_many_bytes_as_they_are_to_have():
+def test_pieces_end_at_the_target_bytes():
     data = make_tar([(f"{number}.png", bytes(10_000)) for number in range(20)])
     found = cut(data, size=30_000)
     assert [piece.rows for piece in found] == [3] * 6 + [2]
     assert all(30_000 <= piece.size <= 33_000 for piece in found[:-1])
 
 
-def test_piece_is_read_from_its_own_bytes():
+def test_reading_a_piece_needs_only_its_bytes():
     data = make_tar([(f"{number}.png", bytes([number]) * 700) for number in range(20)])
     second = cut(data, rows=5)[1]
     blank = bytearray(len(data))
-    # The headers of the next member too, by which a sample is known to have ended.
-    begin, end = second.offset, second.offset + second.size + 2048
-    blank[begin:end] = data[begin:end]
+    # The header of the next member is needed as well, because it ends the last sample.
+    start, end = second.offset, second.offset + second.size + 2048
+    blank[start:end] = data[start:end]
     assert [name for name, _, _ in images_of(list(read(open_file(bytes(blank)), ORIGIN, second, batch_rows=9)))] == [
         f"#member={number}.png" for number in range(5, 10)
     ]
 
 
-def test_batches_end_at_their_number_of_bytes(monkeypatch: pytest.MonkeyPatch):
+def test_batches_respect_the_maximum_bytes(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tar, "BATCH_BYTES", 10_000)
     data = make_tar([(f"{number}.png", bytes(3_000)) for number in range(10)])
     [piece] = cut(data)
@@ -170,7 +170,7 @@ def test_batches_end_at_their_number_of_bytes(monkeypatch: pytest.MonkeyPatch):
     assert [len(batch.fragments) for batch in batches] == [4, 4, 2]
 
 
-def test_columns_have_the_types_that_the_decoder_takes():
+def test_columns_have_the_types_for_the_decoder():
     data = make_tar([("1.png", b"1")])
     [batch] = read(open_file(data), ORIGIN, cut(data)[0], batch_rows=10)
     assert [batch.fragments.type, batch.encoded.type, batch.labels.type] == [pa.string(), pa.binary(), pa.int8()]
@@ -206,18 +206,18 @@ def test_columns_have_the_types_that_the_decoder_takes():
         (("json", b"\xff\xfe"), None),
     ],
 )
-def test_label_is_that_of_the_sample(image_first: bool, label_member: tuple[str, bytes], label: int | None):
+def test_image_gets_the_label_of_its_sample(image_first: bool, label_member: tuple[str, bytes], label: int | None):
     entries = [("a/1.png", b"1"), (f"a/1.{label_member[0]}", label_member[1])]
     data = make_tar([("a/0.png", b"0"), *(entries if image_first else entries[::-1]), ("b/1.png", b"2")])
     assert [found for _, _, found in read_all(data)] == [None, label, None]
 
 
-def test_cls_member_goes_before_json_member():
+def test_cls_member_takes_precedence_over_json():
     data = make_tar([("1.json", b'{"label": 3}'), ("1.png", b"1"), ("1.cls", b"4")])
     assert read_all(data) == [("#member=1.png", b"1", 4)]
 
 
-def test_unreadable_cls_member_leaves_the_label_to_the_json_member():
+def test_json_member_gives_the_label_if_cls_is_unreadable():
     data = make_tar([("1.cls", b"cat"), ("1.json", b'{"label": 3}'), ("1.png", b"1")])
     assert read_all(data) == [("#member=1.png", b"1", 3)]
 
@@ -236,31 +236,31 @@ def test_sample_is_never_cut(rows: int):
     ]
 
 
-def test_same_base_name_in_another_folder_is_another_sample():
+def test_same_name_in_another_folder_is_another_sample():
     data = make_tar([("a/1.cls", b"1"), ("a/1.png", b"a"), ("b/1.png", b"b")])
     assert [label for _, _, label in read_all(data)] == [1, None]
 
 
-def test_folder_with_a_dot_is_no_part_of_the_extension():
+def test_dot_in_a_folder_name_does_not_start_the_extension():
     data = make_tar([("v1.2/1.cls", b"1"), ("v1.2/1.png", b"a"), ("v1.2/2.png", b"b")])
     assert [label for _, _, label in read_all(data)] == [1, None]
 
 
-def test_sample_without_end_is_cut_into_bounded_ones():
-    """`frame.0001.png`, …: one sample by its names, that would be held in memory until its label is known."""
+def test_endless_sample_is_cut():
+    """`frame.0001.png`, … form one sample by their names, which would be held in memory until its end."""
     data = make_tar([(f"frame.{number:04}.png", b"x") for number in range(2000)])
     found = cut(data, rows=10)
     assert max(piece.rows for piece in found) <= 256
     assert read_all(data, rows=10) == read_all(data, rows=1000)
 
 
-def test_members_that_are_no_images_are_passed_over():
+def test_other_members_are_skipped():
     data = make_tar([("readme.txt", b"x"), ("1.png", b"1"), ("1.npy", b"x"), ("png", b"x"), ("x.png.gz", b"x")])
     assert read_all(data, rows=1) == [("#member=1.png", b"1", None)]
 
 
 @pytest.mark.parametrize("name", ["._1.png", "a/._1.png", ".png", "a/.hidden.png"])
-def test_members_that_belong_to_no_sample_are_passed_over(name: str):
+def test_hidden_members_are_skipped(name: str):
     assert read_all(make_tar([(name, b"x"), ("1.png", b"1")])) == [("#member=1.png", b"1", None)]
 
 
@@ -282,12 +282,12 @@ def test_tar_without_images_has_no_pieces():
         (b"100%25#row=1?.png", "#member=100%25#row=1?.png"),
         (b"two\nlines.png", "#member=two\\x0alines.png"),
         (b"gr\xf6\xdfe.png", "#member=gr\\xf6\\xdfe.png"),
-        (b"\xed\xa0\x80.png", "#member=\\xed\\xa0\\x80.png"),  # a surrogate, encoded as if it were a character
+        (b"\xed\xa0\x80.png", "#member=\\xed\\xa0\\x80.png"),  # an encoded surrogate
         (b"dir\\file.png", "#member=dir\\file.png"),
         (b"dir\\x41.png", "#member=dir\\x5cx41.png"),
     ],
 )
-def test_name_is_written_as_it_stands_or_escaped(name: bytes, fragment: str):
+def test_fragment_contains_the_escaped_name(name: bytes, fragment: str):
     assert member_fragment(name) == fragment
 
 
@@ -295,7 +295,7 @@ def test_name_is_written_as_it_stands_or_escaped(name: bytes, fragment: str):
 @given(
     st.lists(st.sampled_from([b"\\", b"x", b"4", b"f", b"a", b"\xff", b"\n", "ö".encode()])).map(b"".join) | st.binary()
 )
-def test_escaped_name_gives_back_the_name(name: bytes):
+def test_escaping_is_reversible(name: bytes):
     escaped = member_fragment(name).removeprefix("#member=").encode()
     assert re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), escaped) == name
 
@@ -308,17 +308,17 @@ def test_names_that_are_not_utf8_are_read_in_every_format(file_format: int):
 
 @pytest.mark.parametrize("gzipped", [False, True])
 @pytest.mark.parametrize("rows", [1, 2, 5, 100])
-def test_fragments_of_images_with_the_same_name_are_distinct_however_the_tar_is_cut(rows: int, gzipped: bool):
+def test_images_with_the_same_name_get_distinct_fragments(rows: int, gzipped: bool):
     names = ["1.png", "2.png", "3.png", "1.png", "4.png", "1.png"]
     data = make_tar([(name, bytes([number])) for number, name in enumerate(names)])
     found = read_all(gzip.compress(data) if gzipped else data, rows)
     assert found == [(f"#member={name};row={number}", bytes([number]), None) for number, name in enumerate(names)]
 
 
-# Other members and other makers
+# Special members and other programs
 
 
-def test_links_folders_and_devices_are_passed_over():
+def test_links_folders_and_devices_are_skipped():
     buffer = io.BytesIO()
     kinds = [tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE]
     with tarfile.open(fileobj=buffer, mode="w") as archive:
@@ -335,9 +335,9 @@ def test_links_folders_and_devices_are_passed_over():
 
 @needs(shutil.which("tar") is not None, "GNU tar is not installed: sudo apt-get install --yes tar")
 @pytest.mark.parametrize("options", ["--format=gnu", "--format=pax", "--format=pax --sparse-version=0.1"])
-def test_sparse_files_are_passed_over(tmp_path: Path, options: str):
+def test_sparse_files_are_skipped(tmp_path: Path, options: str):
     with (tmp_path / "sparse.png").open("wb") as file:
-        for number in range(40):  # more regions than the first header has room for
+        for number in range(40):  # more regions than fit the first header
             file.seek(number * 100_000)
             file.write(b"data" * 200)
         file.truncate(8_000_000)
@@ -352,7 +352,7 @@ def test_sparse_files_are_passed_over(tmp_path: Path, options: str):
 
 @needs(shutil.which("tar") is not None, "GNU tar is not installed: sudo apt-get install --yes tar")
 @pytest.mark.parametrize("file_format", ["v7", "oldgnu", "gnu", "ustar", "posix"])
-def test_tars_of_gnu_tar_are_read(tmp_path: Path, file_format: str):
+def test_tar_by_gnu_tar_is_read(tmp_path: Path, file_format: str):
     folder = tmp_path / "cats"
     folder.mkdir()
     for number in range(30):
@@ -375,12 +375,12 @@ def test_tar_with_a_global_header_is_read():
     assert read_all(buffer.getvalue()) == [("#member=1.png", b"1", None)]
 
 
-def test_tar_that_was_appended_to_another_is_read_too():
+def test_concatenated_tars_are_read():
     data = make_tar([("1.png", b"1"), ("2.png", b"2")]) + make_tar([("3.png", b"3")])
     assert [name for name, _, _ in read_all(data, rows=1)] == [f"#member={number}.png" for number in (1, 2, 3)]
 
 
-def test_gzip_file_of_several_members_is_read_whole():
+def test_gzip_file_with_several_members_is_read():
     data = make_tar([(f"{number}.png", random_bytes(3000, number)) for number in range(9)])
     found = read_all(gzip.compress(data[:5000]) + gzip.compress(data[5000:]))
     assert found == read_all(data)
@@ -391,24 +391,24 @@ def test_gzipped_tar_is_one_piece():
     assert cut(data, rows=3, size=10) == [ContainerPiece(0, 50, 0, len(data))]
 
 
-# Cut off and damaged
+# Truncated and damaged
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
-def test_truncated_tar_gives_its_complete_images_and_what_there_is_of_the_last(file_format: int):
+def test_truncated_tar_yields_all_images_that_start_before_its_end(file_format: int):
     entries = [(f"{'folder/' * (number * 7)}{number}.png", random_bytes(700, number)) for number in range(4)]
     if file_format == tarfile.USTAR_FORMAT:
         entries = [(f"{number}.png", data) for number, (_, data) in enumerate(entries)]
     data = make_tar(entries, file_format)
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        begins = [member.offset_data for member in archive]
+        starts = [member.offset_data for member in archive]
     for length in range(512, len(data), 97):
-        begun = [number for number, begin in enumerate(begins) if begin <= length]
-        expected = [(f"#member={entries[n][0]}", entries[n][1][: length - begins[n]], None) for n in begun]
+        started = [number for number, start in enumerate(starts) if start <= length]
+        expected = [(f"#member={entries[n][0]}", entries[n][1][: length - starts[n]], None) for n in started]
         assert read_all(data[:length], rows=1) == expected
 
 
-def test_truncated_gzipped_tar_gives_its_complete_images():
+def test_truncated_gzipped_tar_yields_its_complete_images():
     entries = [(f"{number}.png", random_bytes(2000, number)) for number in range(30)]
     data = gzip.compress(make_tar(entries))
     for length in range(1000, len(data) - 1, 3001):
@@ -418,7 +418,7 @@ def test_truncated_gzipped_tar_gives_its_complete_images():
         assert len(found) >= (length - 500) // 2600
 
 
-def test_member_of_more_than_eight_gibibytes_is_told_from_damage():
+def test_member_above_eight_gibibytes_is_read():
     member = tarfile.TarInfo("huge.png")
     member.size = 9 * 2**30
     data = member.tobuf(tarfile.GNU_FORMAT) + bytes(1000)
@@ -426,7 +426,7 @@ def test_member_of_more_than_eight_gibibytes_is_told_from_damage():
     assert read_all(data) == [("#member=huge.png", bytes(1000), None)]
 
 
-def test_of_an_image_too_large_for_any_decoder_the_beginning_is_given(monkeypatch: pytest.MonkeyPatch):
+def test_oversized_image_is_cut_off(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tar, "MAX_IMAGE_BYTES", 100)
     assert read_all(make_tar([("1.png", bytes(3000)), ("2.png", b"2")])) == [
         ("#member=1.png", bytes(100), None),
@@ -435,39 +435,37 @@ def test_of_an_image_too_large_for_any_decoder_the_beginning_is_given(monkeypatc
 
 
 @pytest.mark.parametrize("gzipped", [False, True])
-def test_damage_in_the_place_of_a_header_is_named_with_its_offset(gzipped: bool):
+def test_error_about_a_damaged_header_gives_its_offset(gzipped: bool):
     data = bytearray(make_tar([(f"{number}.png", bytes(100)) for number in range(3)], tarfile.USTAR_FORMAT))
     data[1024:1030] = b"damage"
-    with pytest.raises(
-        InvalidDataset, match=rf"^{ORIGIN} is a damaged tar file .* no header stands at byte 1,024\. Re"
-    ):
+    with pytest.raises(InvalidDataset, match=f"{ORIGIN} .*1,024"):
         cut(gzip.compress(bytes(data)) if gzipped else bytes(data))
 
 
-def test_damage_after_the_end_mark_is_not_taken_for_the_end():
+def test_damage_after_the_end_mark_is_refused():
     data = make_tar([("1.png", b"1")])
-    with pytest.raises(InvalidDataset, match="no header stands at byte 10,240"):
+    with pytest.raises(InvalidDataset, match=f"{ORIGIN} .*10,240"):
         cut(data + b"\xff" * 512)
 
 
 @pytest.mark.parametrize(
     "data", [b"\x89PNG\r\n\x1a\n" * 100, b"PAR1" * 200, b"<html>" * 100, b"\x28\xb5\x2f\xfd" * 200]
 )
-def test_file_of_another_format_is_named(data: bytes):
-    with pytest.raises(InvalidDataset, match=f"^{ORIGIN} is no tar file .* it begins with {data[:8].hex(' ')}"):
+def test_file_of_another_format_is_refused_with_its_first_bytes(data: bytes):
+    with pytest.raises(InvalidDataset, match=f"{ORIGIN} .*{data[:8].hex(' ')}"):
         cut(data)
 
 
 @pytest.mark.parametrize("data", [b"", b"short", gzip.compress(b"", mtime=0), gzip.compress(b"short", mtime=0)])
-def test_file_that_is_too_short_for_a_header_is_named(data: bytes):
-    with pytest.raises(InvalidDataset, match=f"^{ORIGIN} is no tar file"):
+def test_file_shorter_than_a_header_is_refused(data: bytes):
+    with pytest.raises(InvalidDataset, match=ORIGIN):
         cut(data)
 
 
-def test_damaged_gzip_file_is_named():
+def test_damaged_gzip_file_is_refused():
     data = bytearray(gzip.compress(make_tar([("1.png", random_bytes(5000))])))
-    data[-8] ^= 0xFF  # of the checksum
-    with pytest.raises(InvalidDataset, match=f"^{ORIGIN} is a damaged gzip file: CRC"):
+    data[-8] ^= 0xFF  # part of the checksum
+    with pytest.raises(InvalidDataset, match=f"{ORIGIN} .*gzip.*CRC"):
         cut(bytes(data))
 
 
@@ -475,17 +473,17 @@ def test_damaged_gzip_file_is_named():
     "records",
     [b"x", b"99 path=a\n", b"3 \n", b"11 path=ab", b"10 path=a\n" * 2 + b"4 x\n", b"12 size=-100\n", b"0 path=a\n"],
 )
-def test_malformed_pax_header_is_damage(records: bytes):
+def test_malformed_pax_header_is_refused(records: bytes):
     header = tarfile.TarInfo("pax")
     header.type, header.size = tarfile.XHDTYPE, len(records)
     data = header.tobuf(tarfile.USTAR_FORMAT) + records.ljust(512, b"\0") + make_tar([("1.png", b"1")])
-    with pytest.raises(InvalidDataset, match=f"^{ORIGIN} is a damaged tar file"):
+    with pytest.raises(InvalidDataset, match=f"{ORIGIN} .*damaged"):
         cut(data)
 
 
 @settings(deadline=None, print_blob=True, max_examples=300)
 @given(st.data())
-def test_no_damage_raises_anything_but_a_refusal(data: st.DataObject):
+def test_any_damage_raises_nothing_but_invalid_dataset(data: st.DataObject):
     file_format = data.draw(st.sampled_from(FORMATS))
     damaged = bytearray(make_tar([(f"{'long/' * 25}{number}.png", bytes(600)) for number in range(3)], file_format))
     for _ in range(data.draw(st.integers(1, 5))):
@@ -494,17 +492,17 @@ def test_no_damage_raises_anything_but_a_refusal(data: st.DataObject):
         read_all(bytes(damaged), rows=1)
 
 
-def test_file_that_was_replaced_since_it_was_planned_is_named():
+def test_file_replaced_after_planning_is_refused():
     planned = make_tar([(f"{number}.png", b"x") for number in range(8)])
     now = make_tar([(f"{number}.png", b"x") for number in range(6)])
-    with pytest.raises(InvalidDataset, match=f"^{ORIGIN} has 2 images from byte 4,096 on, where 4 were planned"):
+    with pytest.raises(InvalidDataset, match=rf"{ORIGIN} has 2 images from byte 4,096\b.*\b4\b"):
         list(read(open_file(now), ORIGIN, cut(planned, rows=4)[1], batch_rows=10))
 
 
-# What is asked of the store
+# Requests to the store
 
 
-def test_small_members_are_not_asked_for_one_by_one():
+def test_small_members_are_read_together():
     data = make_tar([(f"{number}.png", bytes(500)) for number in range(10_000)])
     file: Any = CountedFile(data)
     found = list(pieces(file, ORIGIN, target_rows=5_000, target_bytes=2**30))
@@ -516,13 +514,13 @@ def test_small_members_are_not_asked_for_one_by_one():
     assert file.bytes_read < 1.01 * len(data)
 
 
-def test_data_of_large_members_are_not_read_to_plan():
+def test_planning_skips_the_data_of_large_members():
     file: Any = CountedFile(make_tar([(f"{number}.png", bytes(2_000_000)) for number in range(10)]))
     assert len(list(pieces(file, ORIGIN, target_rows=1, target_bytes=2**30, block_bytes=2**16))) == 10
     assert file.bytes_read < 12 * 2**16
 
 
-def test_local_file_is_read_as_one_in_memory(tmp_path: Path):
+def test_local_file_is_read(tmp_path: Path):
     data = make_tar([(f"{number}.png", random_bytes(900, number)) for number in range(50)])
     (tmp_path / "images.tar").write_bytes(data)
     with pa.OSFile(str(tmp_path / "images.tar")) as file:
@@ -540,7 +538,7 @@ def test_gzipped_local_file_stays_open(tmp_path: Path):
         assert not file.closed
 
 
-def test_label_as_webdataset_writes_it_is_read():
+def test_labels_written_by_webdataset_are_read():
     samples = [
         (f"{number:06}.{ending}", value)
         for number in range(5)

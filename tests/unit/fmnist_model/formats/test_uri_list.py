@@ -1,4 +1,4 @@
-"""Every entry of a list is read as it is written, with its label, or the list is refused by line."""
+"""Every entry of a list is read verbatim with its label, or an error names the line."""
 
 import csv
 import io
@@ -42,21 +42,21 @@ def test_lines_are_locations():
     assert locations("s3://b/1.png\n/data/2.png\n../3.png\n") == ["s3://b/1.png", "/data/2.png", "../3.png"]
 
 
-def test_last_line_needs_no_end():
+def test_last_line_needs_no_newline():
     assert locations("1.png\n2.png") == ["1.png", "2.png"]
 
 
-def test_empty_lines_and_comments_are_passed_over():
+def test_empty_lines_and_comments_are_skipped():
     assert locations("\n# cats\n1.png\n   \n\t\n#2.png\n3.png#row=4\n\n") == ["1.png", "3.png#row=4"]
 
 
 @pytest.mark.parametrize("name", ["list.txt", "list.csv"])
-def test_lines_of_windows_are_read(name: str):
+def test_windows_line_endings_and_byte_order_mark_are_removed(name: str):
     assert locations(b"\xef\xbb\xbfa/1.png\r\na/2.png\r\n\r\n", name) == ["a/1.png", "a/2.png"]
 
 
 @pytest.mark.parametrize("name", ["list.txt", "list.csv"])
-def test_locations_are_literal(name: str):
+def test_locations_are_returned_verbatim(name: str):
     lines = [
         "a/100%25.png",
         "a/gr\u00f6\u00dfe 36.png",
@@ -80,9 +80,9 @@ line_texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters
 
 @settings(deadline=None, print_blob=True)
 @given(st.lists(line_texts.filter(lambda line: line.strip() and line[0] not in "#\ufeff")), st.integers(1, 50))
-def test_lines_are_read_whole_wherever_a_block_ends(lines: list[str], block_bytes: int):
+def test_lines_that_cross_a_block_are_read_whole(lines: list[str], block_bytes: int):
     with pytest.MonkeyPatch.context() as patch:
-        # A byte-order mark is looked for in the first block.
+        # The filter above excludes a byte-order mark, since it is removed only if the first block contains all of it.
         patch.setattr(uri_list, "BLOCK_BYTES", block_bytes)
         assert locations("\n".join(lines)) == lines
 
@@ -95,7 +95,7 @@ def test_column_of_locations_is_found_by_name(column: str):
     assert entries(f"id,{column},label\n1,a.png,3\n2,b.png,\n", "list.csv") == [("a.png", 3), ("b.png", None)]
 
 
-def test_uri_goes_before_other_names():
+def test_uri_column_takes_precedence():
     assert locations("filename,uri\nx.png,s3://b/x.png\n", "list.csv") == ["s3://b/x.png"]
 
 
@@ -104,7 +104,7 @@ def test_quoted_fields_are_read():
     assert entries(text, "list.csv") == [('a, "b".png', 1), ("two\nlines.png", 2), ("c.png", 8)]
 
 
-def test_tsv_has_tabs():
+def test_tsv_is_separated_by_tabs():
     assert entries("uri\tlabel\na, b.png\t1\n", "list.tsv") == [("a, b.png", 1)]
 
 
@@ -133,7 +133,7 @@ rows = st.lists(st.tuples(line_texts.filter(lambda text: "\ufeff" not in text), 
 
 @settings(deadline=None, print_blob=True)
 @given(rows, st.sampled_from([",", "\t"]))
-def test_csv_is_read_as_it_was_written(rows: list[tuple[str, int | None]], delimiter: str):
+def test_csv_round_trip_is_lossless(rows: list[tuple[str, int | None]], delimiter: str):
     buffer = io.StringIO()
     csv.writer(buffer, delimiter=delimiter).writerows([("uri", "label"), *rows])
     assert entries(buffer.getvalue(), "list.csv" if delimiter == "," else "list.tsv") == rows
@@ -153,18 +153,18 @@ def test_parquet_list_without_labels_is_read():
 
 
 @pytest.mark.parametrize("missing", [None, "", "a\0b"])
-def test_parquet_row_without_location_is_named(missing: str | None):
-    with pytest.raises(InvalidDataset, match=rf"^{ORIGIN} row 2 \(from 0\) has no URI"):
+def test_parquet_row_without_location_is_refused(missing: str | None):
+    with pytest.raises(InvalidDataset, match=rf"{ORIGIN} .*row 2\b"):
         entries(parquet_file(uri=["a.png", "b.png", missing]), "list.parquet")
 
 
-def test_parquet_file_without_locations_is_named():
-    with pytest.raises(InvalidDataset, match=rf"^{ORIGIN} has no column of strings with URIs .* uri \(int64\)\.$"):
+def test_parquet_file_without_locations_is_refused_with_its_columns():
+    with pytest.raises(InvalidDataset, match=rf"{ORIGIN} .*uri \(int64\)"):
         entries(parquet_file(uri=[1]), "list.parquet")
 
 
-def test_damaged_parquet_list_is_named():
-    with pytest.raises(InvalidDataset, match=f"^{ORIGIN} can't be read as Parquet"):
+def test_damaged_parquet_list_is_refused():
+    with pytest.raises(InvalidDataset, match=f"{ORIGIN} .*Parquet"):
         entries(b"PAR1", "list.parquet")
 
 
@@ -180,7 +180,7 @@ def test_damaged_parquet_list_is_named():
         ({}, False),
     ],
 )
-def test_parquet_list_is_told_from_images(columns: dict[str, pa.DataType], expected: bool):
+def test_parquet_list_is_distinguished_from_images(columns: dict[str, pa.DataType], expected: bool):
     assert is_uri_list(pa.schema(list(columns.items()))) is expected
 
 
@@ -188,12 +188,12 @@ def test_parquet_list_is_told_from_images(columns: dict[str, pa.DataType], expec
 
 
 @pytest.mark.parametrize("name", ["a.txt", "b.CSV", "s3://b/c.tsv", "d.lst"])
-def test_lists_are_known_by_their_names(name: str):
+def test_list_is_recognized_by_name(name: str):
     assert is_list_name(name)
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "txt", "a.png", "a.txt.gz"])
-def test_other_names_are_no_lists(name: str):
+def test_other_file_is_not_recognized_as_list(name: str):
     assert not is_list_name(name)
 
 
@@ -216,70 +216,65 @@ def test_other_names_are_no_lists(name: str):
         ("https://host/1.png", "file:///data/list.txt", "https://host/1.png"),
     ],
 )
-def test_location_is_resolved_against_its_list(location: str, list_uri: str, expected: str):
+def test_location_is_resolved_relative_to_its_list(location: str, list_uri: str, expected: str):
     assert resolve(location, list_uri) == expected
 
 
-def test_location_outside_of_the_bucket_is_refused():
-    with pytest.raises(InvalidDataset, match=r"^s3://bucket/list.txt lists an image that is outside of its bucket"):
+def test_location_outside_the_bucket_is_refused():
+    with pytest.raises(InvalidDataset, match=r"s3://bucket/list\.txt .*\.\./1\.png"):
         resolve("../1.png", "s3://bucket/list.txt")
 
 
-# Refusals
+# Errors
 
 
 @pytest.mark.parametrize("name", ["list.txt", "list.csv", "list.tsv", "list.lst"])
 @pytest.mark.parametrize(
-    ("line", "reason"),
-    [
-        (b"gr\xf6\xdfe.png", "it is not UTF-8"),
-        (b"a\0b.png", "there is a NUL in it"),
-        (b"\x89PNG\r\n", "it is not UTF-8"),
-    ],
+    ("line", "reason"), [(b"gr\xf6\xdfe.png", "UTF-8"), (b"a\0b.png", "NUL"), (b"\x89PNG\r\n", "UTF-8")]
 )
-def test_line_that_is_no_text_is_named(name: str, line: bytes, reason: str):
-    with pytest.raises(InvalidDataset, match=f"^{ORIGIN} is no list of images, or damaged, in line 3: {reason}"):
+def test_line_that_is_not_text_is_refused(name: str, line: bytes, reason: str):
+    with pytest.raises(InvalidDataset, match=f"{ORIGIN} .*line 3: .*{reason}"):
         entries(b"a/1.png\na/2.png\n" + line + b"\na/3.png\n", name)
 
 
-def test_bad_line_in_a_later_block_is_named_by_its_number(monkeypatch: pytest.MonkeyPatch):
+def test_line_numbers_count_across_blocks(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(uri_list, "BLOCK_BYTES", 100)
-    with pytest.raises(InvalidDataset, match="in line 1,235: it is not UTF-8"):
+    with pytest.raises(InvalidDataset, match=r"line 1,235: .*UTF-8"):
         entries(b"12345.png\n" * 1234 + b"\xff\n")
 
 
-def test_text_without_line_ends_is_refused_before_it_is_in_memory():
-    with pytest.raises(InvalidDataset, match="in line 1: it is longer than 1,048,576 bytes"):
+def test_overlong_line_is_refused():
+    with pytest.raises(InvalidDataset, match=r"line 1: .*1,048,576 bytes"):
         entries(b"x" * 30_000_000)
 
 
-def test_text_as_windows_writes_unicode_is_refused():
-    with pytest.raises(InvalidDataset, match="in line 1: it is not UTF-8"):
+def test_utf16_text_is_refused():
+    with pytest.raises(InvalidDataset, match=r"line 1: .*UTF-8"):
         entries("a/1.png\n".encode("utf-16"))
 
 
 @pytest.mark.parametrize("text", ["id,name\n1,a.png\n", "uri;label\na.png;3\n"])
-def test_csv_without_a_column_of_locations_is_named(text: str):
-    with pytest.raises(InvalidDataset, match=f"^{ORIGIN} line 1 names no column with URIs"):
+def test_csv_without_a_location_column_is_refused_with_its_columns(text: str):
+    with pytest.raises(InvalidDataset, match=f"{ORIGIN} .*line 1.*{', '.join(text.splitlines()[0].split(','))}"):
         entries(text, "list.csv")
 
 
 @pytest.mark.parametrize(("row", "what"), [("1", "1 of 3"), (",,3", "3 of 3"), ('"",""', "2 of 3")])
-def test_csv_row_without_a_location_is_named(row: str, what: str):
-    with pytest.raises(InvalidDataset, match=f"in line 4: it has {what} columns, or nothing where a URI goes"):
+def test_csv_row_without_location_is_refused(row: str, what: str):
+    with pytest.raises(InvalidDataset, match=f"line 4: .*{what} columns"):
         entries(f"id,uri,x\n1,a.png,\n\n{row}\n", "list.csv")
 
 
 @pytest.mark.parametrize("text", ['uri\n"a.png\nb.png\n', 'uri\n"a" b.png\n'])
-def test_csv_with_a_stray_quote_is_named(text: str):
-    with pytest.raises(InvalidDataset, match=r"in line [23]: "):
+def test_csv_with_a_stray_quote_is_refused(text: str):
+    with pytest.raises(InvalidDataset, match=r"line [23]: "):
         entries(text, "list.csv")
 
 
 @pytest.mark.parametrize("name", ["list.csv", "list.parquet", "list.txt"])
-def test_missing_column_of_labels_is_named(name: str):
+def test_missing_label_column_is_refused(name: str):
     data = parquet_file(uri=["a.png"]) if name == "list.parquet" else b"uri\na.png\n"
-    with pytest.raises(InvalidDataset, match=f"^{ORIGIN} .* column 'target'"):
+    with pytest.raises(InvalidDataset, match=f"{ORIGIN} .*'target'"):
         entries(data, name, "target")
 
 

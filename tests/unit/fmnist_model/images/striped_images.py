@@ -1,4 +1,4 @@
-"""Images on which training can be tried within seconds, and a network's weights as one vector."""
+"""Toy images that a network learns within seconds, and its weights as one vector."""
 
 import numpy as np
 import torch
@@ -9,7 +9,10 @@ from fmnist_model.network import NeuralNetwork
 
 
 def stripes(n: int = 600) -> LabelledImages:
-    """Noise with a bright stripe whose height tells the class: learned within an epoch or two."""
+    """Return `n` images of noise with a bright stripe at a height that depends on the class.
+
+    A network learns them within one or two epochs.
+    """
     images = np.random.default_rng(0).integers(0, 60, (n, 28, 28), dtype=np.uint8)
     labels = np.arange(n) % 10
     for number, label in enumerate(labels):
@@ -18,4 +21,5 @@ def stripes(n: int = 600) -> LabelledImages:
 
 
 def vector(network: NeuralNetwork) -> Tensor:
+    """Return all weights as one vector, detached from the network."""
     return torch.nn.utils.parameters_to_vector(network.parameters()).detach()

@@ -1,4 +1,4 @@
-"""IDX files are parsed exactly or refused by name; the published Fashion-MNIST is told from anything else."""
+"""IDX files are parsed exactly or refused, and only the published Fashion-MNIST is accepted."""
 
 import gzip
 import hashlib
@@ -37,14 +37,14 @@ def test_gzipped_file_is_parsed():
     np.testing.assert_array_equal(parse_idx(gzip.compress(encode_idx(IMAGES)), "images.gz"), IMAGES)
 
 
-def test_gzip_file_of_several_members_is_parsed():
+def test_gzip_file_with_several_members_is_parsed():
     data = encode_idx(IMAGES)
     np.testing.assert_array_equal(parse_idx(gzip.compress(data[:9]) + gzip.compress(data[9:]), "images.gz"), IMAGES)
 
 
 @settings(deadline=None, print_blob=True)
 @given(arrays(np.uint8, array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=5)), st.booleans())
-def test_any_array_is_read_back_as_it_was_written(values: NDArray[np.uint8], gzipped: bool):
+def test_round_trip_is_lossless_for_any_array(values: NDArray[np.uint8], gzipped: bool):
     data = encode_idx(values)
     parsed = parse_idx(gzip.compress(data) if gzipped else data, "values")
     assert parsed.dtype == np.uint8
@@ -52,56 +52,56 @@ def test_any_array_is_read_back_as_it_was_written(values: NDArray[np.uint8], gzi
 
 
 @pytest.mark.parametrize("length", range(len(encode_idx(IMAGES))))
-def test_truncated_file_is_refused_by_name(length: int):
-    with pytest.raises(InvalidDataset, match=r"^folder/images "):
+def test_truncated_file_is_refused(length: int):
+    with pytest.raises(InvalidDataset, match="folder/images "):
         parse_idx(encode_idx(IMAGES)[:length], "folder/images")
 
 
-def test_every_truncation_of_a_gzipped_file_is_refused_by_name():
+def test_every_truncation_of_a_gzipped_file_is_refused():
     data = gzip.compress(encode_idx(IMAGES))
     for length in range(len(data)):
-        with pytest.raises(InvalidDataset, match=r"^folder/images\.gz "):
+        with pytest.raises(InvalidDataset, match=r"folder/images\.gz "):
             parse_idx(data[:length], "folder/images.gz")
 
 
-def test_truncated_file_is_refused_with_the_bytes_it_lacks():
-    with pytest.raises(InvalidDataset, match=r"truncated: 39 bytes instead of 40 \(shape \[2, 3, 4\]\)"):
+def test_error_about_a_truncated_file_gives_both_sizes():
+    with pytest.raises(InvalidDataset, match=r"images .*truncated.*\b39\b.*\b40\b.*\[2, 3, 4\]"):
         parse_idx(encode_idx(IMAGES)[:-1], "images")
 
 
 def test_file_longer_than_its_header_says_is_refused():
-    with pytest.raises(InvalidDataset, match=r"^images is longer than its header says: 41 bytes instead of 40"):
+    with pytest.raises(InvalidDataset, match=r"images .*longer.*\b41\b.*\b40\b"):
         parse_idx(encode_idx(IMAGES) + b"\0", "images")
 
 
 @pytest.mark.parametrize("kind", [0x00, 0x09, 0x0B, 0x0C, 0x0D, 0x0E, 0xFF])
 def test_values_of_another_type_are_refused(kind: int):
-    with pytest.raises(InvalidDataset, match=f"^images holds values of type 0x{kind:02x}"):
+    with pytest.raises(InvalidDataset, match=f"images .*0x{kind:02x}"):
         parse_idx(encode_idx(IMAGES, kind), "images")
 
 
 @pytest.mark.parametrize("data", [b"\x89PNG\r\n\x1a\n", b"PAR1", b"<html>", b"\x00\x01\x08\x01"])
-def test_file_of_another_format_is_refused_with_what_it_begins_with(data: bytes):
-    with pytest.raises(InvalidDataset, match=f"^images is no IDX file: it begins with {data[:4].hex(' ')}"):
+def test_file_of_another_format_is_refused_with_its_first_bytes(data: bytes):
+    with pytest.raises(InvalidDataset, match=f"images .*IDX.*{data[:4].hex(' ')}"):
         parse_idx(data, "images")
 
 
 def test_empty_file_is_refused():
-    with pytest.raises(InvalidDataset, match=r"^images is no IDX file: it begins with nothing"):
+    with pytest.raises(InvalidDataset, match=r"images .*IDX"):
         parse_idx(b"", "images")
 
 
 def test_damaged_gzip_file_is_refused():
     data = bytearray(gzip.compress(encode_idx(IMAGES)))
-    data[-8] ^= 0xFF  # of the checksum
-    with pytest.raises(InvalidDataset, match=r"^images\.gz is a damaged or truncated gzip file"):
+    data[-8] ^= 0xFF  # part of the checksum
+    with pytest.raises(InvalidDataset, match=r"images\.gz .*gzip"):
         parse_idx(bytes(data), "images.gz")
 
 
 @pytest.mark.parametrize("shape", [(1,) * 100, (0, 2**32 - 1, 2**32 - 1, 2**32 - 1)])
 def test_header_with_an_impossible_shape_is_refused(shape: tuple[int, ...]):
     header = bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape)
-    with pytest.raises(InvalidDataset, match=r"^images "):
+    with pytest.raises(InvalidDataset, match="images "):
         parse_idx(header + bytes(int(all(shape))), "images")
 
 
@@ -110,14 +110,14 @@ def test_header_with_an_impossible_shape_is_refused(shape: tuple[int, ...]):
     st.binary(max_size=40),
     st.sampled_from([b"", b"\0\0", b"\0\0\x08\x01", b"\0\0\x08\x02", b"\x1f\x8b", b"\x1f\x8b\x08"]),
 )
-def test_no_bytes_raise_anything_but_a_refusal(data: bytes, magic: bytes):
+def test_any_bytes_raise_nothing_but_invalid_dataset(data: bytes, magic: bytes):
     with suppress(InvalidDataset):
         assert parse_idx(magic + data, "images").dtype == np.uint8
 
 
 @pytest.fixture
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with four small files that stand for the published ones: their digests are put in those' places."""
+    """Write four small files to a folder, and patch the published digests to theirs."""
     generator = np.random.default_rng(0)
     for name in NAMES:
         values = generator.integers(0, 256, (3, 28, 28) if "idx3" in name else (3,), dtype=np.uint8)
@@ -138,7 +138,7 @@ def test_four_files_are_read_by_name(published: Path):
     assert shapes == dict(zip(NAMES, [(3, 28, 28), (3,), (3, 28, 28), (3,)], strict=True))
 
 
-def test_gzipped_files_are_read_as_the_plain_ones(published: Path):
+def test_gzipped_files_are_read_like_plain_files(published: Path):
     plain = read_fashion_mnist(published)
     for name in NAMES[1:]:
         gzip_in_place(published / name)
@@ -147,61 +147,61 @@ def test_gzipped_files_are_read_as_the_plain_ones(published: Path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_missing_file_is_named(published: Path, name: str):
+def test_error_names_the_missing_file(published: Path, name: str):
     (published / name).unlink()
-    with pytest.raises(InvalidDataset, match=f"{re.escape(str(published))} holds neither {name} nor {name}.gz"):
+    with pytest.raises(InvalidDataset, match=f"{re.escape(str(published))} .*{name}"):
         read_fashion_mnist(published)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_truncated_file_of_the_data_set_is_named(published: Path, name: str):
+def test_error_names_the_truncated_file(published: Path, name: str):
     path = published / name
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(InvalidDataset, match=f"^{re.escape(str(path))} is truncated"):
+    with pytest.raises(InvalidDataset, match=f"{re.escape(str(path))} .*truncated"):
         read_fashion_mnist(published)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_truncated_gzip_file_of_the_data_set_is_named(published: Path, name: str):
+def test_error_names_the_truncated_gzip_file(published: Path, name: str):
     path = gzip_in_place(published / name)
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(InvalidDataset, match=f"^{re.escape(str(path))} is a damaged or truncated gzip file"):
+    with pytest.raises(InvalidDataset, match=f"{re.escape(str(path))} .*gzip"):
         read_fashion_mnist(published)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_foreign_file_of_the_right_form_is_named(published: Path, name: str):
+def test_error_names_the_file_with_other_content(published: Path, name: str):
     path = published / name
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(InvalidDataset, match=f"^{re.escape(str(path))} is not Fashion-MNIST's {name}"):
+    with pytest.raises(InvalidDataset, match=f"{re.escape(str(path))} .*Fashion-MNIST.*SHA-256"):
         read_fashion_mnist(published)
 
 
-def test_file_of_another_format_is_named(published: Path):
+def test_error_names_the_file_of_another_format(published: Path):
     path = published / NAMES[2]
     path.write_text("<html>404</html>")
-    with pytest.raises(InvalidDataset, match=f"^{re.escape(str(path))} is no IDX file"):
+    with pytest.raises(InvalidDataset, match=f"{re.escape(str(path))} .*IDX"):
         read_fashion_mnist(published)
 
 
-def test_folder_in_the_place_of_a_file_counts_as_missing(published: Path):
+def test_folder_with_the_name_of_a_file_counts_as_missing(published: Path):
     (published / NAMES[0]).unlink()
     (published / NAMES[0]).mkdir()
-    with pytest.raises(InvalidDataset, match=f"holds neither {NAMES[0]}"):
+    with pytest.raises(InvalidDataset, match=f"{re.escape(str(published))} .*{NAMES[0]}"):
         read_fashion_mnist(published)
 
 
-def test_mnist_like_files_are_not_taken_for_fashion_mnist(tmp_path: Path):
+def test_files_of_another_dataset_with_the_same_names_are_refused(tmp_path: Path):
     for name in NAMES:
         (tmp_path / name).write_bytes(encode_idx(IMAGES))
-    with pytest.raises(InvalidDataset, match=f"is not Fashion-MNIST's {NAMES[0]}"):
+    with pytest.raises(InvalidDataset, match=f"{NAMES[0]} .*SHA-256"):
         read_fashion_mnist(tmp_path)
 
 
-def test_missing_folder_is_named(tmp_path: Path):
-    with pytest.raises(InvalidDataset, match=f"^{re.escape(str(tmp_path))}/nowhere holds neither"):
+def test_error_names_the_missing_folder(tmp_path: Path):
+    with pytest.raises(InvalidDataset, match=f"{re.escape(str(tmp_path))}/nowhere"):
         read_fashion_mnist(tmp_path / "nowhere")
 
 

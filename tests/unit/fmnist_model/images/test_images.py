@@ -1,6 +1,7 @@
-"""Every image is decoded by one transform, or rejected with a reason; none is lost, and none stops the others."""
+"""Every image is decoded by one transform or rejected with a reason, and none stops the others."""
 
 import io
+import re
 import struct
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def random_grey(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
 
 
 def smooth_grey(height: int, width: int) -> NDArray[np.uint8]:
-    """Bright to the right and to the bottom: what lossy formats keep, and what shows every turn and flip."""
+    """Return a gradient that lossy formats preserve and that reveals every rotation and flip."""
     rows, columns = np.mgrid[0:height, 0:width]
     return (200 * columns / width + 55 * rows / height).astype(np.uint8)
 
@@ -60,13 +61,19 @@ def as_struct(values: list[bytes | None]) -> pa.StructArray:
     return pa.array([None if value is None else {"bytes": value, "path": "a.png"} for value in values], STRUCT)
 
 
-def assert_books_balance(decoded: DecodedImages, n: int) -> None:
+def assert_every_row_once(decoded: DecodedImages, n: int) -> None:
+    """Check that each of `n` rows is either decoded or rejected."""
     assert len(decoded.pixels) + len(decoded.rejected) == n
     assert sorted([*decoded.rows.tolist(), *(row for row, _ in decoded.rejected)]) == list(range(n))
     assert decoded.rows.tolist() == sorted(decoded.rows.tolist())
     assert decoded.pixels.shape == (len(decoded.rows), 28, 28)
     assert decoded.pixels.dtype == np.uint8
     assert all(reason for _, reason in decoded.rejected)
+
+
+def kinds_of(decoded: DecodedImages) -> list[tuple[int, str]]:
+    """Return the row of each rejected image, and its reason up to the colon."""
+    return [(row, reason.partition(":")[0]) for row, reason in decoded.rejected]
 
 
 # Formats
@@ -83,32 +90,32 @@ def assert_books_balance(decoded: DecodedImages, n: int) -> None:
         ("GIF", {}),
     ],
 )
-def test_lossless_format_is_decoded_to_the_pixel(file_format: str, options: dict[str, Any]):
+def test_lossless_format_is_decoded_exactly(file_format: str, options: dict[str, Any]):
     pixels = random_grey(28, 28)
     np.testing.assert_array_equal(decode_image(encode(Image.fromarray(pixels), file_format, **options)), pixels)
 
 
 @pytest.mark.parametrize("options", [{"quality": 95}, {"quality": 95, "progressive": True}])
-def test_jpeg_is_decoded_to_within_its_loss(options: dict[str, Any]):
+def test_jpeg_is_decoded_within_its_loss(options: dict[str, Any]):
     pixels = smooth_grey(28, 28)
     decoded = decode_image(encode(Image.fromarray(pixels), "JPEG", **options))
     np.testing.assert_allclose(decoded.astype(int), pixels, atol=4)
 
 
-def test_jpeg_with_several_pictures_gives_the_first():
+def test_jpeg_with_several_pictures_yields_the_first():
     white, black = Image.new("L", (28, 28), 255), Image.new("L", (28, 28), 0)
     assert decode_image(encode(white, "MPO", save_all=True, append_images=[black])).min() == 255
 
 
 @pytest.mark.parametrize("file_format", ["GIF", "TIFF", "WEBP", "PNG"])
-def test_file_with_several_frames_gives_the_first(file_format: str):
+def test_file_with_several_frames_yields_the_first(file_format: str):
     white, black = Image.new("RGB", (28, 28), "white"), Image.new("RGB", (28, 28), "black")
     assert decode_image(encode(white, file_format, save_all=True, append_images=[black])).min() >= 254
 
 
 @pytest.mark.parametrize("file_format", ["PPM", "ICO", "EPS", "TGA"])
-def test_format_beyond_the_documented_ones_is_rejected(file_format: str):
-    with pytest.raises(ImageRejected, match="not an image: no known format"):
+def test_undocumented_format_is_rejected(file_format: str):
+    with pytest.raises(ImageRejected, match=r"^not an image: "):
         decode_image(encode(Image.new("RGB", (32, 32), "white"), file_format))
 
 
@@ -117,14 +124,14 @@ def test_png_round_trip_is_lossless():
     np.testing.assert_array_equal(decode_image(encode_png(pixels)), pixels)
 
 
-def test_data_set_round_trip_is_lossless():
+def test_dataset_round_trip_is_lossless():
     images, labels = random_grey(12, 28, 28), np.arange(12, dtype=np.uint8) % 10
     data = from_table([to_table(images, labels, 0, "train")], "train")
     np.testing.assert_array_equal(data.images, images)
     np.testing.assert_array_equal(data.labels, labels)
 
 
-def test_data_set_rows_carry_their_number_in_the_split():
+def test_paths_in_a_dataset_contain_the_number_in_the_split():
     table = to_table(random_grey(2, 28, 28), np.zeros(2, np.uint8), 9_999, "test")
     assert [row["path"] for row in table["image"].to_pylist()] == ["test/09999.png", "test/10000.png"]
 
@@ -133,12 +140,12 @@ def test_data_set_rows_carry_their_number_in_the_split():
 
 
 def luma(colour: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """ITU-R 601-2, in floating point."""
+    """Convert RGB to ITU-R 601-2 luma in floating point."""
     return colour[..., :3] @ np.array([0.299, 0.587, 0.114])
 
 
-def picture(mode: str) -> tuple[Image.Image, NDArray[Any]]:  # noqa: PLR0911 (one a mode)
-    """A 28x28 picture of a mode, and what is expected of it: float grey levels."""
+def picture(mode: str) -> tuple[Image.Image, NDArray[Any]]:  # noqa: PLR0911 (one per mode)
+    """Return a 28x28 picture of a mode, and its expected grey levels as floats."""
     colour = random_grey(28, 28, 4)
     grey, alpha = colour[..., 0], colour[..., 3] / 255
     match mode:
@@ -170,7 +177,7 @@ def picture(mode: str) -> tuple[Image.Image, NDArray[Any]]:  # noqa: PLR0911 (on
     + [(mode, "BMP") for mode in ("1", "L", "P", "RGB")]
     + [("P", "GIF"), ("RGB", "WEBP")],
 )
-def test_mode_is_brought_to_grey(mode: str, file_format: str):
+def test_mode_is_converted_to_grey(mode: str, file_format: str):
     original, expected = picture(mode)
     options = {"lossless": True} if file_format == "WEBP" else {}
     decoded = decode_image(encode(original, file_format, **options))
@@ -188,7 +195,7 @@ def test_webp_with_alpha_is_composited_over_black():
     [((0, 0, 0, 0), 255), ((0, 0, 0, 255), 0), ((255, 0, 0, 0), 179), ((0, 0, 255, 0), 226), ((0, 0, 0, 128), 127)],
 )
 @pytest.mark.parametrize("file_format", ["TIFF", "JPEG"])
-def test_cmyk_is_brought_to_grey(file_format: str, ink: tuple[int, int, int, int], grey: int):
+def test_cmyk_is_converted_to_grey(file_format: str, ink: tuple[int, int, int, int], grey: int):
     decoded = decode_image(encode(Image.new("CMYK", (28, 28), ink), file_format))
     np.testing.assert_allclose(decoded.astype(int), grey, atol=2)
 
@@ -201,7 +208,7 @@ def test_transparent_entry_of_a_palette_becomes_black(file_format: str):
     np.testing.assert_array_equal(decoded.reshape(-1)[:4], [0, 200, 0, 200])
 
 
-def test_palette_with_an_alpha_for_each_entry_is_composited_over_black():
+def test_palette_with_alpha_is_composited_over_black():
     indexed = Image.fromarray((np.arange(784) % 2).astype(np.uint8).reshape(28, 28), "P")
     indexed.putpalette([255, 255, 255, 200, 200, 200])
     decoded = decode_image(encode(indexed, "PNG", transparency=bytes([51, 255])))
@@ -217,7 +224,7 @@ def test_transparent_grey_level_becomes_black():
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
-def test_sixteen_bits_keep_their_range(file_format: str):
+def test_sixteen_bit_pixels_keep_their_range(file_format: str):
     deep = np.linspace(0, 65535, 784).astype(np.uint16).reshape(28, 28)
     np.testing.assert_array_equal(decode_image(encode(Image.fromarray(deep), file_format)), deep >> 8)
 
@@ -239,7 +246,7 @@ def test_sixteen_bits_keep_their_range(file_format: str):
     ],
 )
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_picture_is_turned_upright_as_exif_says(file_format: str, orientation: int, upright: Any):
+def test_picture_is_turned_upright_according_to_exif(file_format: str, orientation: int, upright: Any):
     stored = smooth_grey(28, 28)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -249,7 +256,10 @@ def test_picture_is_turned_upright_as_exif_says(file_format: str, orientation: i
 
 
 def exif_block(*entries: tuple[int, int, int, bytes]) -> bytes:
-    """Little-endian EXIF. An entry is tag, type, count and value; a value of over four bytes is put after the list."""
+    """Build little-endian EXIF from entries of tag, type, count and value.
+
+    Values longer than four bytes are placed after the list of entries.
+    """
     outside = b""
     listed = b""
     for tag, kind, count, value in sorted(entries):
@@ -264,7 +274,7 @@ def exif_block(*entries: tuple[int, int, int, bytes]) -> bytes:
 
 
 def jpeg_with(*entries: tuple[int, int, int, bytes]) -> bytes:
-    """`smooth_grey` as a JPEG with such EXIF."""
+    """Encode `smooth_grey` as a JPEG with these EXIF entries."""
     return encode(Image.fromarray(smooth_grey(28, 28)), "JPEG", quality=95, exif=exif_block(*entries))
 
 
@@ -333,7 +343,7 @@ SIZES = [(28, 29), (56, 56), (100, 37), (27, 28), (7, 200), (1, 1), (280, 280)]
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_grey_picture_is_resized_as_torchvision_resizes_tensors(size: tuple[int, int]):
+def test_grey_picture_is_resized_as_by_torchvision(size: tuple[int, int]):
     pixels = random_grey(*size)
     resize = v2.Resize((28, 28), v2.InterpolationMode.BILINEAR, antialias=True)
     expected = resize(torch.from_numpy(pixels)[None])[0].numpy()
@@ -353,7 +363,7 @@ def test_picture_of_the_models_size_is_not_resampled():
     np.testing.assert_array_equal(decoded, pixels)
 
 
-# What is rejected
+# Rejected images
 
 
 SMALL = {
@@ -372,7 +382,7 @@ SMALL = {
 def test_every_truncation_is_decoded_or_rejected(name: str):
     data = SMALL[name]
     prefixes = [data[:length] for length in range(len(data))]
-    assert_books_balance(decode_images(as_struct(prefixes)), len(prefixes))
+    assert_every_row_once(decode_images(as_struct(prefixes)), len(prefixes))
 
 
 def test_png_that_ends_inside_its_pixels_is_rejected_as_truncated():
@@ -387,28 +397,28 @@ def test_damaged_file_is_decoded_or_rejected(data: st.DataObject, name: str):
     damaged = bytearray(SMALL[name])
     for _ in range(data.draw(st.integers(1, 4))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
-    assert_books_balance(decode_images(as_struct([bytes(damaged)])), 1)
+    assert_every_row_once(decode_images(as_struct([bytes(damaged)])), 1)
 
 
 @settings(deadline=None, print_blob=True)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_decoded_or_rejected(data: bytes):
-    assert_books_balance(decode_images(as_struct([data])), 1)
+    assert_every_row_once(decode_images(as_struct([data])), 1)
 
 
-def test_empty_file_is_rejected_as_no_image():
-    with pytest.raises(ImageRejected, match=r"^not an image: the file is empty$"):
+def test_empty_file_is_rejected_as_not_an_image():
+    with pytest.raises(ImageRejected, match=r"^not an image: "):
         decode_image(b"")
 
 
 @pytest.mark.parametrize("data", [b"this is a text file\n" * 10, b"<html>", b"PAR1", b"\0" * 100])
-def test_file_of_another_kind_is_rejected_as_no_image(data: bytes):
-    with pytest.raises(ImageRejected, match=r"^not an image: no known format$"):
+def test_file_of_another_format_is_rejected_as_not_an_image(data: bytes):
+    with pytest.raises(ImageRejected, match=r"^not an image: "):
         decode_image(data)
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A valid grey PNG of any size on paper, with one row of pixels."""
+    """Build a grey PNG whose header states any size, with one row of pixels."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
@@ -424,7 +434,7 @@ def test_decompression_bomb_is_rejected_as_too_large(size: tuple[int, int]):
 
 
 def tiff_header(width: int, height: int) -> bytes:
-    """A grey TIFF of any size on paper, compressed, with next to no pixels."""
+    """Build a compressed grey TIFF whose header states any size, with few pixels."""
     data = zlib.compress(bytes(1_000))
     tags = [(256, width), (257, height), (258, 8), (259, 8), (262, 1), (273, 8), (277, 1), (278, height)]
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in [*tags, (279, len(data))])
@@ -432,9 +442,9 @@ def tiff_header(width: int, height: int) -> bytes:
     return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory
 
 
-@needs(Path("/proc/self/status").exists(), "memory is measured as Linux tells it")
+@needs(Path("/proc/self/status").exists(), "peak memory is read from Linux's /proc")
 @pytest.mark.parametrize("encoded", [png_header, tiff_header])
-def test_decompression_bomb_takes_no_memory_and_no_time(encoded: Callable[[int, int], bytes], tmp_path: Path):
+def test_decompression_bomb_takes_little_memory_and_time(encoded: Callable[[int, int], bytes], tmp_path: Path):
     (tmp_path / "small").write_bytes(encoded(28, 28))
     (tmp_path / "bomb").write_bytes(encoded(50_000, 50_000))
     code = """
@@ -442,19 +452,19 @@ import sys, time
 from pathlib import Path
 from fmnist_model.images.decode import ImageRejected, decode_image
 
-def peak_megabytes():  # not `ru_maxrss`, which a process takes over from the one that started it
+def peak_megabytes():  # not `ru_maxrss`, which a process inherits from its parent
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024
 
 for name in ("small", "bomb"):
     data = (Path(sys.argv[1]) / name).read_bytes()
-    before, began = peak_megabytes(), time.perf_counter()
+    before, started = peak_megabytes(), time.perf_counter()
     try:
         decode_image(data)
         print("decoded")
     except ImageRejected as reason:
         print(reason)
-print(peak_megabytes() - before, time.perf_counter() - began)
+print(peak_megabytes() - before, time.perf_counter() - started)
 """
     child = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(child, capture_output=True, text=True, check=True, timeout=120).stdout.splitlines()
@@ -465,12 +475,12 @@ print(peak_megabytes() - before, time.perf_counter() - began)
 
 
 @pytest.mark.filterwarnings("error")
-def test_large_picture_below_the_limit_is_no_bomb():
+def test_large_picture_below_the_limit_is_decoded():
     assert decode_image(encode(Image.new("1", (8_000, 8_000), 1), "PNG")).min() == 255
 
 
 class Unforeseen(Exception):
-    """An exception that no decoder is known to raise."""
+    """An exception that no decoder raises."""
 
 
 @pytest.mark.parametrize(
@@ -494,7 +504,7 @@ def test_unexpected_exception_rejects_one_image_by_its_class(error: Exception, m
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
-def test_interrupt_ends_the_decoding(stop: type[BaseException], monkeypatch: pytest.MonkeyPatch):
+def test_interrupt_stops_decoding(stop: type[BaseException], monkeypatch: pytest.MonkeyPatch):
     def interrupt(picture: Image.Image) -> Image.Image:
         raise stop
 
@@ -518,7 +528,7 @@ def test_unexpected_exception_among_plain_pngs_loses_no_image(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("invert", ["auto", "always", "never"])
-def test_light_on_dark_and_dark_on_light_are_told_apart(invert: Invert):
+def test_dark_on_light_is_inverted_on_request(invert: Invert):
     light_on_dark = np.zeros((28, 28), np.uint8)
     light_on_dark[4:24, 8:20] = 200
     pixels = np.stack([light_on_dark, 255 - light_on_dark])
@@ -529,25 +539,25 @@ def test_light_on_dark_and_dark_on_light_are_told_apart(invert: Invert):
 
 
 @pytest.mark.parametrize(("corners", "inverted"), [((127, 127, 128, 128), False), ((127, 128, 128, 128), True)])
-def test_four_corners_decide_what_is_dark_on_light(corners: tuple[int, ...], inverted: bool):
+def test_auto_inverts_by_the_mean_of_the_corners(corners: tuple[int, ...], inverted: bool):
     pixels = random_grey(28, 28)
     pixels[[0, 0, -1, -1], [0, -1, 0, -1]] = corners
     np.testing.assert_array_equal(decode_image(encode_png(pixels), invert="auto"), 255 - pixels if inverted else pixels)
 
 
-def test_light_border_between_dark_corners_does_not_invert():
+def test_auto_ignores_a_light_border_between_dark_corners():
     pixels = np.full((28, 28), 255, np.uint8)
     pixels[[0, 0, -1, -1], [0, -1, 0, -1]] = 0
     np.testing.assert_array_equal(decode_image(encode_png(pixels), invert="auto"), pixels)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
-def test_negative_is_taken_after_the_transform(mode: str):
+def test_image_is_inverted_after_the_transform(mode: str):
     data = encode(picture(mode)[0].resize((40, 50)), "PNG")
     np.testing.assert_array_equal(decode_image(data, invert="always"), 255 - decode_image(data))
 
 
-def test_inverting_leaves_the_column_as_it_is():
+def test_inverting_does_not_change_the_column():
     pixels = np.full((2, 28, 28), 255, np.uint8)
     column = COLUMNS["raw pixels"]([image.tobytes() for image in pixels])
     assert decode_images(column, invert="auto").pixels.max() == 0
@@ -601,11 +611,11 @@ def test_slice_of_a_column_is_decoded_from_its_offset(name: str):
 def test_null_is_rejected_as_missing(name: str):
     values = column_values(name, random_grey(2, 28, 28))
     decoded = decode_images(COLUMNS[name]([values[0], None, values[1]]))
-    assert decoded.rejected == [(1, "missing: the image is null")]
+    assert kinds_of(decoded) == [(1, "missing")]
 
 
 @pytest.mark.parametrize("name", COLUMNS)
-def test_nulls_in_a_slice_keep_the_rows_of_the_slice(name: str):
+def test_rows_are_numbered_within_a_slice(name: str):
     pixels = random_grey(6, 28, 28)
     values: list[bytes | None] = [*column_values(name, pixels)]
     values[1] = values[4] = None
@@ -616,19 +626,19 @@ def test_nulls_in_a_slice_keep_the_rows_of_the_slice(name: str):
 
 
 @pytest.mark.parametrize("name", COLUMNS)
-def test_column_of_nulls_alone_is_rejected_row_by_row(name: str):
+def test_every_row_of_a_column_of_nulls_is_rejected(name: str):
     decoded = decode_images(COLUMNS[name]([None] * 3))
-    assert_books_balance(decoded, 3)
+    assert_every_row_once(decoded, 3)
     assert len(decoded.rejected) == 3
 
 
 @pytest.mark.parametrize("name", COLUMNS)
-def test_empty_column_gives_no_image(name: str):
-    assert_books_balance(decode_images(COLUMNS[name]([])), 0)
+def test_empty_column_gives_no_images(name: str):
+    assert_every_row_once(decode_images(COLUMNS[name]([])), 0)
 
 
 @pytest.mark.parametrize("name", COLUMNS)
-def test_type_of_a_column_that_is_decoded_holds_images(name: str):
+def test_holds_images_accepts_every_decodable_type(name: str):
     assert holds_images(COLUMNS[name]([]).type)
 
 
@@ -639,12 +649,9 @@ def test_lists_of_another_length_are_rejected(kind: pa.DataType):
     decoded = decode_images(pa.array(rows, kind).slice(1))
     assert decoded.rows.tolist() == [0, 3, 6]
     np.testing.assert_array_equal(decoded.pixels.reshape(-1, 784), pixels)
-    assert decoded.rejected == [
-        (1, "not an image: 783 pixels instead of 784 (28 x 28)"),
-        (2, "missing: the image is null"),
-        (4, "not an image: 785 pixels instead of 784 (28 x 28)"),
-        (5, "not an image: 28 pixels instead of 784 (28 x 28)"),
-    ]
+    assert kinds_of(decoded) == [(1, "not an image"), (2, "missing"), (4, "not an image"), (5, "not an image")]
+    lengths = {1: "783", 4: "785", 5: "28"}
+    assert all(lengths[row] in reason for row, reason in decoded.rejected if row in lengths)
 
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.uint8()), pa.large_list(pa.uint8()), pa.list_(pa.uint8(), 784)], ids=str)
@@ -652,7 +659,8 @@ def test_list_with_a_null_pixel_is_rejected(kind: pa.DataType):
     pixels = random_grey(3, 784)
     rows = [pixels[0], [None, *pixels[1, 1:-1], None], pixels[2]]
     decoded = decode_images(pa.array([pixels[0], *rows], kind).slice(1))
-    assert decoded.rejected == [(1, "damaged: 2 of its pixels are null")]
+    assert kinds_of(decoded) == [(1, "damaged")]
+    assert "2" in decoded.rejected[0][1]
     np.testing.assert_array_equal(decoded.pixels.reshape(-1, 784), pixels[[0, 2]])
 
 
@@ -662,7 +670,7 @@ def test_raw_pixels_are_not_copied(name: str):
     assert not decode_images(column.slice(1, 3)).pixels.flags.owndata
 
 
-def test_lists_over_values_that_begin_elsewhere_are_found():
+def test_lists_over_sliced_values_are_decoded():
     values = pa.array(random_grey(4 * 784)).slice(784)
     expected = np.asarray(values).reshape(3, 28, 28)[1:]
     for column in (
@@ -674,13 +682,13 @@ def test_lists_over_values_that_begin_elsewhere_are_found():
 
 def test_null_bytes_in_a_struct_are_rejected_as_missing():
     column = pa.array([{"bytes": None, "path": "/tmp/a.png"}], STRUCT)  # noqa: S108 (never opened)
-    assert decode_images(column).rejected == [(0, "missing: the image is null")]
+    assert kinds_of(decode_images(column)) == [(0, "missing")]
 
 
-def test_null_struct_is_rejected_though_bytes_lie_under_it():
+def test_null_struct_is_rejected_even_if_its_buffer_holds_bytes():
     fields = [pa.array([encode_png(random_grey(28, 28))] * 2), pa.array(["a", "b"])]
     column = pa.StructArray.from_arrays(fields, fields=list(STRUCT), mask=pa.array([False, True]))
-    assert decode_images(column).rejected == [(1, "missing: the image is null")]
+    assert kinds_of(decode_images(column)) == [(1, "missing")]
 
 
 @settings(deadline=None, print_blob=True, max_examples=50)
@@ -689,10 +697,10 @@ def test_null_struct_is_rejected_though_bytes_lie_under_it():
     st.integers(0, 12),
     st.sampled_from(["struct", "binary"]),
 )
-def test_every_row_is_decoded_or_rejected_and_keeps_its_place(rows: list[int | bytes | None], first: int, column: str):
+def test_every_row_is_decoded_or_rejected_in_order(rows: list[int | bytes | None], first: int, column: str):
     values = [encode_png(np.full((28, 28), row, np.uint8)) if isinstance(row, int) else row for row in rows]
     decoded = decode_images(COLUMNS[column](values).slice(first))
-    assert_books_balance(decoded, max(0, len(rows) - first))
+    assert_every_row_once(decoded, max(0, len(rows) - first))
     assert decoded.pixels[:, 0, 0].tolist() == [row for row in rows[first:] if isinstance(row, int)]
 
 
@@ -712,15 +720,15 @@ def test_every_row_is_decoded_or_rejected_and_keeps_its_place(rows: list[int | b
     ],
     ids=str,
 )
-def test_column_of_another_type_is_refused_by_name(kind: pa.DataType):
+def test_column_of_another_type_is_refused(kind: pa.DataType):
     assert not holds_images(kind)
-    with pytest.raises(InvalidDataset, match="holds no images: expected image files"):
+    with pytest.raises(InvalidDataset, match=re.escape(str(kind))):
         decode_images(pa.nulls(1, kind))
 
 
 @pytest.mark.parametrize("invert", ["auto", "always", "never"])
 @pytest.mark.parametrize("n", [3, 100])
-def test_images_are_inverted_as_each_of_them_alone(invert: Invert, n: int):
+def test_images_are_inverted_independently_of_the_batch(invert: Invert, n: int):
     pixels = np.random.default_rng(n).integers(0, 256, (n, 28, 28), dtype=np.uint8)
     expected = [decode_image(encode_png(image), invert=invert) for image in pixels]
     for name, column in COLUMNS.items():
@@ -728,17 +736,17 @@ def test_images_are_inverted_as_each_of_them_alone(invert: Invert, n: int):
         np.testing.assert_array_equal(decoded.pixels, expected)
 
 
-def test_type_of_a_hugging_face_image_column_holds_images():
+def test_holds_images_accepts_hugging_face_images():
     assert holds_images(huggingface_schema().field("image").type)
 
 
 @pytest.mark.parametrize(
     "name", ["a.png", "A.JPG", "b.jpeg", "x/c.WebP", "d.gif", "e.bmp", "f.tif", "f.TIFF", "a.b.png"]
 )
-def test_name_of_an_image_file_is_recognized(name: str):
+def test_image_file_is_recognized_by_name(name: str):
     assert is_image_name(name)
 
 
 @pytest.mark.parametrize("name", ["a.txt", "png", ".png", "a.png.gz", "a.parquet", "a.png~", ""])
-def test_name_of_another_file_is_not_recognized(name: str):
+def test_other_file_is_not_recognized_as_image(name: str):
     assert not is_image_name(name)

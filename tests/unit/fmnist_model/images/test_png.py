@@ -1,4 +1,4 @@
-"""Many PNG files decoded together give, to the byte, what Pillow makes of each of them alone."""
+"""Decoding many PNG files together gives exactly the same result as decoding each with Pillow."""
 
 import io
 import itertools
@@ -23,12 +23,12 @@ from fmnist_model.images.decode import ImageRejected, decode_image, decode_image
 from fmnist_model.images.png import decode_plain_pngs
 from tests.harness.absent import needs
 
-FEWEST = 24
-"""Files that are decoded together; fewer are not."""
+MIN_FILES = 24
+"""Minimum number of files that are decoded together."""
 
 
 def random_images(n: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Noise, steep and gentle slopes, and black and white: what brings each branch of each filter about."""
+    """Return noise, steep and gentle slopes, and black and white, to reach each branch of each filter."""
     rng = np.random.default_rng(seed)
     noise = rng.integers(0, 256, (n, 28, 28))
     slopes = rng.integers(-40, 41, (n, 2, 1, 1)) * np.mgrid[0:28, 0:28][None]
@@ -38,11 +38,11 @@ def random_images(n: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.choose(kind, [noise, gentle % 256, extremes]).astype(np.uint8)
 
 
-# A small encoder, for what Pillow doesn't write
+# A small encoder for files that Pillow doesn't write
 
 
 def predictor(number: int, left: int, above: int, above_left: int) -> int:
-    """PNG's filters as the standard words them (https://www.w3.org/TR/png-3/#9Filters)."""
+    """Predict a pixel as the standard defines (https://www.w3.org/TR/png-3/#9Filters)."""
     distances = [abs(above - above_left), abs(left - above_left), abs(left + above - 2 * above_left)]
     nearest = (left, above, above_left)[distances.index(min(distances))]
     return (0, left, above, (left + above) // 2, nearest)[number]
@@ -80,19 +80,20 @@ def encode(pixels: NDArray[np.uint8], filters: Iterable[int], level: int = 6) ->
     return png(zlib.compress(filtered(pixels, list(filters)), level))
 
 
-# What both decoders make of files
+# Comparison of both decoders
 
-GOOD = [encode_png(image) for image in random_images(FEWEST, seed=9)]
+GOOD = [encode_png(image) for image in random_images(MIN_FILES, seed=9)]
+REASON_FOR_NULL = decode_images(pa.nulls(1, pa.binary())).rejected[0][1]
 
 
-def assert_as_one_by_one(files: Sequence[bytes | None], kind: pa.DataType | None = None) -> None:
-    """Decode these files together, with enough good ones among them, and compare with each decoded alone."""
+def assert_same_as_one_by_one(files: Sequence[bytes | None], kind: pa.DataType | None = None) -> None:
+    """Decode the files together with enough good ones, and compare with each file decoded alone."""
     mixed = [*GOOD, *files]
     pixels, rows, rejected = [], [], []
     for row, data in enumerate(mixed):
         try:
             if data is None:
-                raise ImageRejected("missing: the image is null")
+                raise ImageRejected(REASON_FOR_NULL)
             pixels.append(decode_image(data))
             rows.append(row)
         except ImageRejected as reason:
@@ -103,8 +104,8 @@ def assert_as_one_by_one(files: Sequence[bytes | None], kind: pa.DataType | None
     np.testing.assert_array_equal(decoded.pixels, np.array(pixels))
 
 
-def plain_ones(files: Sequence[bytes]) -> list[bool]:
-    """Which of these files are decoded together."""
+def are_plain(files: Sequence[bytes]) -> list[bool]:
+    """Return which of the files are decoded together."""
     pixels = np.empty((len(GOOD) + len(files), 28, 28), np.uint8)
     decoded = decode_plain_pngs(pa.array([*GOOD, *files], pa.binary()), pixels)
     assert decoded[: len(GOOD)].all()
@@ -117,7 +118,7 @@ def assert_all_plain(files: Sequence[bytes], pixels: NDArray[np.uint8]) -> None:
     np.testing.assert_array_equal(decoded, pixels)
 
 
-# Files that are decoded together
+# Plain files
 
 
 @pytest.mark.parametrize("level", range(10))
@@ -131,17 +132,17 @@ def test_files_by_pillow_are_decoded_at_each_compression_level(level: int):
     assert_all_plain(files, pixels)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torchvision's encoders are to move to another package
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torchvision is moving its encoders to another package
 @pytest.mark.parametrize("level", range(10))
 def test_files_by_torchvision_are_decoded_at_each_compression_level(level: int):
     from torchvision.io import encode_png as encode
 
-    pixels = random_images(FEWEST, seed=level)
+    pixels = random_images(MIN_FILES, seed=level)
     assert_all_plain([encode(torch.from_numpy(image)[None], level).numpy().tobytes() for image in pixels], pixels)
 
 
 def test_file_compressed_in_several_blocks_is_decoded():
-    pixels = random_images(FEWEST)
+    pixels = random_images(MIN_FILES)
     files = []
     for image in pixels:
         scanlines, compressor = filtered(image, [1] * 28), zlib.compressobj()
@@ -160,7 +161,7 @@ def test_filter_is_reversed(number: int):
 
 
 @pytest.mark.parametrize("filters", [(0, 1), (1, 2), (2, 4), (1, 3), (0, 1, 2, 3, 4)])
-def test_filters_that_change_from_row_to_row_are_reversed(filters: tuple[int, ...]):
+def test_mixed_filters_are_reversed(filters: tuple[int, ...]):
     rng = np.random.default_rng(0)
     pixels = random_images(200)
     assert_all_plain([encode(image, rng.choice(filters, 28)) for image in pixels], pixels)
@@ -174,11 +175,11 @@ def test_filters_that_change_from_row_to_row_are_reversed(filters: tuple[int, ..
 )
 def test_any_filters_of_any_image_are_reversed(filters: list[int], values: list[int], level: int):
     pixels = np.resize(np.array(values, np.uint8), (28, 28))
-    assert_all_plain([encode(pixels, filters, level)] * FEWEST, np.stack([pixels] * FEWEST))
+    assert_all_plain([encode(pixels, filters, level)] * MIN_FILES, np.stack([pixels] * MIN_FILES))
 
 
-def test_paeth_predicts_for_each_kind_of_neighbours_as_the_standard_says():
-    # Two rows of all triples of 12 values: equal ones, ties and both orders of each pair among them.
+def test_paeth_filter_follows_the_standard_for_all_kinds_of_neighbours():
+    # Use all triples of 12 values as neighbours. They include equal values, ties and both orders of each pair.
     values = [0, 1, 2, 3, 84, 85, 127, 128, 129, 170, 254, 255]
     squares = [np.array([[c, b], [a, 77]], np.uint8) for a, b, c in itertools.product(values, repeat=3)]
     tiles = np.resize(np.array(squares), (len(squares) + 195, 2, 2))
@@ -200,30 +201,30 @@ def test_batch_of_any_size_is_decoded_in_order(n: int):
     assert_all_plain([files[number] for number in chosen], pixels[chosen])
 
 
-def test_batch_keeps_its_order_round_files_that_are_left_out():
+def test_other_files_do_not_change_the_order():
     chosen = np.random.default_rng(0).integers(0, len(GOOD), 5_000)
     files = [None if row % 7 == 3 else GOOD[number] for row, number in enumerate(chosen)]
-    assert_as_one_by_one(files)
+    assert_same_as_one_by_one(files)
 
 
-def test_few_files_are_left_to_the_other_decoder():
-    pixels = np.empty((FEWEST - 1, 28, 28), np.uint8)
+def test_few_files_are_left_to_the_general_decoder():
+    pixels = np.empty((MIN_FILES - 1, 28, 28), np.uint8)
     assert not decode_plain_pngs(pa.array(GOOD[1:], pa.binary()), pixels).any()
 
 
-def test_no_file_gives_no_image():
+def test_empty_column_gives_no_images():
     empty = pa.array([], pa.binary())
     assert decode_plain_pngs(empty, np.empty((0, 28, 28), np.uint8)).tolist() == []
 
 
-def test_wrong_checksum_of_the_pixels_is_not_looked_at_here_nor_by_pillow():
+def test_wrong_checksum_of_the_pixel_chunk_is_ignored_as_by_pillow():
     damaged = bytearray(GOOD[0])
     damaged[-13] ^= 1
-    assert plain_ones([bytes(damaged)]) == [True]
-    assert_as_one_by_one([bytes(damaged)])
+    assert are_plain([bytes(damaged)]) == [True]
+    assert_same_as_one_by_one([bytes(damaged)])
 
 
-# Files that are not
+# Other files
 
 
 PIXELS = random_images(1, seed=3)[0]
@@ -281,8 +282,8 @@ OTHERS = {
     "bytes after the end": WHOLE + b"\0",
     "no end": WHOLE[:-12],
     "end with a wrong checksum": edited(WHOLE, len(WHOLE) - 1, 0),
-    "another chunk for the end": WHOLE[:-12] + chunk(b"IENE", b""),
-    "another chunk for the pixels": WHOLE.replace(b"IDAT", b"IDAU"),
+    "another chunk instead of the end": WHOLE[:-12] + chunk(b"IENE", b""),
+    "another chunk instead of the pixels": WHOLE.replace(b"IDAT", b"IDAU"),
     "stream with a wrong checksum": png(edited(STREAM, len(STREAM) - 1, STREAM[-1] ^ 1)),
     "stream without its checksum": png(STREAM[:-4]),
     "stream without its end": png(STREAM[:-40]),
@@ -294,65 +295,65 @@ OTHERS = {
     "stream without a header": png(STREAM[2:-4]),
     "stream with a preset dictionary": png(preset_dictionary(SCANLINES)),
     "gzip stream": png(zlib.compress(SCANLINES, wbits=31)),
-    "stream that ends and begins again": png(zlib.compress(SCANLINES[:406])[:-4] + zlib.compress(SCANLINES[406:])[2:]),
+    "two streams": png(zlib.compress(SCANLINES[:406])[:-4] + zlib.compress(SCANLINES[406:])[2:]),
     "unknown filter in the first row": png(zlib.compress(edited(SCANLINES, 0, 5))),
     "unknown filter in the last row": png(zlib.compress(edited(SCANLINES, 27 * 29, 255))),
     "no pixels": png(b""),
     "JPEG": b"\xff\xd8\xff\xe0" + WHOLE,
     "empty file": b"",
 }
-"""Files that differ from a plain one in one thing each."""
+"""Files that each differ from a plain one in one property."""
 
-TAKEN_ALL_THE_SAME = {"stream followed by more"}
-"""What zlib takes as Pillow does."""
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_file_that_is_not_plain_is_left_to_the_other_decoder(name: str):
-    assert plain_ones([OTHERS[name]]) == [name in TAKEN_ALL_THE_SAME]
+STILL_PLAIN = {"stream followed by more"}
+"""Files that libdeflate decodes the same way as Pillow."""
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_file_that_is_not_plain_gives_what_it_gives_alone(name: str):
-    assert_as_one_by_one([OTHERS[name]])
+def test_other_file_is_left_to_the_general_decoder(name: str):
+    assert are_plain([OTHERS[name]]) == [name in STILL_PLAIN]
 
 
-def test_files_of_all_kinds_may_be_mixed():
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_file_is_decoded_as_if_alone(name: str):
+    assert_same_as_one_by_one([OTHERS[name]])
+
+
+def test_mixed_files_are_decoded_as_if_alone():
     rng = np.random.default_rng(0)
     kinds: list[bytes | None] = [*OTHERS.values(), *GOOD, None]
-    assert_as_one_by_one([kinds[number] for number in rng.integers(0, len(kinds), 500)])
+    assert_same_as_one_by_one([kinds[number] for number in rng.integers(0, len(kinds), 500)])
 
 
 @pytest.mark.parametrize("data", [WHOLE, GOOD[0]], ids=["all filters", "by Pillow"])
-def test_file_truncated_at_any_byte_gives_what_it_gives_alone(data: bytes):
-    assert_as_one_by_one([data[:length] for length in range(len(data))])
+def test_file_truncated_at_any_byte_is_decoded_as_if_alone(data: bytes):
+    assert_same_as_one_by_one([data[:length] for length in range(len(data))])
 
 
-def test_file_with_any_one_bit_flipped_gives_what_it_gives_alone():
+def test_file_with_any_flipped_bit_is_decoded_as_if_alone():
     data = encode(np.kron(np.eye(4, dtype=np.uint8), np.full((7, 7), 200, np.uint8)), [0, 1, 2, 3, 4, 4, 4] * 4)
     bits = range(8 * len(data))
-    assert_as_one_by_one([edited(data, bit // 8, data[bit // 8] ^ 1 << bit % 8) for bit in bits])
+    assert_same_as_one_by_one([edited(data, bit // 8, data[bit // 8] ^ 1 << bit % 8) for bit in bits])
 
 
 @settings(deadline=None, print_blob=True, max_examples=30)
 @given(st.data())
-def test_damaged_files_give_what_they_give_alone(data: st.DataObject):
+def test_damaged_files_are_decoded_as_if_alone(data: st.DataObject):
     files = []
     for number in data.draw(st.lists(st.integers(0, len(GOOD) - 1), min_size=1, max_size=8)):
         damaged = bytearray(GOOD[number])
         for _ in range(data.draw(st.integers(1, 4))):
             damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
         files.append(bytes(damaged))
-    assert_as_one_by_one(files)
+    assert_same_as_one_by_one(files)
 
 
 @settings(deadline=None, print_blob=True, max_examples=30)
 @given(st.data())
-def test_damaged_scanlines_give_what_they_give_alone(data: st.DataObject):
+def test_damaged_scanlines_are_decoded_as_if_alone(data: st.DataObject):
     damaged = bytearray(SCANLINES)
     for _ in range(data.draw(st.integers(1, 6))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
-    assert_as_one_by_one([png(zlib.compress(bytes(damaged[: data.draw(st.integers(780, 812))]), 1))])
+    assert_same_as_one_by_one([png(zlib.compress(bytes(damaged[: data.draw(st.integers(780, 812))]), 1))])
 
 
 def bomb(megabytes: int) -> bytes:
@@ -360,9 +361,9 @@ def bomb(megabytes: int) -> bytes:
     return png(b"".join(compressor.compress(bytes(10**6)) for _ in range(megabytes)) + compressor.flush())
 
 
-@needs(Path("/proc/self/status").exists(), "memory is measured as Linux tells it")
+@needs(Path("/proc/self/status").exists(), "peak memory is read from Linux's /proc")
 @pytest.mark.parametrize(("megabytes", "n"), [(1, 500), (300, 1)])
-def test_streams_that_inflate_to_much_take_little_memory(megabytes: int, n: int, tmp_path: Path):
+def test_decompression_bombs_take_little_memory(megabytes: int, n: int, tmp_path: Path):
     files = [*GOOD, *[bomb(megabytes)] * n]
     pq.write_table(pa.table({"image": pa.array(files, pa.binary())}), tmp_path / "bombs.parquet")
     code = """
@@ -371,13 +372,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from fmnist_model.images.decode import decode_images
 
-def peak_megabytes():  # not `ru_maxrss`, which a process takes over from the one that started it
+def peak_megabytes():  # not `ru_maxrss`, which a process inherits from its parent
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024
 
 column = pq.read_table(sys.argv[1])["image"].combine_chunks()
 before = peak_megabytes()
-assert len(decode_images(column).pixels) == len(column)  # Pillow takes 28 rows of each, and leaves the others
+assert len(decode_images(column).pixels) == len(column)  # Pillow decodes 28 rows of each and ignores the rest
 print(peak_megabytes() - before)
 """
     child = [sys.executable, "-c", code, str(tmp_path / "bombs.parquet")]
@@ -388,8 +389,8 @@ print(peak_megabytes() - before)
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()], ids=str)
-def test_nulls_and_other_files_keep_their_rows_in_each_kind_of_column(kind: pa.DataType):
-    assert_as_one_by_one([None, GOOD[0], b"", None, OTHERS["colour"], GOOD[1], b"text"], kind)
+def test_nulls_and_other_files_keep_their_rows(kind: pa.DataType):
+    assert_same_as_one_by_one([None, GOOD[0], b"", None, OTHERS["colour"], GOOD[1], b"text"], kind)
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()], ids=str)
@@ -405,7 +406,7 @@ STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 @pytest.mark.parametrize("cut", [lambda column: column, lambda column: column.slice(30, 50)], ids=["whole", "slice"])
-def test_struct_column_is_decoded_as_its_bytes_are(cut: Callable[[pa.Array], pa.Array]):
+def test_struct_column_is_decoded_like_its_bytes(cut: Callable[[pa.Array], pa.Array]):
     files = [None if row % 11 == 5 else GOOD[row % len(GOOD)] for row in range(100)]
     structs = [None if data is None else {"bytes": data, "path": None} for data in files]
     decoded = decode_images(cut(pa.array(structs, STRUCT)))
@@ -415,12 +416,13 @@ def test_struct_column_is_decoded_as_its_bytes_are(cut: Callable[[pa.Array], pa.
     assert decoded.rejected == expected.rejected
 
 
-def test_struct_that_is_null_is_rejected_though_a_plain_file_lies_under_it():
+def test_null_struct_is_rejected_even_if_its_buffer_holds_a_plain_file():
     fields = [pa.array(GOOD, pa.binary()), pa.nulls(len(GOOD), pa.string())]
     nulls = pa.array([row == 3 for row in range(len(GOOD))])
     column = pa.StructArray.from_arrays(fields, fields=list(STRUCT), mask=nulls)
-    assert decode_images(column).rejected == [(3, "missing: the image is null")]
+    [(row, reason)] = decode_images(column).rejected
+    assert (row, reason.partition(":")[0]) == (3, "missing")
 
 
-def test_pictures_may_be_written_to_since_nothing_else_holds_them():
+def test_decoded_pixels_are_writeable():
     assert decode_images(pa.array(GOOD, pa.binary())).pixels.flags.writeable
