@@ -1,41 +1,92 @@
-"""What decides what is learned."""
+"""The training recipe: every number that decides what the network learns."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+
+class RecipeMismatch(ValueError):
+    """A recorded recipe doesn't have the fields of `TrainingRecipe`."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(f"Recipe with missing or unknown fields: {', '.join(names)}.")
+        self.names = names
+        """Names of the fields that are missing or unknown, sorted."""
 
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """Everything that decides what is learned; the defaults are the preset `full`."""
+    """Everything that decides what the network learns. The defaults are the preset `full`.
 
-    epochs: int = 60
-    """Passes over the training images."""
-    global_batch_size: int = 3072
-    """Images a step, over all ranks together."""
-    learning_rate: float = 0.05
-    """Of the hidden layers' matrices, by Muon, at the peak of the schedule."""
+    Fields with `metadata` can be set for each run. The Prefect form and the command line draw their description and
+    bounds from it.
+    """
+
+    epochs: int = field(
+        default=60, metadata={"description": "Passes over the training images.", "minimum": 1, "maximum": 10_000}
+    )
+    global_batch_size: int = field(
+        default=3072,
+        metadata={"description": "Images per step, summed over all workers.", "minimum": 1, "maximum": 60_000},
+    )
+    learning_rate: float = field(
+        default=0.05,
+        metadata={"description": "Learning rate at the peak of the schedule.", "minimum": 1e-6, "maximum": 10},
+    )
+    """Learning rate of the hidden layers' matrices (Muon)."""
     warm_up: float = 0.3
-    """Share of the steps in which the learning rate rises; then it falls to 0 as half a cosine (arXiv:1608.03983)."""
+    """Share of the steps in which the learning rate rises. It then falls to 0 as half a cosine (arXiv:1608.03983)."""
     output_learning_rate_share: float = 0.1
-    """Of the output layer and the biases, by AdamW, as a share of `learning_rate`."""
+    """Learning rate of the output layer and the biases (AdamW), as a share of `learning_rate`."""
     weight_decay: float = 0.15
-    """Of the hidden layers' matrices, decoupled (Loshchilov and Hutter, arXiv:1711.05101)."""
+    """Decoupled weight decay of the hidden layers' matrices (Loshchilov and Hutter, arXiv:1711.05101)."""
     output_weight_decay: float = 0.01
-    """Likewise, of the output layer and the biases."""
+    """Decoupled weight decay of the output layer and the biases."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over the classes (Szegedy et al., arXiv:1512.00567)."""
     flip: bool = True
     """Mirror half of the images."""
     shift_pixels: int = 1
-    """Move each image by up to so many pixels."""
+    """Largest random shift of an image, in pixels."""
     weight_averaging: float = 0.0
-    """Share that an average of the weights keeps in each step; after `s` steps (1 + s) / (10 + s) where that is less
-    (Polyak and Juditsky, 1992). It is then what is validated, kept and used. 0: no average, the weights themselves."""
-    validation_images: int = 5_000
-    """Held out of the training images, the same ones in every run."""
+    """Share that the average of the weights keeps in each step. 0 turns averaging off.
+
+    After `s` steps the share is (1 + s) / (10 + s) if that is less (Polyak and Juditsky, 1992). The averaged weights
+    are the ones that are validated, kept and used.
+    """
+    validation_images: int = field(
+        default=5_000,
+        metadata={
+            "description": "Training images to hold out for validation and calibration. Every run holds out the same.",
+            "minimum": 0,
+            "maximum": 59_990,
+        },
+    )
     initial_weights: str = ""
-    """SHA-256 of the weights to begin with; empty: random ones by the seed."""
-    seed: int = 0
-    """Of the initial weights, the order of the images and the augmentation."""
+    """SHA-256 of the weights to start from. Empty: random weights, drawn from the seed."""
+    seed: int = field(
+        default=0,
+        metadata={
+            "description": "Seed of the initial weights, the order of the images and the augmentation.",
+            "minimum": 0,
+            "maximum": 2**31 - 1,
+        },
+    )
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the recipe as JSON values by field name, as checkpoints and model versions record it."""
+        return asdict(self)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """Read a recipe that `to_record` wrote.
+
+        Raises:
+            RecipeMismatch: a field is missing or unknown, as in the records of another release.
+        """
+        if names := sorted(record.keys() ^ {declared.name for declared in fields(cls)}):
+            raise RecipeMismatch(names)
+        return cls(**record)
 
 
 PRESETS = {
@@ -50,4 +101,4 @@ PRESETS = {
     ),
     "full": TrainingRecipe(),
 }
-"""Recipes by name: `quick` for a result within a minute, `full` for a better one."""
+"""Recipes by name. `quick` gives a result within a minute, `full` a better one."""
