@@ -23,11 +23,11 @@ def classify(parameters: ClassifyParameters = ClassifyParameters()) -> Classific
     with one_at_a_time(f"classify into {parameters.table}"):
         model = resolve_model(parameters.model)
         inputs = parameters.inputs or _test_images()
-        work = plan_batch(inputs, parameters.table, model, parameters.read_options())
+        work = plan_batch(inputs, parameters.table, model, parameters.reading)
         if not work.plans:
             nothing = ClassificationSummary(table=parameters.table, work=work, manifests=[])
             return finished(nothing, nothing.in_words())
-        batches = classify_shards(work, parameters.actor_resources())
+        batches = classify_shards(work, parameters.resources)
         manifests = commit_batches(work, batches)
         reports = write_batch_reports(manifests)
         check_error_share(manifests, parameters.max_error_share)

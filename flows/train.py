@@ -24,7 +24,9 @@ def train(parameters: TrainParameters = TrainParameters()) -> TrainingSummary:  
     """Train the network on Fashion-MNIST, evaluate it, register it, and make it champion if it is the best."""
     with one_at_a_time("training"):
         dataset = prepare_dataset()
-        run = begin_run(parameters.preset, parameters.overrides(), parameters.run.resume, parameters.run.from_model)
+        run = begin_run(
+            parameters.preset, parameters.recipe.overrides(), parameters.run.resume, parameters.run.from_model
+        )
         trained = train_network(run, dataset, parameters.workers)
         write_metrics(trained, tensorboard=parameters.run.tensorboard)
         result = evaluate_checkpoint(trained, dataset)

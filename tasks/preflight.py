@@ -13,7 +13,8 @@ from infra.storage.batch_log import read_batch_log
 from infra.storage.model_registry import ModelRegistry, ModelVersion, read_weights
 from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.prediction_table import table_folder
-from tasks.classification.inputs import ReadOptions, check_inputs
+from tasks.classification.inputs import check_inputs
+from tasks.classification.options import ReadOptions
 from tasks.classification.plan import check_options
 from tasks.dataset import check_source
 from tasks.training.begin import run_recipe

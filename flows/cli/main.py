@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from typing import Annotated
 
 import cyclopts
 from cyclopts import Parameter
@@ -11,29 +12,30 @@ from rich.console import Console
 
 from flows.cli.catalog import dataset, models, predictions
 from flows.cli.describe import describe
-from flows.cli.options import options_of
 from flows.cli.printing import Json, print_json
+from flows.cli.refusal import refusal
 from flows.cli.serve import serve
 from flows.cli.store import store
 from flows.cli.timeline import Timeline
-from flows.parameters import ClassifyParameters, TrainParameters
+from flows.parameters import INPUTS_HELP, ClassifyParameters, TrainParameters
 from infra.errors import JobError, RequestError
 from infra.settings import Settings, load_settings
 
 _FAILED, _WRONG_REQUEST, _INTERRUPTED = 1, 2, 130
 
+TrainOptions = Annotated[TrainParameters, Parameter(name="*")]
+
 app = cyclopts.App(
     name="fmnist",
     version=version("fmnist-jobs"),
     help="Train on Fashion-MNIST and classify image data sets, as Prefect flows over Ray.",
-    default_parameter=Parameter(negative=()),
+    default_parameter=Parameter(negative_bool=(), negative_iterable=(), negative_none=()),
     suppress_keyboard_interrupt=False,  # main says what became of the work
 )
 
 
 @app.command
-@options_of(TrainParameters)
-def run(parameters: TrainParameters, *, as_json: Json = False) -> None:
+def run(*, parameters: TrainOptions = TrainParameters(), as_json: Json = False) -> None:  # noqa: B008  # it is frozen
     """Do the main job: train, evaluate, register, classify the test images, and check the predictions."""
     with _job("Train on Fashion-MNIST, then classify its test images") as start:
         settings = _checked_for_training(parameters)
@@ -50,8 +52,7 @@ def run(parameters: TrainParameters, *, as_json: Json = False) -> None:
 
 
 @app.command
-@options_of(TrainParameters)
-def train(parameters: TrainParameters, *, as_json: Json = False) -> None:
+def train(*, parameters: TrainOptions = TrainParameters(), as_json: Json = False) -> None:  # noqa: B008  # it is frozen
     """Train the network, evaluate it on the test images, and register it; the best version is champion."""
     with _job("Train on Fashion-MNIST") as start:
         settings = _checked_for_training(parameters)
@@ -68,9 +69,15 @@ def train(parameters: TrainParameters, *, as_json: Json = False) -> None:
 
 
 @app.command
-@options_of(ClassifyParameters, positional="inputs", required={"table"})
-def classify(parameters: ClassifyParameters, *, as_json: Json = False) -> None:
-    """Classify the images that a prediction table does not hold yet, and commit the predictions as a batch."""
+def classify(
+    *uri: Annotated[str, Parameter(name="URI", help=INPUTS_HELP)],
+    parameters: Annotated[ClassifyParameters, Parameter(name="*")] = ClassifyParameters(),  # noqa: B008  # it is frozen
+    as_json: Json = False,
+) -> None:
+    """Classify the images that a prediction table doesn't hold yet, and commit the predictions as a batch."""
+    if not uri:
+        raise RequestError("URI: name at least one image file, folder or Parquet file to classify.")
+    parameters = parameters.model_copy(update={"inputs": list(uri)})
     with _job(f"Classify into {parameters.table}") as start:
         from tasks.preflight import check_classification
 
@@ -80,7 +87,7 @@ def classify(parameters: ClassifyParameters, *, as_json: Json = False) -> None:
             inputs=parameters.inputs,
             table=parameters.table,
             model=parameters.model,
-            options=parameters.read_options(),
+            options=parameters.reading,
         )
         start(settings)
         from flows.classify import classify as classify_flow
@@ -109,7 +116,7 @@ def _checked_for_training(parameters: TrainParameters) -> Settings:
     check_training(
         settings,
         workers=parameters.workers,
-        overrides=parameters.overrides(),
+        overrides=parameters.recipe.overrides(),
         resume=parameters.run.resume,
         from_model=parameters.run.from_model,
     )
@@ -177,7 +184,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except cyclopts.CycloptsError as error:
-        code = _tell(_WRONG_REQUEST, f"{error}\nTry `fmnist {' '.join(_command(error))}--help`.")
+        code = _tell(_WRONG_REQUEST, refusal(error))
     except RequestError as error:
         code = _tell(_WRONG_REQUEST, error)
     except JobError as error:
@@ -195,10 +202,6 @@ def _is_about_data(error: ValueError) -> bool:
     from fmnist_model.errors import InvalidDataset, InvalidImage, InvalidWeights
 
     return isinstance(error, InvalidDataset | InvalidImage | InvalidWeights)
-
-
-def _command(error: cyclopts.CycloptsError) -> list[str]:
-    return [*(error.command_chain or ()), ""]
 
 
 def _tell(code: int, message: object) -> int:

@@ -57,7 +57,7 @@ class TrainingRecipe:
     validation_images: int = field(
         default=5_000,
         metadata={
-            "description": "Training images to hold out for validation and calibration. Every run holds out the same.",
+            "description": "Training images to hold out for validation and calibration, the same ones in every run.",
             "minimum": 0,
             "maximum": 59_990,
         },

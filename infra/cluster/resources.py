@@ -1,30 +1,67 @@
-"""What Ray actors take of a cluster, and how many of them find room."""
+"""The resources that Ray actors take, and how many actors fit into a cluster."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from infra.form import FormModel
+
+_MOST_WORKERS = 100_000
 
 
-@dataclass(frozen=True)
-class ActorResources:
-    """What each actor takes of a cluster."""
+class ActorResources(FormModel):
+    """Resources of each classification worker, and how many workers may run."""
 
-    cpus: float = 1.0
-    gpus: float | None = None
-    """None: one where there are GPUs; a share of one lets several actors have the same."""
-    memory_bytes: int = 0
-    """0: not reckoned with."""
-    most: int | None = None
-    """Actors; None: as many as there is room for."""
+    worker_cpus: Annotated[
+        float, Field(title="CPUs per worker", ge=0, le=1024, description="CPUs to reserve for each worker.")
+    ] = 1.0
+    worker_gpus: Annotated[
+        float | None,
+        Field(
+            title="GPUs per worker",
+            ge=0,
+            le=64,
+            description="GPUs to reserve for each worker. With 0.5, two workers share a GPU. By default, each worker "
+            "takes one GPU if the cluster has any.",
+        ),
+    ] = None
+    worker_memory_gib: Annotated[
+        float,
+        Field(
+            title="Memory per worker",
+            ge=0,
+            le=16384,
+            description="Memory to reserve for each worker, in GiB. 0 reserves none.",
+        ),
+    ] = 0.0
+    max_workers: Annotated[
+        int | None,
+        Field(
+            title="Maximum workers",
+            ge=1,
+            le=_MOST_WORKERS,
+            description="Maximum number of workers. By default, as many run as fit into the cluster.",
+        ),
+    ] = None
 
     def options(self, *, has_gpus: bool) -> dict[str, Any]:
-        """As Ray calls them."""
-        gpus = self.gpus if self.gpus is not None else float(has_gpus)
-        return {"num_cpus": self.cpus, "num_gpus": gpus} | ({"memory": self.memory_bytes} if self.memory_bytes else {})
+        """Return the arguments of Ray's `options` for one actor: CPUs, GPUs and, if reserved, bytes of memory."""
+        gpus = self.worker_gpus if self.worker_gpus is not None else float(has_gpus)
+        options = {"num_cpus": self.worker_cpus, "num_gpus": gpus}
+        return options | ({"memory": int(self.worker_memory_gib * 2**30)} if self.worker_memory_gib else {})
 
     def room(self, *, cpus: float, gpus: float) -> int:
-        """How many actors find room at once; 1 where there is none yet, so that a cluster that grows on demand does."""
+        """Count the actors that fit into a cluster at once.
+
+        The count is at least 1. A cluster that grows on demand starts without room, and grows for this actor.
+
+        Args:
+            cpus: CPUs of the whole cluster.
+            gpus: GPUs of the whole cluster.
+        """
         wanted = self.options(has_gpus=gpus > 0)
-        there = {"num_cpus": cpus, "num_gpus": gpus}
-        # A little more than the quotient: 1 // 0.2 is 4.
-        found = min((there[name] / wanted[name] + 1e-6 for name in there if wanted[name]), default=float("inf"))
-        return int(max(1, min(found, self.most or found, 100_000)))
+        available = {"num_cpus": cpus, "num_gpus": gpus}
+        # The small addition makes up for rounding: 1 // 0.2 is 4.
+        counts = [available[name] / wanted[name] + 1e-6 for name in available if wanted[name]]
+        fitting = min(counts, default=float("inf"))
+        return int(max(1, min(fitting, self.max_workers or _MOST_WORKERS)))

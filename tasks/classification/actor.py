@@ -3,6 +3,7 @@
 A module of its own, which imports neither Prefect nor Ray: an actor's process would spend three seconds of CPU on that.
 """
 
+import json
 import logging
 import time
 from collections import Counter
@@ -32,7 +33,7 @@ from infra.storage.prediction_table import (
     part_key,
     read_books,
 )
-from tasks.classification.inputs import ReadOptions
+from tasks.classification.options import ReadOptions
 from tasks.classification.read import ReadImages, read_shard
 from tasks.prometheus import (
     IMAGES,
@@ -69,7 +70,7 @@ class ShardClassifier:
         self._store = open_store(store_root)
         self._plan = plan
         self._inputs = ShardInputs(self._store, plan)
-        self._options = ReadOptions.model_validate(plan.options)
+        self._options = ReadOptions.from_record(plan.options)
         network = load_weights(*read_weights(self._store, model))
         temperature = model.temperature if self._options.calibrate else 1.0
         self._classifier = Classifier(network, best_device(), temperature)
@@ -79,7 +80,7 @@ class ShardClassifier:
             "run_id": model.run_id,
             "weights_sha256": model.weights_sha256,
             "temperature": str(temperature),
-            "options": self._options.model_dump_json(),
+            "options": json.dumps(self._options.to_record()),
         }
 
     def ready(self) -> None:

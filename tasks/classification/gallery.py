@@ -22,7 +22,8 @@ from infra.storage.batch_plan import PIECE_SCHEMA, ShardInputs, find_plan
 from infra.storage.input_files import InputUnreadable
 from infra.storage.object_store import ObjectStore
 from infra.storage.prediction_table import BatchManifest
-from tasks.classification.inputs import ReadOptions, open_container
+from tasks.classification.inputs import open_container
+from tasks.classification.options import ReadOptions
 from tasks.classification.read import ReadImages, check_version, container_batches, read_shard
 
 GALLERY_IMAGES = 20
@@ -102,7 +103,7 @@ class _Pixels:
 
     def __init__(self, store: ObjectStore, manifest: BatchManifest) -> None:
         self._store, self._manifest = store, manifest
-        self._options = ReadOptions.model_validate(manifest.options)
+        self._options = ReadOptions.from_record(manifest.options)
         self._bytes_left = _MOST_BYTES
 
     def of(self, rows: list[dict[str, Any]]) -> dict[str, _Seen]:

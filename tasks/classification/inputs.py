@@ -4,11 +4,10 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel
 
 from fmnist_model.errors import InvalidDataset
 from fmnist_model.formats import container_kind, pieces
@@ -29,6 +28,7 @@ from infra.storage.input_files import (
     stat_input,
 )
 from infra.storage.staged_inputs import FILE_SCHEMA
+from tasks.classification.options import ReadOptions
 
 _ROWS = 16_384
 """Files in a record batch."""
@@ -38,18 +38,6 @@ _PIECE_ROWS, _PIECE_BYTES = 20_000, 256 * 2**20
 """A container is cut into pieces of about so many images, or bytes where images are large."""
 _FETCHED_WHOLE = 8 * 2**20
 """Bytes of a container on S3, at most: each request takes about as long as it takes to send them."""
-
-
-class ReadOptions(BaseModel):
-    """How images are read, and what is made of the network's answers; part of a batch's identity."""
-
-    transform: int = 1
-    """Version of `fmnist_model.images.decode`' transform."""
-    invert: Literal["auto", "always", "never"] = "never"
-    image_column: str | None = None
-    label_column: str | None = None
-    calibrate: bool = True
-    """Whether probabilities are those at the model's temperature."""
 
 
 def list_files(locations: Iterable[str], options: ReadOptions) -> Iterator[pa.RecordBatch]:

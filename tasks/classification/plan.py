@@ -27,7 +27,8 @@ from infra.storage.model_registry import ModelRegistry, ModelVersion
 from infra.storage.object_store import ObjectStore, SwapConflict, open_store
 from infra.storage.prediction_table import BatchPlan, manifest_key
 from infra.storage.staged_inputs import StagedInputs
-from tasks.classification.inputs import ReadOptions, list_files, pieces_of
+from tasks.classification.inputs import list_files, pieces_of
+from tasks.classification.options import ReadOptions
 from tasks.step import step
 
 
@@ -87,13 +88,9 @@ def check_options(log: BatchLog, model_version: str, options: ReadOptions) -> No
         RequestError: they were read in another way before.
     """
     for entry in log.of_model(model_version):
-        before = ReadOptions.model_validate(entry.options)
-        if before != options:
-            differing = [
-                f"{name} {getattr(before, name)}"
-                for name in ReadOptions.model_fields
-                if getattr(before, name) != getattr(options, name)
-            ]
+        before = ReadOptions().to_record() | entry.options
+        differing = [f"{name} {before[name]}" for name, value in options.to_record().items() if before[name] != value]
+        if differing:
             raise RequestError(
                 f"Table {log.table} holds predictions of model version {model_version} made with "
                 f"{', '.join(differing)}. Ask for the same, or name another table."
@@ -123,7 +120,7 @@ def _plan_staged(
             store,
             table=table,
             model_version=version,
-            options=options.model_dump(),
+            options=options.to_record(),
             inputs=cut_into_shards(_read(pieces), shard_work(work)),
             scratch=scratch,
         )

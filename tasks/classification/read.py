@@ -15,7 +15,8 @@ from fmnist_model.formats import container_kind, pieces, read
 from fmnist_model.formats.interface import ContainerPiece, row_fragments
 from infra.errors import RequestError
 from infra.storage.input_files import InputUnreadable, read_input, stat_input
-from tasks.classification.inputs import ReadOptions, open_container
+from tasks.classification.inputs import open_container
+from tasks.classification.options import ReadOptions
 
 BATCH_IMAGES = 4096
 """Read, decoded and classified at a time."""

@@ -62,7 +62,7 @@ def _by_actors(in_flight: int, shards: int) -> dict[str, Any]:
     from infra.cluster.actor_pool import map_shards
     from infra.cluster.resources import ActorResources
 
-    resources = ActorResources(cpus=0, gpus=0, most=in_flight)
+    resources = ActorResources(worker_cpus=0, worker_gpus=0, max_workers=in_flight)
     warm_up = _WARM_UP * in_flight
     seen: dict[int, float] = {}
     meter = None

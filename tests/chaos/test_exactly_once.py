@@ -33,7 +33,7 @@ from infra.storage.object_store import open_store
 from infra.storage.object_store.local import LocalObjectStore
 from infra.storage.prediction_table import commit, existing_parts, read_books
 from tasks.classification.actor import ShardClassifier
-from tasks.classification.inputs import ReadOptions
+from tasks.classification.options import ReadOptions
 from tasks.classification.plan import PlannedWork, plan_inputs
 
 TABLE = "table"

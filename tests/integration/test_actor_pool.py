@@ -59,7 +59,7 @@ def test_no_more_actors_are_made_than_there_are_shards(tmp_path: Path) -> None:
 
 
 def test_no_more_actors_are_made_than_were_asked_for(tmp_path: Path) -> None:
-    results_of(lambda _, shard: shard, tmp_path, 4, most=1)
+    results_of(lambda _, shard: shard, tmp_path, 4, max_workers=1)
     assert len(processes(tmp_path)) == 1
 
 

@@ -1,104 +1,89 @@
-"""Options of the command line become the parameters of the flows."""
+"""The options of the command line become the parameters of the flows."""
 
-import re
 from typing import Any
 
 import cyclopts
 import pytest
-from cyclopts import Parameter
-from pydantic import BaseModel
 
-from flows.cli.options import options_of
-from flows.parameters import ClassifyParameters, RecipeParameters, RunParameters, TrainParameters
-from infra.errors import RequestError
+from flows.cli.main import app
+from flows.cli.refusal import refusal
+from flows.parameters import RecipeParameters, RunParameters, TrainParameters
 
 
-def parsed(*arguments: str) -> Any:
-    """What `fmnist classify` is handed."""
-    app = cyclopts.App(default_parameter=Parameter(negative=()))
+def arguments_of(*tokens: str) -> dict[str, Any]:
+    """Parse a command line. Returns the arguments that the command would be called with, by name."""
+    _, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
+    return bound.arguments
 
-    @app.default
-    @options_of(ClassifyParameters, positional="inputs", required={"table"})
-    def classify(parameters: ClassifyParameters) -> ClassifyParameters:
-        return parameters
 
-    return app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+def refusal_of(*tokens: str) -> str:
+    with pytest.raises(cyclopts.CycloptsError) as error:
+        arguments_of(*tokens)
+    return refusal(error.value)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "calibrate"), [([], True), (["--calibrate"], True), (["--no-calibrate"], False)], ids=str
+    ("options", "calibrate"), [([], True), (["--calibrate"], True), (["--no-calibrate"], False)], ids=str
 )
-def test_what_is_on_by_default_is_switched_off_by_its_negative(arguments: list[str], calibrate: bool):
-    parameters = parsed("a.png", "--table", "t", *arguments)
-    assert (parameters.reading.calibrate, parameters.read_options().calibrate) == (calibrate, calibrate)
+def test_no_calibrate_turns_calibration_off(options: list[str], calibrate: bool):
+    parameters = arguments_of("classify", "a.png", "--table", "t", *options)["parameters"]
+    assert parameters.reading.calibrate is calibrate
 
 
-@pytest.mark.parametrize("option", ["--no-invert", "--no-model", "--empty-inputs"])
-def test_other_options_have_no_negative(option: str):
+@pytest.mark.parametrize("option", ["--no-invert", "--no-model", "--empty-inputs", "--inputs", "--no-json"])
+def test_fields_have_no_other_options(option: str):
     with pytest.raises(cyclopts.UnknownOptionError):
-        parsed("a.png", "--table", "t", option)
+        arguments_of("classify", "a.png", "--table", "t", option)
 
 
-def test_what_the_form_has_a_default_for_is_asked_for_where_the_command_requires_it():
+def test_table_is_required_although_the_form_has_a_default():
     with pytest.raises(cyclopts.MissingArgumentError, match="--table"):
-        parsed("a.png")
-    with pytest.raises(RequestError, match=r"^URI: name at least one image"):
-        parsed("--table", "t")
+        arguments_of("classify", "a.png")
 
 
 def test_arguments_are_the_inputs():
-    assert parsed("a.png", "b/", "--table", "t").inputs == ["a.png", "b/"]
+    assert arguments_of("classify", "a.png", "{b,c}/", "--table", "t")["uri"] == ("a.png", "{b,c}/")
+
+
+def test_options_of_a_group_are_in_the_group():
+    parameters = arguments_of("train", "--preset", "quick", "--epochs", "3", "--resume", "r")["parameters"]
+    assert parameters == TrainParameters(
+        preset="quick", recipe=RecipeParameters(epochs=3), run=RunParameters(resume="r")
+    )
+
+
+@pytest.mark.parametrize("command", ["train", "run", "classify"])
+def test_no_two_fields_have_the_same_option(command: str):
+    options = [argument for argument in app[command].assemble_argument_collection() if not argument.children]
+    names = [name for option in options for name in option.names]
+    assert len(names) == len(set(names))
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "parts"),
     [
-        (
-            {"resume": "r", "from_model": "1"},
-            "a resumed run goes on with its own weights; leave out either resume or from_model.",
-        ),
-        ({"validation_images": 60_000}, "--validation-images: must be less than or equal to 59990, not 60000."),
-        ({"workers": "no"}, "--workers: must be a number of workers from 1 up, a range MIN:MAX, or auto, not 'no'."),
+        (["--validation-images", "60000"], ["--validation-images: ", "59990", "60000"]),
+        (["--learning-rate", "fast"], ["--learning-rate: ", "number", "fast"]),
+        (["--preset", "slow"], ["--preset: ", "quick", "full", "slow"]),
+        (["--workers", "no"], ["--workers: ", "MIN:MAX", "auto", "no"]),
+        (["--resume", "r", "--from-model", "1"], ["resume", "from_model"]),
     ],
-    ids=["two options that exclude each other", "all images held out", "no number of workers"],
+    ids=lambda value: value[0],
 )
-def test_what_can_not_be_is_told_in_a_sentence(options: dict[str, Any], told: str):
-    @options_of(TrainParameters)
-    def train(parameters: TrainParameters) -> None: ...
-
-    with pytest.raises(RequestError, match=f"^{re.escape(told)}$"):
-        train(**options)
+def test_refusal_is_one_line_with_the_option_its_bounds_and_the_value(options: list[str], parts: list[str]):
+    refused = refusal_of("train", *options)
+    assert "\n" not in refused
+    assert [part for part in parts if part not in refused] == []
 
 
-def test_options_of_a_group_are_by_their_own_names_and_come_back_in_it():
-    received = []
-
-    @options_of(TrainParameters)
-    def train(parameters: TrainParameters) -> None:
-        received.append(parameters)
-
-    train(preset="quick", epochs=3, resume="r")
-    assert received == [
-        TrainParameters(preset="quick", recipe=RecipeParameters(epochs=3), run=RunParameters(resume="r"))
-    ]
+def test_refused_command_line_ends_with_the_command_for_help():
+    assert refusal_of("train", "--epoch", "3").endswith("Try `fmnist train --help`.")
 
 
 def test_help_lists_a_group_under_its_title(capsys: pytest.CaptureFixture[str]):
-    parsed("--help")
+    app(["classify", "--help"], result_action="return_value")
     before, within = capsys.readouterr().out.split(" Reading the images ")
     assert "--table" in before
     assert "--image-column" not in before
-    assert "How images are read" in within
+    assert "How to read the images" in within
     assert "--image-column" in within
-
-
-def test_two_fields_of_one_name_are_refused():
-    class Inner(BaseModel):
-        seed: int = 0
-
-    class Outer(BaseModel):
-        seed: int = 0
-        inner: Inner = Inner()
-
-    with pytest.raises(TypeError, match=r"^Outer: seed and inner\.seed would both be the option --seed"):
-        options_of(Outer)

@@ -3,23 +3,17 @@
 from collections.abc import Iterator
 from typing import Any
 
-import cyclopts
 import pytest
-from cyclopts import Parameter
 from prefect.flows import Flow
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import validate
+from pydantic import ValidationError
 
-from flows.cli.options import options_of
-from flows.parameters import (
-    ClassifyParameters,
-    ReadingParameters,
-    RecipeParameters,
-    ResourceParameters,
-    RunParameters,
-    TrainParameters,
-)
+from flows.cli.main import app
+from flows.parameters import ClassifyParameters, RecipeParameters, RunParameters, TrainParameters
 from fmnist_model.training.recipe import PRESETS
+from infra.cluster.resources import ActorResources
+from tasks.classification.options import ReadOptions
 
 MODELS = {"train": TrainParameters, "classify": ClassifyParameters, "train_and_classify": TrainParameters}
 RECIPE = ["epochs", "global_batch_size", "learning_rate", "validation_images", "seed"]
@@ -83,8 +77,8 @@ def test_no_field_is_drawn_as_a_choice_between_a_value_and_none(name: str):
         ("RecipeParameters", RECIPE),
         ("RunParameters", RUN),
         ("ClassifyParameters", ["inputs", "table", "model", "max_error_share", "reading", "resources"]),
-        ("ReadingParameters", READING),
-        ("ResourceParameters", RESOURCES),
+        ("ReadOptions", READING),
+        ("ActorResources", RESOURCES),
     ],
 )
 def test_common_case_is_at_the_top_and_the_groups_are_below(model: str, order: list[str]):
@@ -92,9 +86,9 @@ def test_common_case_is_at_the_top_and_the_groups_are_below(model: str, order: l
     assert list(definitions[model]["properties"]) == order
 
 
-def test_numbers_of_the_presets_are_told():
-    told = dict(fields("train"))["epochs"]["description"]
-    assert f"{PRESETS['full'].epochs} in full, {PRESETS['quick'].epochs} in quick" in told
+def test_description_has_the_values_of_the_presets():
+    description = dict(fields("train"))["epochs"]["description"]
+    assert f"{PRESETS['full'].epochs} (full), {PRESETS['quick'].epochs} (quick)" in description
 
 
 # No input at all
@@ -130,11 +124,6 @@ def test_no_images_are_the_test_images(data_store: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(flow_module, "prepare_dataset", prepare_dataset.fn)
     [uri] = flow_module._test_images()
     assert uri.endswith("/datasets/fashion-mnist/test/test-00000-of-00001.parquet")
-
-
-def test_columns_without_a_name_are_found_by_themselves():
-    options = ClassifyParameters(reading=ReadingParameters(image_column="", label_column="")).read_options()
-    assert (options.image_column, options.label_column) == (None, None)
 
 
 # What is refused
@@ -212,8 +201,8 @@ FILLED = {
         table="t",
         model="7",
         max_error_share=0.5,
-        reading=ReadingParameters(invert="auto", image_column="i", label_column="l", calibrate=False),
-        resources=ResourceParameters(worker_cpus=2, worker_gpus=0.5, worker_memory_gib=1.5, max_workers=9),
+        reading=ReadOptions(invert="auto", image_column="i", label_column="l", calibrate=False),
+        resources=ActorResources(worker_cpus=2, worker_gpus=0.5, worker_memory_gib=1.5, max_workers=9),
     ),
 }
 TYPED = {
@@ -233,34 +222,60 @@ def test_parameters_that_were_sent_as_json_are_received_as_they_were(name: str):
 
 @pytest.mark.parametrize("name", FILLED)
 def test_command_line_and_form_give_the_same_parameters(name: str):
-    assert typed(name, TYPED[name]) == received(name, FILLED[name].model_dump(mode="json"))
+    assert typed(f"{name} {TYPED[name]}") == received(name, FILLED[name].model_dump(mode="json"))
 
 
 @pytest.mark.parametrize(("name", "line"), [("train", ""), ("classify", "a.png --table predictions")])
 def test_command_line_and_form_have_the_same_defaults(name: str, line: str):
     inputs = {"inputs": ["a.png"]} if name == "classify" else {}
-    assert typed(name, line) == received(name, inputs)
+    assert typed(f"{name} {line}") == received(name, inputs)
 
 
-def test_recipe_overrides_are_what_was_filled_in():
-    assert FILLED["train"].overrides() == {  # type: ignore[attr-defined]
-        "epochs": 3,
-        "global_batch_size": 64,
-        "learning_rate": 0.001,
-        "validation_images": 0,
-        "seed": 7,
-    }
-    assert TrainParameters().overrides() == {}
+def test_overrides_are_the_values_that_were_filled_in():
+    assert RecipeParameters(epochs=3, seed=0).overrides() == {"epochs": 3, "seed": 0}
+    assert RecipeParameters().overrides() == {}
 
 
-def typed(name: str, line: str) -> Any:
-    """What the command of that name is handed."""
-    app = cyclopts.App(default_parameter=Parameter(negative=()))
-    positional = {"positional": "inputs", "required": {"table"}} if name == "classify" else {}
+def typed(line: str) -> Any:
+    """Parse a command line into the parameters that the command hands to its flow."""
+    _, bound, _ = app.parse_args(line, exit_on_error=False, print_error=False)
+    bound.apply_defaults()
+    inputs = {"inputs": list(bound.arguments["uri"])} if "uri" in bound.arguments else {}
+    return bound.arguments["parameters"].model_copy(update=inputs)
 
-    @app.default
-    @options_of(MODELS[name], **positional)
-    def command(parameters: Any) -> Any:
-        return parameters
 
-    return app(line, exit_on_error=False, print_error=False, result_action="return_value")
+# What was saved
+
+
+@pytest.mark.parametrize(
+    ("name", "saved"),
+    [
+        ("train", {"run": {"resume": "", "from_model": "", "keep_best": 3, "tensorboard": False}}),
+        ("train", {"recipe": {"epochs": None, "seed": 0}}),
+        ("classify", {"reading": {"invert": "never", "image_column": "", "label_column": "", "calibrate": True}}),
+        ("classify", {"resources": {"worker_cpus": 1.0, "worker_gpus": None, "worker_memory_gib": 0.0}}),
+    ],
+    ids=str,
+)
+def test_parameters_saved_by_earlier_forms_still_work(name: str, saved: dict[str, Any]):
+    assert refusals(name, saved) == []
+    [(group, values)] = saved.items()
+    expected = {field: None if value == "" else value for field, value in values.items()}
+    assert expected.items() <= getattr(received(name, saved), group).model_dump().items()
+
+
+@pytest.mark.parametrize(
+    ("model", "saved", "moved_to"),
+    [
+        (TrainParameters, {"epochs": 3}, "recipe.epochs"),
+        (TrainParameters, {"resume": "r"}, "run.resume"),
+        (ClassifyParameters, {"invert": "auto"}, "reading.invert"),
+        (ClassifyParameters, {"max_workers": 2}, "resources.max_workers"),
+    ],
+)
+def test_parameters_saved_before_there_were_groups_are_refused_with_their_new_place(
+    model: type[TrainParameters | ClassifyParameters], saved: dict[str, Any], moved_to: str
+):
+    with pytest.raises(ValidationError) as error:
+        model.model_validate(saved)
+    assert moved_to in str(error.value)

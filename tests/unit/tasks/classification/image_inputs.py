@@ -19,7 +19,8 @@ from infra.provenance import Provenance
 from infra.storage.batch_plan import PIECE_SCHEMA, cut_into_shards
 from infra.storage.model_registry import ModelVersion
 from infra.storage.staged_inputs import StagedInputs
-from tasks.classification.inputs import ReadOptions, list_files, pieces_of
+from tasks.classification.inputs import list_files, pieces_of
+from tasks.classification.options import ReadOptions
 
 OPTIONS = ReadOptions()
 

@@ -21,7 +21,7 @@ from infra.storage.model_registry import ModelRegistry, ModelVersion
 from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.prediction_table import BatchPlan, ShardBooks, errors_key, existing_parts, part_key, read_books
 from tasks.classification.actor import ShardClassifier
-from tasks.classification.inputs import ReadOptions
+from tasks.classification.options import ReadOptions
 from tests.unit.tasks.classification.image_inputs import OPTIONS, picture, plan_of, png, save_files, save_tar
 
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from fmnist_model.errors import InvalidDataset
 from infra.storage.input_files import NOT_THERE, InputNotFound, list_input_files
-from tasks.classification.inputs import ReadOptions, check_inputs, list_files, pieces_of
+from tasks.classification.inputs import check_inputs, list_files, pieces_of
+from tasks.classification.options import ReadOptions
 from tests.unit.tasks.classification.image_inputs import (
     OPTIONS,
     as_nobody,

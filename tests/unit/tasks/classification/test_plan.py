@@ -15,7 +15,7 @@ from infra.storage.batch_plan import ShardInputs, find_plan
 from infra.storage.object_store import ObjectStore, SwapConflict, open_store
 from infra.storage.prediction_table import BatchManifest, BatchPlan, ShardBooks, commit
 from tasks.classification import plan as planning
-from tasks.classification.inputs import ReadOptions
+from tasks.classification.options import ReadOptions
 from tasks.classification.plan import PlannedWork, plan_inputs
 from tests.unit.tasks.classification.image_inputs import (
     OPTIONS,

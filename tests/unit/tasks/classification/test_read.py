@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fmnist_model.images.decode import decode_images
 from infra.errors import RequestError
 from tasks.classification import read as reading
-from tasks.classification.inputs import ReadOptions
+from tasks.classification.options import ReadOptions
 from tasks.classification.read import ReadImages, read_shard
 from tests.unit.tasks.classification.image_inputs import (
     OPTIONS,
