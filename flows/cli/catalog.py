@@ -1,4 +1,4 @@
-"""`fmnist models`, `fmnist predictions`, `fmnist dataset`: what the store holds. None of them needs Ray or Prefect."""
+"""`fmnist models`, `fmnist predictions` and `fmnist dataset`: show what the store holds, without Ray or Prefect."""
 
 from dataclasses import asdict
 from datetime import datetime
@@ -15,14 +15,14 @@ from infra.storage.object_store import ObjectStore, open_store
 
 _NUMERIC = frozenset({"version", "test accuracy", "planned", "predicted", "quarantined", "images", "share"})
 
-models = App(name="models", help="Versions of the model, and which one is champion.")
-predictions = App(name="predictions", help="Prediction tables and their committed batches.")
-dataset = App(name="dataset", help="The Fashion-MNIST data set in the store.")
+models = App(name="models", help="Show model versions, and choose the champion.")
+predictions = App(name="predictions", help="Show prediction tables and their committed batches.")
+dataset = App(name="dataset", help="Import Fashion-MNIST into the store, and show it.")
 
 
 @models.command(name="list")
 def list_models(*, as_json: Json = False) -> None:
-    """List all versions, the newest first."""
+    """List all versions, newest first."""
     from infra.storage.model_registry import ALIASES, ModelRegistry
 
     registry = ModelRegistry(_store())
@@ -31,23 +31,23 @@ def list_models(*, as_json: Json = False) -> None:
     if as_json:
         print_json({"versions": [version.model_dump(mode="json") for version in versions], "aliases": aliases})
         return
-    table = _table("version", "alias", "test accuracy", "run", "made", "by")
+    table = _table("version", "alias", "test accuracy", "run", "created", "by")
     for version in versions:
         names = " ".join(alias for alias, number in aliases.items() if number == version.version)
         stamp = version.provenance
         accuracy = f"{version.metrics['test_accuracy']:.2%}"
         table.add_row(str(version.version), names, accuracy, version.run_id, _when(stamp.created_at), stamp.created_by)
-    _print(table, f"No versions in {_store().root} yet: train one with `fmnist train`.")
+    _print(table, f"No versions in {_store().root} yet. Train one with `fmnist train`.")
 
 
 @models.command(name="show")
 def show_model(model: str = "champion", *, as_json: Json = False) -> None:
-    """Show all that is recorded of one version.
+    """Show everything that is recorded about a version.
 
     Parameters
     ----------
     model
-        A version's number, or champion or candidate.
+        Version number, champion or candidate.
     """
     from infra.storage.checkpoints import checkpoint_folder
     from infra.storage.model_registry import ModelRegistry
@@ -70,9 +70,9 @@ def promote(version: int, *, force: bool = False, as_json: Json = False) -> None
     Parameters
     ----------
     version
-        The version's number.
+        Version number.
     force
-        Promote it even if it does worse than the champion on the same test images.
+        Promote the version even if it does worse than the champion on the same test images.
     """
     from tasks.training.register import promote_version
 
@@ -80,13 +80,13 @@ def promote(version: int, *, force: bool = False, as_json: Json = False) -> None
     if as_json:
         print_json(record.model_dump(mode="json"))
     else:
-        before = "there was none before" if record.previous is None else f"before, it was version {record.previous}"
-        Console().print(f"Version {record.version} is champion; {before}.", highlight=False)
+        before = "There was none before" if record.previous is None else f"Before, it was version {record.previous}"
+        Console().print(f"Version {record.version} is champion. {before}.", highlight=False)
 
 
 @predictions.command(name="list")
 def list_predictions(*, as_json: Json = False) -> None:
-    """List the prediction tables with the books of their committed batches."""
+    """List the committed batches of all prediction tables."""
     from infra.storage.batch_log import committed_batches
     from infra.storage.prediction_table import list_tables
 
@@ -100,17 +100,17 @@ def list_predictions(*, as_json: Json = False) -> None:
         cells = [f"{count:,}" for count in (manifest.predicted, manifest.quarantined)]
         when = _when(manifest.provenance.created_at)
         table.add_row(manifest.table, manifest.batch, manifest.model_version, *cells, when)
-    _print(table, f"No committed batches in {store.root} yet: make one with `fmnist classify`.")
+    _print(table, f"No committed batches in {store.root} yet. Make one with `fmnist classify`.")
 
 
 @predictions.command(name="show")
 def show_predictions(table: str, *, as_json: Json = False) -> None:
-    """Show a table's committed batches, and what the newest model predicted: classes, confidence, accuracy.
+    """Show a table's committed batches, and the classes, confidence and accuracy of the newest model's predictions.
 
     Parameters
     ----------
     table
-        The prediction table's name.
+        Name of the prediction table.
     """
     from infra.errors import RequestError
     from infra.storage.batch_log import committed_batches
@@ -121,16 +121,16 @@ def show_predictions(table: str, *, as_json: Json = False) -> None:
     manifests = committed_batches(store, table)
     if not manifests:
         known = ", ".join(list_tables(store)) or "none"
-        raise RequestError(f"{store.root} has no committed batch in a table {table!r} (tables: {known}).")
+        raise RequestError(f"{store.root} has no table {table!r} with a committed batch. Tables: {known}.")
     by_model = {
         version: summarize_rows(open_rows(store, [m for m in manifests if m.model_version == version]))
         for version in dict.fromkeys(manifest.model_version for manifest in manifests)
     }
     shift = class_mix_shift(store, manifests)
     if as_json:
-        moved = asdict(shift) | {"verdict": shift.verdict} if shift else None
+        shift_record = asdict(shift) | {"verdict": shift.verdict} if shift else None
         books = [_books(manifest) for manifest in manifests]
-        print_json({"table": table, "batches": books, "models": by_model, "class_mix_shift": moved})
+        print_json({"table": table, "batches": books, "models": by_model, "class_mix_shift": shift_record})
         return
     console = Console()
     batches = _table("batch", "model", "planned", "predicted", "quarantined", "committed")
@@ -143,19 +143,19 @@ def show_predictions(table: str, *, as_json: Json = False) -> None:
     if shift:
         style = {"moved much": "bold red", "moved some": "yellow"}.get(shift.verdict, "green")
         console.print(
-            f"Class mix since the batch before: [{style}]{shift.verdict}[/{style}], population stability index "
-            f"{shift.index:.3f} (from 0.1 some, from 0.25 much)",
+            f"Class mix compared with the previous batch: [{style}]{shift.verdict}[/{style}], population stability "
+            f"index {shift.index:.3f} (some from 0.1, much from 0.25)",
             highlight=False,
             soft_wrap=True,
         )
     if len(by_model) > 1:
         others = ", ".join(version for version in by_model if version != newest)
-        console.print(f"--json has the same of model versions {others}.", highlight=False, soft_wrap=True)
+        console.print(f"For model versions {others}, see --json.", highlight=False, soft_wrap=True)
 
 
 @dataset.command
 def prepare(*, as_json: Json = False) -> None:
-    """Bring Fashion-MNIST into the store, if it is not there yet."""
+    """Import Fashion-MNIST into the store, unless it is there already."""
     from infra.storage.datasets import read_dataset
     from tasks.dataset import NAME, import_dataset
 
@@ -168,7 +168,7 @@ def prepare(*, as_json: Json = False) -> None:
 
 @dataset.command
 def info(*, as_json: Json = False) -> None:
-    """Show what the store has of Fashion-MNIST."""
+    """Show the Fashion-MNIST dataset in the store."""
     from infra.errors import RequestError
     from infra.storage.datasets import read_dataset
     from tasks.dataset import NAME
@@ -176,7 +176,7 @@ def info(*, as_json: Json = False) -> None:
     store = _store()
     record = read_dataset(store, NAME)
     if record is None:
-        raise RequestError(f"{store.root} has no {NAME} yet: `fmnist dataset prepare` brings it there.")
+        raise RequestError(f"{store.root} has no {NAME} yet. Import it with `fmnist dataset prepare`.")
     _print_dataset(store, record.model_dump(mode="json"), as_json=as_json)
 
 
@@ -188,7 +188,7 @@ def _print_dataset(store: ObjectStore, record: dict[str, Any], *, as_json: bool)
     if as_json:
         print_json(record)
     else:
-        _print_record(f"Data set {record['name']}, version {record['version']}", record)
+        _print_record(f"Dataset {record['name']}, version {record['version']}", record)
 
 
 def _print_record(title: str, record: dict[str, Any]) -> None:
@@ -212,7 +212,7 @@ def _flat(record: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def _print_summary(console: Console, version: str, summary: dict[str, Any]) -> None:
     if not summary["images"]:
-        console.print(f"Model version {version}: no image was classified.", highlight=False)
+        console.print(f"Model version {version}: no images were classified.", highlight=False)
         return
     table = _table("class", "images", "share", "mean confidence")
     for name, row in summary["classes"].items():
@@ -236,7 +236,9 @@ def _print_confusion(confusion: list[list[int]]) -> None:
     from fmnist_model.classes import CLASS_NAMES
 
     table = Table(
-        title="Confusion: rows are true classes, columns predicted ones", title_justify="left", box=box.SIMPLE
+        title="Confusion matrix: true classes in rows, predicted classes in columns",
+        title_justify="left",
+        box=box.SIMPLE,
     )
     table.add_column("", style="cyan", no_wrap=True)
     for number in range(len(CLASS_NAMES)):
@@ -248,8 +250,8 @@ def _print_confusion(confusion: list[list[int]]) -> None:
 
 
 def _books(manifest: Any) -> dict[str, Any]:
-    figures: dict[str, Any] = manifest.model_dump(mode="json", exclude={"model", "parts", "error_parts"})
-    return figures | {"images_per_second": round(manifest.images_per_second)}
+    books: dict[str, Any] = manifest.model_dump(mode="json", exclude={"model", "parts", "error_parts"})
+    return books | {"images_per_second": round(manifest.images_per_second)}
 
 
 def _store() -> ObjectStore:

@@ -1,4 +1,4 @@
-"""`fmnist describe`: the network at work on a few images, layer by layer."""
+"""`fmnist describe`: show the network, and what it does with a few images, layer by layer."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,26 +27,26 @@ def describe(
     calibrate: Annotated[bool, Parameter(negative="--no-calibrate")] = True,
     as_json: Json = False,
 ) -> None:
-    """Show what the network is and what it makes of a few images, layer by layer.
+    """Show the network, and what it does with a few images, layer by layer.
 
     Parameters
     ----------
     image
-        Image files, or numbers of test images; without any, the first three test images where the store has them.
+        Image files, or numbers of test images. By default, the first three test images, if the store has them.
     model
-        A version's number, champion, candidate, a run's id (its newest checkpoint), RUN/EPOCH, or fresh for a new
-        network with random weights.
+        Version number, champion, candidate, a run's id for its newest checkpoint, RUN/EPOCH, or fresh for a new network
+        with random weights.
     plot
-        Write a PNG file with the images and their probabilities as bars.
+        PNG file to write, with the images and their probabilities as bars.
     calibrate
-        Give probabilities at the version's temperature.
+        Scale the probabilities with the version's temperature.
     """
     store = open_store(load_settings().store)
     if plot is not None and not plot.parent.is_dir():
-        raise RequestError(f"--plot: there is no folder {plot.parent}.")
+        raise RequestError(f"--plot: the folder {plot.parent} doesn't exist. Create it first.")
     names, pixels = _images(store, image)
     if plot is not None and not names:
-        raise RequestError("--plot: there is no image to draw; name image files, or prepare the data set.")
+        raise RequestError("--plot: there are no images to plot. Name image files, or run `fmnist dataset prepare`.")
     network, origin, temperature = _network(store, model)
 
     from fmnist_model.description import describe as describe_network
@@ -70,7 +70,7 @@ def describe(
 
 
 def _network(store: ObjectStore, reference: str) -> tuple["NeuralNetwork", str, float]:
-    """A network, where it comes from, and the temperature that calibrates it; 1 for what is no version."""
+    """Load a network. Return it with its origin, and with its temperature, which is 1 unless it is a version."""
     from infra.storage.checkpoints import WEIGHTS, list_checkpoints, list_runs, read_file, read_record
     from infra.storage.model_registry import ALIASES, ModelNotFound, ModelRegistry, read_weights
 
@@ -83,20 +83,20 @@ def _network(store: ObjectStore, reference: str) -> tuple["NeuralNetwork", str, 
         try:
             version = ModelRegistry(store).resolve(reference)
         except ModelNotFound as error:
-            raise ModelNotFound(f"{error} A new network is shown with --model fresh.") from None
+            raise ModelNotFound(f"{error} To see a new network, use --model fresh.") from None
         data, place = read_weights(store, version)
         origin, temperature = f"model version {version.version}, {place}", version.temperature
     elif run_id in list_runs(store) and (epoch == "" or epoch.isdecimal()):
         complete = list_checkpoints(store, run_id)
         if not complete:
-            raise RequestError(f"--model: run {run_id} has no complete checkpoint.")
+            raise RequestError(f"--model: run {run_id} has no complete checkpoint yet.")
         record = read_record(store, run_id, int(epoch) if epoch else complete[-1])
         data, place = read_file(store, record, WEIGHTS), store.uri(record.key)
         origin, temperature = place, 1.0
     else:
         raise RequestError(
-            f"--model: {reference!r} is no version's number, no alias ({', '.join(ALIASES)}), no run in {store.root} "
-            "(RUN or RUN/EPOCH), and not 'fresh'."
+            f"--model: {reference!r} not found. It must be a version number, {' or '.join(ALIASES)}, a run in "
+            f"{store.root} (RUN or RUN/EPOCH), or fresh."
         )
     from fmnist_model.network import load_weights
 
@@ -104,7 +104,7 @@ def _network(store: ObjectStore, reference: str) -> tuple["NeuralNetwork", str, 
 
 
 def _images(store: ObjectStore, chosen: tuple[str, ...]) -> tuple[list[str], "NDArray[np.uint8]"]:
-    """Names and pixels, uint8 `[n, 28, 28]`, of image files and of test images by number."""
+    """Read image files and test images. Return their names, and their pixels as uint8 `[n, 28, 28]`."""
     import numpy as np
 
     from fmnist_model.classes import IMAGE_SIZE
@@ -120,7 +120,7 @@ def _images(store: ObjectStore, chosen: tuple[str, ...]) -> tuple[list[str], "ND
         if one.isdecimal() and not Path(one).exists():
             if dataset is None:
                 raise RequestError(
-                    f"Test image {one}: {store.root} has no {NAME} yet; `fmnist dataset prepare` brings it there."
+                    f"Test image {one}: {store.root} has no {NAME} yet. Import it with `fmnist dataset prepare`."
                 )
             pixels[slot], label = load_test_image(store, dataset, int(one))
             names.append(f"test image {one} ({label})")
@@ -149,8 +149,8 @@ def _read_uri(uri: str) -> bytes:
     try:
         found = stat_input(uri)
         if found is None:
-            raise InputUnreadable("there is no such file")
+            raise InputUnreadable("it does not exist")
         return read_input(uri, found.fingerprint, 2**28)
     except InputUnreadable as reason:
-        # A user and password in it are not repeated.
+        # The part before the @ may hold a user and password.
         raise InvalidImage(f"{uri.rpartition('@')[2]} can't be read: {str(reason).rstrip('.')}.") from None

@@ -46,7 +46,7 @@ def run(*, parameters: TrainOptions = TrainParameters(), as_json: Json = False) 
     from flows.cli import results
 
     if as_json:
-        print_json(results.main_job_figures(summary, settings) | {"timeline": timeline.seconds()})
+        print_json(results.main_job_record(summary, settings) | {"timeline": timeline.seconds()})
     else:
         results.print_main_job(summary, settings, timeline.seconds())
 
@@ -63,7 +63,7 @@ def train(*, parameters: TrainOptions = TrainParameters(), as_json: Json = False
     from flows.cli import results
 
     if as_json:
-        print_json(results.training_figures(summary, settings))
+        print_json(results.training_record(summary, settings))
     else:
         results.print_training(summary, settings)
 
@@ -96,7 +96,7 @@ def classify(
     from flows.cli import results
 
     if as_json:
-        print_json(results.classification_figures(summary, settings))
+        print_json(results.classification_record(summary, settings))
     else:
         results.print_classification(summary, settings)
 

@@ -1,4 +1,4 @@
-"""The live line on the terminal: what the progress board says, twice a second."""
+"""The progress line on the terminal. It shows the progress board, refreshed twice a second."""
 
 import contextlib
 import threading
@@ -13,32 +13,32 @@ from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 
-_BEGINNING = {"stage": "start", "text": "Starting Ray and Prefect", "share": None}
+_FIRST_ENTRY = {"stage": "start", "text": "Starting Ray and Prefect", "share": None}
 _SECONDS_BETWEEN_LINES = 5
-"""Where the terminal is a file or a pipe, and a line can't be rewritten."""
+"""Least time between lines in a file or pipe, where a line can't be rewritten."""
 
 
 class ProgressLine:
-    """Shows what is being done, and notes when each stage began."""
+    """Shows the current progress, and records when each stage started."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._entry: dict[str, Any] = _BEGINNING
-        self._told: tuple[float, tuple[str, int | None]] = (0.0, ("start", None))
+        self._entry: dict[str, Any] = _FIRST_ENTRY
+        self._printed: tuple[float, tuple[str, int | None]] = (0.0, ("start", None))
         self._spinner = Spinner("dots")
         self.stages = [("start", time.monotonic())]
-        """Name and beginning of each stage, in order."""
+        """Name and start time of each stage, in order."""
         self.ended_at: float | None = None
 
     @property
     def run_id(self) -> str | None:
-        """The training run that is under way, if any."""
+        """Id of the training run in progress, if any."""
         run_id: str | None = self._entry.get("run_id")
         return run_id
 
     @contextmanager
     def following(self) -> Iterator[None]:
-        """Read the board for the length of the block, in a thread of its own."""
+        """Follow the board in a background thread while the block runs."""
         ended = threading.Event()
         thread = threading.Thread(target=self._read, args=(ended,), daemon=True)
         thread.start()
@@ -52,7 +52,7 @@ class ProgressLine:
     def _read(self, ended: threading.Event) -> None:
         from infra.cluster.progress_board import ProgressBoard
 
-        # Without its board a run goes on; it only says no more how far it is.
+        # A run doesn't need its board. Without it, the line only stops moving.
         with contextlib.suppress(Exception):
             board = ProgressBoard()
             while not ended.wait(0.5):
@@ -68,8 +68,8 @@ class ProgressLine:
         if self._console.is_terminal:
             return
         place = (entry["stage"], entry.get("epoch"))
-        if place != self._told[1] or now - self._told[0] >= _SECONDS_BETWEEN_LINES:
-            self._told = (now, place)
+        if place != self._printed[1] or now - self._printed[0] >= _SECONDS_BETWEEN_LINES:
+            self._printed = (now, place)
             self._console.print(entry["text"], highlight=False, soft_wrap=True)
 
     def __rich__(self) -> Table:
@@ -83,9 +83,9 @@ class ProgressLine:
 
 @contextmanager
 def progress_line(console: Console) -> Iterator[ProgressLine]:
-    """Show progress for the length of the block: one line, rewritten, on a terminal; now and then a line elsewhere."""
+    """Show progress while the block runs: one live line on a terminal, or a line every few seconds elsewhere."""
     line = ProgressLine(console)
     if not console.is_terminal:
-        console.print(_BEGINNING["text"], highlight=False)
+        console.print(_FIRST_ENTRY["text"], highlight=False)
     with Live(line, console=console, refresh_per_second=8, transient=True) if console.is_terminal else nullcontext():
         yield line

@@ -1,4 +1,4 @@
-"""What a finished job prints."""
+"""Print the results of finished jobs, as tables and as JSON."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from tasks.training.report import report_key
 
 _STAGES = {
     "start": "starting Ray and Prefect",
-    "import dataset": "importing the data set",
+    "import dataset": "importing the dataset",
     "start workers": "starting the training workers",
     "train": "training",
     "evaluate": "evaluating and registering",
@@ -22,8 +22,8 @@ _STAGES = {
 }
 
 
-def training_figures(summary: TrainingSummary, settings: Settings) -> dict[str, Any]:
-    """The figures of a training run, for programs."""
+def training_record(summary: TrainingSummary, settings: Settings) -> dict[str, Any]:
+    """Return the results of a training run as JSON values."""
     store = open_store(settings.store)
     version = summary.registration.version
     return {
@@ -46,8 +46,11 @@ def training_figures(summary: TrainingSummary, settings: Settings) -> dict[str, 
     }
 
 
-def classification_figures(summary: ClassificationSummary, settings: Settings) -> dict[str, Any]:
-    """The figures of a classification run, for programs; over all its batches, where it also finished an older one."""
+def classification_record(summary: ClassificationSummary, settings: Settings) -> dict[str, Any]:
+    """Return the results of a classification run as JSON values.
+
+    If the run finished an older batch too, the numbers are sums over both.
+    """
     manifests = summary.manifests
     handled = sum(manifest.predicted + manifest.quarantined for manifest in manifests)
     seconds = sum(manifest.seconds for manifest in manifests)
@@ -68,26 +71,26 @@ def classification_figures(summary: ClassificationSummary, settings: Settings) -
     }
 
 
-def main_job_figures(summary: MainJobSummary, settings: Settings) -> dict[str, Any]:
-    """The figures of the main job, for programs."""
+def main_job_record(summary: MainJobSummary, settings: Settings) -> dict[str, Any]:
+    """Return the results of the main job as JSON values."""
     return {
-        "training": training_figures(summary.training, settings),
-        "classification": classification_figures(summary.classification, settings),
+        "training": training_record(summary.training, settings),
+        "classification": classification_record(summary.classification, settings),
         "checked_images": summary.checked.images,
         "checked_correct": summary.checked.correct,
     }
 
 
 def print_training(summary: TrainingSummary, settings: Settings) -> None:
-    """Tell a person how a training run went."""
+    """Print the results of a training run."""
     console = Console()
     _print_rows(console, "Training", _training_rows(summary, settings))
-    console.print("Next:", highlight=False)
+    console.print("Next steps:", highlight=False)
     _print_commands(console, ["fmnist describe", f"fmnist models show {summary.registration.version.version}"])
 
 
 def print_classification(summary: ClassificationSummary, settings: Settings) -> None:
-    """Tell a person how a classification run went."""
+    """Print the results of a classification run."""
     console = Console()
     if not summary.manifests:
         console.print(
@@ -97,34 +100,34 @@ def print_classification(summary: ClassificationSummary, settings: Settings) -> 
         )
         return
     _print_rows(console, "Classification", _classification_rows(summary, settings))
-    console.print("Look at the rows in DuckDB:", highlight=False)
+    console.print("Query the predictions in DuckDB:", highlight=False)
     _print_commands(console, [duckdb_query(summary.manifests, settings)])
-    console.print("Next:", highlight=False)
+    console.print("Next steps:", highlight=False)
     _print_commands(console, [f"fmnist predictions show {summary.table}"])
 
 
 def print_main_job(summary: MainJobSummary, settings: Settings, timeline: dict[str, float]) -> None:
-    """Tell a person how the main job went."""
+    """Print the results of the main job."""
     console = Console()
     _print_rows(console, "Training", _training_rows(summary.training, settings))
     _print_rows(console, "Classification", _classification_rows(summary.classification, settings))
     trained, checked = summary.training.result, summary.checked
     agree = trained.correct == checked.correct and trained.images == checked.images
-    verdict = "the same to the image" if agree else "[bold red]they differ: this is a bug[/bold red]"
+    verdict = "both are the same" if agree else "[bold red]they differ, which is a bug[/bold red]"
     _print_rows(
         console,
-        "Test accuracy, found twice",
+        "Test accuracy, computed twice",
         [
-            ("by the trained loop", f"{trained.accuracy:.2%} ({trained.correct:,} of {trained.images:,})"),
-            ("from the Parquet rows", f"{checked.accuracy:.2%} ({checked.correct:,} of {checked.images:,})"),
+            ("after training", f"{trained.accuracy:.2%} ({trained.correct:,} of {trained.images:,})"),
+            ("from the predictions", f"{checked.accuracy:.2%} ({checked.correct:,} of {checked.images:,})"),
             ("", verdict),
         ],
     )
     stages = [f"{_STAGES[name]} {timeline[name]:.0f} s" for name in _STAGES if name in timeline]
-    _print_rows(console, "Where the time went", [("", ", ".join(stages))])
-    console.print("Look at the rows in DuckDB:", highlight=False)
+    _print_rows(console, "Time by stage", [("", ", ".join(stages))])
+    console.print("Query the predictions in DuckDB:", highlight=False)
     _print_commands(console, [duckdb_query(summary.classification.manifests, settings)])
-    console.print("Next:", highlight=False)
+    console.print("Next steps:", highlight=False)
     _print_commands(
         console,
         [
@@ -136,7 +139,7 @@ def print_main_job(summary: MainJobSummary, settings: Settings, timeline: dict[s
 
 
 def duckdb_query(manifests: list[BatchManifest], settings: Settings) -> str:
-    """A query that reads the rows of these batches, and of no other."""
+    """Build a query that reads the rows of these batches only."""
     store = open_store(settings.store)
     folders = [store.uri(manifest_key(m.table, m.batch)).rpartition("/")[0] for m in manifests]
     files = ", ".join(f"'{folder}/part-*.parquet'" for folder in folders)
@@ -145,45 +148,43 @@ def duckdb_query(manifests: list[BatchManifest], settings: Settings) -> str:
 
 
 def _training_rows(summary: TrainingSummary, settings: Settings) -> list[tuple[str, str]]:
-    figures = training_figures(summary, settings)
+    record = training_record(summary, settings)
     champion = summary.registration.champion
-    standing = (
-        "champion" if champion == figures["model_version"] else f"version {champion} is better and stays champion"
-    )
+    standing = "champion" if champion == record["model_version"] else f"version {champion} is better and stays champion"
     worst = sorted(summary.result.evaluation.recall.items(), key=lambda item: item[1])[:2]
     return [
-        ("data set", f"{summary.dataset.name} from {summary.dataset.source}"),
-        ("workers", f"{figures['workers']} on {figures['device']}"),
-        ("test accuracy", f"{figures['test_accuracy']:.2%} after {figures['epochs']} epochs"),
+        ("dataset", f"{summary.dataset.name} from {summary.dataset.source}"),
+        ("workers", f"{record['workers']} on {record['device']}"),
+        ("test accuracy", f"{record['test_accuracy']:.2%} after {record['epochs']} epochs"),
         ("hardest classes", ", ".join(f"{name} ({recall:.0%} found)" for name, recall in worst)),
         ("calibration error", _calibration(summary.result)),
-        ("speed", f"{figures['images_per_second']:,} images/s, {figures['seconds']:.1f} s in the loop"),
-        ("checkpoint", figures["checkpoint"]),
-        ("report", figures["report"]),
-        ("model", f"version {figures['model_version']}, {standing}"),
+        ("speed", f"{record['images_per_second']:,} images/s, {record['seconds']:.1f} s in the training loop"),
+        ("checkpoint", record["checkpoint"]),
+        ("report", record["report"]),
+        ("model", f"version {record['model_version']}, {standing}"),
         *(("warning", warning) for warning in summary.run.warnings),
     ]
 
 
 def _calibration(result: TestResult) -> str:
     if not result.validation_images:
-        return f"{result.uncalibrated.calibration_error:.2%}, not calibrated: no validation images"
+        return f"{result.uncalibrated.calibration_error:.2%}, not calibrated, since there are no validation images"
     before, after = result.uncalibrated.calibration_error, result.evaluation.calibration_error
     return f"{before:.2%} -> {after:.2%} at temperature {result.temperature:.3f}"
 
 
 def _classification_rows(summary: ClassificationSummary, settings: Settings) -> list[tuple[str, str]]:
-    figures = classification_figures(summary, settings)
-    already = f", {figures['already_done']:,} already in the table" if figures["already_done"] else ""
+    record = classification_record(summary, settings)
+    already = f", {record['already_done']:,} already in the table" if record["already_done"] else ""
     return [
-        ("model", f"version {figures['model_version']}"),
-        ("images", f"{figures['predicted']:,} predicted, {figures['quarantined']:,} quarantined{already}"),
+        ("model", f"version {record['model_version']}"),
+        ("images", f"{record['predicted']:,} predicted, {record['quarantined']:,} quarantined{already}"),
         (
             "speed",
-            f"{figures['images_per_second']:,} images/s, {figures['seconds']:.1f} s from the first actor's start",
+            f"{record['images_per_second']:,} images/s, {record['seconds']:.1f} s since the first worker started",
         ),
-        ("table", figures["table"]),
-        ("manifest", figures["manifest"] or "nothing new to commit"),
+        ("table", record["table"]),
+        ("manifest", record["manifest"] or "nothing new to commit"),
         *(("report", report) for report in summary.reports),
     ]
 
@@ -193,7 +194,7 @@ def _manifest_uri(manifest: BatchManifest, settings: Settings) -> str:
 
 
 def _print_rows(console: Console, title: str, rows: list[tuple[str, str]]) -> None:
-    """Print names and values; long values are not folded, so that they can be copied."""
+    """Print names and values without wrapping lines, so that you can copy long values."""
     console.print(title, style="bold", highlight=False, soft_wrap=True)
     width = max(len(name) for name, _ in rows)
     for name, value in rows:

@@ -1,4 +1,4 @@
-"""`fmnist store`: whether the store keeps its promises, and what of it can go. Neither needs Ray or Prefect."""
+"""`fmnist store`: check the object store, and remove what is no longer needed, without Ray or Prefect."""
 
 from dataclasses import asdict
 from datetime import timedelta
@@ -17,12 +17,12 @@ from infra.errors import JobError
 from infra.settings import load_settings
 from infra.storage.object_store import open_store
 
-store = App(name="store", help="The object store: whether it works, and what of it can go.")
+store = App(name="store", help="Check the object store, and remove what is no longer needed.")
 
 
 @store.command
 def check(*, as_json: Json = False) -> None:
-    """Show how the store is reached, and try under a scratch prefix whether it keeps every promise that is needed."""
+    """Show the store's settings, and test every operation that jobs need under a scratch prefix."""
     from infra.storage.store_check import check_store
 
     report = check_store(open_store(load_settings().store))
@@ -31,11 +31,11 @@ def check(*, as_json: Json = False) -> None:
     else:
         _print_settings(report.root, report.settings)
         table = Table(box=box.SIMPLE)
-        table.add_column("tried", no_wrap=True)
+        table.add_column("operation", no_wrap=True)
         table.add_column("ms", justify="right", no_wrap=True)
         table.add_column("", no_wrap=True)
-        table.add_column("why", overflow="fold")
-        outcomes = {True: "[green]ok[/green]", False: "[red]failed[/red]", None: "not tried"}
+        table.add_column("reason", overflow="fold")
+        outcomes = {True: "[green]ok[/green]", False: "[red]failed[/red]", None: "not tested"}
         for step in report.steps:
             table.add_row(step.name, f"{step.milliseconds:,.1f}", outcomes[step.ok], Text(step.reason))
         Console().print(table)
@@ -52,19 +52,19 @@ def prune(
     dry_run: bool = False,
     as_json: Json = False,
 ) -> None:
-    """Remove checkpoints that are not needed any more, and what dead writers left.
+    """Remove checkpoints that are no longer needed, and what dead writers left behind.
 
-    Of each run the best checkpoints by their loss, the last one, and those of model versions stay. Prediction tables
-    and data sets are not touched.
+    Each run keeps its best checkpoints by loss, its last one, and those of model versions. Prediction tables and
+    datasets are not touched.
 
     Parameters
     ----------
     keep_best
-        Checkpoints of each run to keep by their loss, besides the last one.
+        Number of best checkpoints to keep for each run, in addition to the last one.
     older_than_hours
-        A run to which anything was written in so many hours is left alone, and so is an unfinished write.
+        Skip runs and unfinished uploads modified within the last N hours.
     dry_run
-        Show what would go, and change nothing.
+        Show what would be removed, without changing anything.
     """
     from infra.storage import retention
 
@@ -76,25 +76,25 @@ def prune(
     console = Console()
     if pruned.removed:
         table = Table(box=box.SIMPLE)
-        for name in ("what", "where", "objects", "size", "why"):
+        for name in ("what", "where", "objects", "size", "reason"):
             table.add_column(name, justify="right" if name in ("objects", "size") else "left", overflow="fold")
         for removal in pruned.removed:
             where = Text(removal.uri.removeprefix(f"{root.root}/"))
             table.add_row(removal.kind, where, f"{removal.objects:,}", decimal(removal.size), removal.reason)
         print_table(table)
-    what = f"{len(pruned.removed):,} things with {decimal(pruned.size)}" if pruned.removed else "nothing"
+    what = f"{len(pruned.removed):,} items with {decimal(pruned.size)}" if pruned.removed else "nothing"
     console.print(
-        f"{'Would remove' if dry_run else 'Removed'} {what} from {root.root}; {pruned.kept_checkpoints:,} checkpoints "
-        f"stay{_left_alone(pruned.active_runs, older_than_hours)}.",
+        f"{'Would remove' if dry_run else 'Removed'} {what} from {root.root}. {pruned.kept_checkpoints:,} checkpoints "
+        f"stay{_skipped(pruned.active_runs, older_than_hours)}.",
         highlight=False,
         soft_wrap=True,
     )
 
 
-def _left_alone(runs: list[str], hours: float) -> str:
+def _skipped(runs: list[str], hours: float) -> str:
     if not runs:
         return ""
-    return f", and so do all of {len(runs):,} runs that were written to in the last {hours:g} hours"
+    return f", and all checkpoints of {len(runs):,} runs modified within the last {hours:g} hours"
 
 
 def _print_settings(root: str, settings: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""A network's description as tables for the terminal: laid out for 80 columns, and plain text where it is piped."""
+"""Lay out a network's description as tables for a terminal of 80 columns, or as plain text for a pipe."""
 
 import heapq
 from collections.abc import Iterable, Sequence
@@ -13,13 +13,13 @@ from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.description import Description, ImageDescription, ParameterDescription
 
 _VALUES_SHOWN = 3
-"""Of each parameter; more don't fit in 80 columns beside name, shape and count."""
+"""First values to show of each parameter. More don't fit in 80 columns."""
 
 
 def render_description(description: Description) -> RenderableType:
-    """Arrange a description for a rich console: device, structure, layers, images and parameters, one under the other.
+    """Lay out a description for a rich console: device, structure, layers, images and parameters.
 
-    Names and origin are printed as they are, brackets included.
+    Names and origin are printed literally, including brackets that rich would take for markup.
     """
     parts: list[RenderableType] = [
         Text.assemble("Using ", (description.device, "bold"), " device"),
@@ -38,8 +38,8 @@ def render_description(description: Description) -> RenderableType:
 def _temperature(description: Description) -> list[RenderableType]:
     if description.temperature == 1:
         return []
-    told = f"Softmax at temperature {description.temperature:.3f}, by which the logits are divided"
-    return [Text(told, style="dim")]
+    text = f"Softmax of the logits divided by the temperature, {description.temperature:.3f}"
+    return [Text(text, style="dim")]
 
 
 def _layers(description: Description) -> Table:
@@ -48,7 +48,7 @@ def _layers(description: Description) -> Table:
     table.add_column("Layer", style="cyan", overflow="fold")
     table.add_column("Kind", no_wrap=True)
     table.add_column("Shape")
-    table.add_column("Set to zero", justify="right", no_wrap=True)
+    table.add_column("Zeroed", justify="right", no_wrap=True)
     if description.input_shape is not None:
         table.add_row("(input)", "", _shape(description.input_shape), "")
     for layer in description.layers:
@@ -59,15 +59,15 @@ def _layers(description: Description) -> Table:
 
 
 def _images(images: Iterable[ImageDescription]) -> Table:
-    table = _table("Predicted class and confidence, above the two next likeliest")
+    table = _table("Predicted class and confidence, followed by the two next most likely")
     table.add_column("Image", style="cyan", overflow="fold")
     table.add_column("Class", no_wrap=True)
     table.add_column("Softmax", justify="right", no_wrap=True)
     table.add_column("Logits of 0-3, 4-7, 8-9", no_wrap=True)
     for image in images:
-        likeliest = _likeliest(image)
-        classes = [Text(f"{number} {CLASS_NAMES[number]}") for number in likeliest]
-        shares = [Text(f"{image.probabilities[number]:.2%}") for number in likeliest]
+        top = _most_likely(image)
+        classes = [Text(f"{number} {CLASS_NAMES[number]}") for number in top]
+        shares = [Text(f"{image.probabilities[number]:.2%}") for number in top]
         for winner in (classes[0], shares[0]):
             winner.stylize("bold green")
         table.add_row(
@@ -76,8 +76,8 @@ def _images(images: Iterable[ImageDescription]) -> Table:
     return table
 
 
-def _likeliest(image: ImageDescription) -> list[int]:
-    """The three likeliest classes, the predicted one first, also where others are as likely."""
+def _most_likely(image: ImageDescription) -> list[int]:
+    """Return the three most likely classes. The predicted class comes first even if another is just as likely."""
     others = [number for number in range(len(CLASS_NAMES)) if number != image.predicted_class]
     return [image.predicted_class, *heapq.nlargest(2, others, key=image.probabilities.__getitem__)]
 
@@ -124,6 +124,6 @@ def _lines(lines: Iterable[Text]) -> Text:
 
 
 def _printable(name: str) -> str:
-    """Replace line breaks, control characters and bytes that are no UTF-8: file names may hold any."""
+    """Replace line breaks, control characters and bytes that aren't UTF-8. File names can contain all of them."""
     encodable = name.encode("utf-8", "replace").decode()
     return "".join(letter if letter.isprintable() else "?" for letter in encodable)

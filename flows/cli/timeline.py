@@ -1,4 +1,4 @@
-"""Where a run's time went."""
+"""Measure how long each stage of a run takes."""
 
 import time
 
@@ -7,16 +7,16 @@ from flows.cli.services import StartUp
 
 
 class Timeline:
-    """Seconds by stage, as the progress line saw the stages begin (it looks twice a second)."""
+    """Seconds by stage, as the progress line saw the stages start. It looks twice a second."""
 
     def __init__(self, line: ProgressLine, started: StartUp) -> None:
         self._line, self._started = line, started
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of each stage, in order; `ray` and `prefect` are the parts of `start`, which overlap."""
-        ends = [began for _, began in self._line.stages[1:]] + [self._line.ended_at or time.monotonic()]
+        """Return the seconds of each stage, in order. `ray` and `prefect` are parts of `start`, and overlap."""
+        ends = [started for _, started in self._line.stages[1:]] + [self._line.ended_at or time.monotonic()]
         stages: dict[str, float] = {}
-        for (stage, began), end in zip(self._line.stages, ends, strict=True):
-            stages[stage] = stages.get(stage, 0.0) + end - began
+        for (stage, started), end in zip(self._line.stages, ends, strict=True):
+            stages[stage] = stages.get(stage, 0.0) + end - started
         parts = {"ray": self._started.ray_seconds, "prefect": self._started.prefect_seconds}
         return {name: round(seconds, 2) for name, seconds in (parts | stages).items()}

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flows.cli.results import print_training, training_figures
+from flows.cli.results import print_training, training_record
 from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.dataset import LabelledImages
 from fmnist_model.evaluation.evaluate import calibrate_and_evaluate
@@ -422,7 +422,7 @@ def summary(store: ObjectStore, network: NeuralNetwork, result: TestResult) -> T
 
 
 def test_json_has_calibration_and_report(store: ObjectStore, summary: TrainingSummary, result: TestResult):
-    figures = training_figures(summary, load_settings())
+    figures = training_record(summary, load_settings())
     assert figures["calibration_error"] == result.evaluation.calibration_error
     assert figures["temperature"] == result.temperature
     assert figures["report"] == f"{store.root}/runs/run/report/index.html"
