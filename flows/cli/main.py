@@ -28,15 +28,15 @@ TrainOptions = Annotated[TrainParameters, Parameter(name="*")]
 app = cyclopts.App(
     name="fmnist",
     version=version("fmnist-jobs"),
-    help="Train on Fashion-MNIST and classify image data sets, as Prefect flows over Ray.",
+    help="Train on Fashion-MNIST and classify image datasets, with Prefect flows that run on Ray.",
     default_parameter=Parameter(negative_bool=(), negative_iterable=(), negative_none=()),
-    suppress_keyboard_interrupt=False,  # main says what became of the work
+    suppress_keyboard_interrupt=False,  # main reports how to resume
 )
 
 
 @app.command
 def run(*, parameters: TrainOptions = TrainParameters(), as_json: Json = False) -> None:  # noqa: B008  # it is frozen
-    """Do the main job: train, evaluate, register, classify the test images, and check the predictions."""
+    """Run the main job: train, evaluate, register, classify the test images, and check the predictions."""
     with _job("Train on Fashion-MNIST, then classify its test images") as start:
         settings = _checked_for_training(parameters)
         timeline = start(settings)
@@ -53,7 +53,7 @@ def run(*, parameters: TrainOptions = TrainParameters(), as_json: Json = False) 
 
 @app.command
 def train(*, parameters: TrainOptions = TrainParameters(), as_json: Json = False) -> None:  # noqa: B008  # it is frozen
-    """Train the network, evaluate it on the test images, and register it; the best version is champion."""
+    """Train the network, evaluate it on the test images, and register it. The best version becomes champion."""
     with _job("Train on Fashion-MNIST") as start:
         settings = _checked_for_training(parameters)
         start(settings)
@@ -125,7 +125,10 @@ def _checked_for_training(parameters: TrainParameters) -> Settings:
 
 @contextmanager
 def _job(title: str) -> Iterator[Callable[[Settings], Timeline]]:
-    """Say what is begun, and give a function that starts Prefect and Ray once the request was found to be right."""
+    """Print the title of a job, and yield a function that starts Prefect and Ray.
+
+    Call the function after you have checked the request: wrong requests should fail before anything starts.
+    """
     from contextlib import ExitStack
 
     from flows.cli.progress_line import ProgressLine, progress_line
@@ -146,37 +149,37 @@ def _job(title: str) -> Iterator[Callable[[Settings], Timeline]]:
         try:
             yield start
         except KeyboardInterrupt:
-            raise Interrupted(way_on(lines[0].run_id if lines else None)) from None
+            raise Interrupted(how_to_resume(lines[0].run_id if lines else None)) from None
         except JobError as error:
             from infra.cluster.waiting import ClusterLost
 
             if isinstance(error, ClusterLost):
-                raise ClusterLost(f"{error} {way_on(lines[0].run_id if lines else None)}") from None
+                raise ClusterLost(f"{error} {how_to_resume(lines[0].run_id if lines else None)}") from None
             raise
 
 
 class Interrupted(KeyboardInterrupt):
-    """A job was interrupted; the text says how to go on with it."""
+    """A job was interrupted. The message says how to resume it."""
 
 
-def way_on(run_id: str | None) -> str:
-    """How to go on after an interruption.
+def how_to_resume(run_id: str | None) -> str:
+    """Explain how to resume after an interruption.
 
     Args:
-        run_id: the training run that was under way, if any.
+        run_id: id of the training run that was in progress, if any.
     """
     from infra.storage.checkpoints import list_checkpoints
     from infra.storage.object_store import open_store
 
     if run_id is None:
-        return "What was finished is kept; `fmnist classify` finishes a batch that was begun."
+        return "Finished work is kept. Run the same command again to continue."
     if not list_checkpoints(open_store(load_settings().store), run_id):
-        return "The run had no checkpoint yet: begin it again."
-    return f"Its checkpoints are kept; `fmnist train --resume {run_id}` goes on from the newest."
+        return "The run had no checkpoint yet. Start it again."
+    return f"Its checkpoints are kept. Resume from the newest one with `fmnist train --resume {run_id}`."
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; exits with 0 done, 1 the job failed, 2 the request was wrong, 130 interrupted."""
+    """Run the command line. The exit code is 0 done, 1 job failed, 2 wrong request, 130 interrupted."""
     from flows.cli.services import prepare_environment
 
     prepare_environment()
@@ -184,17 +187,17 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except cyclopts.CycloptsError as error:
-        code = _tell(_WRONG_REQUEST, refusal(error))
+        code = _report(_WRONG_REQUEST, refusal(error))
     except RequestError as error:
-        code = _tell(_WRONG_REQUEST, error)
+        code = _report(_WRONG_REQUEST, error)
     except JobError as error:
-        code = _tell(_FAILED, error)
+        code = _report(_FAILED, error)
     except KeyboardInterrupt as interrupt:
-        code = _tell(_INTERRUPTED, f"Interrupted. {interrupt}")
+        code = _report(_INTERRUPTED, f"Interrupted. {interrupt}")
     except ValueError as error:
         if not _is_about_data(error):
             raise
-        code = _tell(_WRONG_REQUEST, error)
+        code = _report(_WRONG_REQUEST, error)
     sys.exit(code)
 
 
@@ -204,7 +207,7 @@ def _is_about_data(error: ValueError) -> bool:
     return isinstance(error, InvalidDataset | InvalidImage | InvalidWeights)
 
 
-def _tell(code: int, message: object) -> int:
+def _report(code: int, message: object) -> int:
     sys.stderr.write(f"fmnist: {message}\n")
     return code
 

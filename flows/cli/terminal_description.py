@@ -38,7 +38,7 @@ def render_description(description: Description) -> RenderableType:
 def _temperature(description: Description) -> list[RenderableType]:
     if description.temperature == 1:
         return []
-    text = f"Softmax of the logits divided by the temperature, {description.temperature:.3f}"
+    text = f"Softmax at temperature {description.temperature:.3f}, which divides the logits"
     return [Text(text, style="dim")]
 
 
