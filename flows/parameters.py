@@ -97,7 +97,7 @@ class RunParameters(FormModel):
     @model_validator(mode="after")
     def _refuse_two_starts(self) -> Self:
         if self.resume and self.from_model:
-            raise ValueError("a resumed run starts from its own weights; leave out either resume or from_model")
+            raise ValueError("a resumed run keeps its own weights, so leave out either resume or from_model")
         return self
 
 
@@ -110,7 +110,7 @@ class _GroupedParameters(FormModel):
             for group, field in cls.model_fields.items():
                 kind = field.annotation
                 if isinstance(kind, type) and issubclass(kind, BaseModel) and name in kind.model_fields:
-                    raise ValueError(f"{name} is now a field of {group}; set {group}.{name} instead")
+                    raise ValueError(f"{name} has moved to {group}.{name}")
         return parameters
 
 

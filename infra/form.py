@@ -27,4 +27,4 @@ def _none_if_empty(value: Any) -> Any:
 
 
 OptionalText = Annotated[str | None, BeforeValidator(_none_if_empty)]
-"""Text that can be left out. The form sends an input that was cleared as an empty text."""
+"""Text that can be left out. An empty text means None: forms saved it before the field was optional."""

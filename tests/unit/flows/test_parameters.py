@@ -1,4 +1,4 @@
-"""The forms that Prefect draws of the flows' parameters: what they show, refuse, and hand to the flow."""
+"""The forms that Prefect draws from the flows' parameters: what they show, refuse, and pass to the flow."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -33,7 +33,7 @@ def flow_named(name: str) -> "Flow[Any, Any]":
 
 
 def schema_of(name: str) -> dict[str, Any]:
-    """What the form is drawn from, and what the server holds a request against."""
+    """Return the JSON schema that the form is drawn from and that the server validates parameters against."""
     return parameter_schema(flow_named(name).fn).model_dump_for_openapi()
 
 
@@ -42,9 +42,9 @@ def refusals(name: str, parameters: dict[str, Any]) -> list[str]:
 
 
 def received(name: str, parameters: dict[str, Any]) -> Any:
-    """What the flow is handed of a form."""
-    handed = flow_named(name).validate_parameters({"parameters": parameters})
-    return handed["parameters"]
+    """Return the parameters that the flow receives from a form."""
+    validated = flow_named(name).validate_parameters({"parameters": parameters})
+    return validated["parameters"]
 
 
 def fields(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -101,7 +101,7 @@ def test_quick_run_needs_no_input(name: str):
 
 
 @every_flow
-def test_form_that_is_left_as_it_is_drawn_gives_the_defaults(name: str):
+def test_unchanged_form_gives_the_defaults(name: str):
     drawn = schema_of(name)["properties"]["parameters"]["default"]
     assert refusals(name, drawn) == []
     assert received(name, drawn) == MODELS[name]()
@@ -109,14 +109,14 @@ def test_form_that_is_left_as_it_is_drawn_gives_the_defaults(name: str):
 
 @every_flow
 @pytest.mark.parametrize("cleared", ["all", "groups' fields"])
-def test_fields_that_were_cleared_give_the_defaults(name: str, cleared: str):
+def test_cleared_fields_give_the_defaults(name: str, cleared: str):
     groups = {} if cleared == "all" else {group: {} for group in ("recipe", "run", "reading", "resources")}
     left = {group: empty for group, empty in groups.items() if group in MODELS[name].model_fields}
     assert refusals(name, left) == []
     assert received(name, left) == MODELS[name]()
 
 
-def test_no_images_are_the_test_images(data_store: str, monkeypatch: pytest.MonkeyPatch):
+def test_empty_inputs_are_the_test_images(data_store: str, monkeypatch: pytest.MonkeyPatch):
     from flows import classify as flow_module
     from tasks.dataset import prepare_dataset
 
@@ -130,7 +130,7 @@ def test_no_images_are_the_test_images(data_store: str, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters", "told"),
+    ("name", "parameters", "expected"),
     [
         ("train", {"preset": "slow"}, "'slow' is not one of"),
         ("train", {"workers": "x y"}, "'x y' does not match"),
@@ -154,9 +154,9 @@ def test_no_images_are_the_test_images(data_store: str, monkeypatch: pytest.Monk
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_what_is_out_of_bounds_is_refused_before_there_is_a_run(name: str, parameters: dict[str, Any], told: str):
+def test_value_out_of_bounds_is_refused_before_a_run_starts(name: str, parameters: dict[str, Any], expected: str):
     [refusal] = refusals(name, parameters)
-    assert told in refusal
+    assert expected in refusal
 
 
 @pytest.mark.parametrize(
@@ -171,22 +171,22 @@ def test_what_is_out_of_bounds_is_refused_before_there_is_a_run(name: str, param
     ],
     ids=str,
 )
-def test_field_that_there_is_not_is_refused(name: str, parameters: dict[str, Any]):
+def test_unknown_field_is_refused(name: str, parameters: dict[str, Any]):
     [refusal] = refusals(name, parameters)
     assert "Additional properties are not allowed" in refusal
 
 
 @pytest.mark.parametrize("workers", ["auto", "1", "12", "1:4"])
-def test_form_takes_every_way_to_name_workers(workers: str):
+def test_form_accepts_every_notation_for_workers(workers: str):
     assert refusals("train", {"workers": workers}) == []
 
 
 @pytest.mark.parametrize("model", ["", "champion", "candidate", "7"])
-def test_form_takes_every_way_to_name_a_model(model: str):
+def test_form_accepts_every_reference_to_a_model(model: str):
     assert refusals("train", {"run": {"from_model": model}}) == []
 
 
-# What the flow is handed
+# What the flow receives
 
 
 FILLED = {
@@ -214,7 +214,7 @@ TYPED = {
 
 
 @pytest.mark.parametrize("name", FILLED)
-def test_parameters_that_were_sent_as_json_are_received_as_they_were(name: str):
+def test_parameters_survive_json(name: str):
     sent = FILLED[name].model_dump(mode="json")
     assert refusals(name, sent) == []
     assert received(name, sent) == FILLED[name]
@@ -244,7 +244,7 @@ def typed(line: str) -> Any:
     return bound.arguments["parameters"].model_copy(update=inputs)
 
 
-# What was saved
+# What operators saved in deployments
 
 
 @pytest.mark.parametrize(
