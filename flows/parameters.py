@@ -67,7 +67,7 @@ class RunParameters(FormModel):
         OptionalText,
         Field(
             title="Resume run",
-            description="Id of an earlier run. It resumes from its newest complete checkpoint and keeps its recipe. By "
+            description="Id of an earlier run to resume from its newest complete checkpoint, with its own recipe. By "
             "default, a new run starts.",
         ),
     ] = None
@@ -105,7 +105,7 @@ class _GroupedParameters(FormModel):
     @model_validator(mode="before")
     @classmethod
     def _name_the_group(cls, parameters: Any) -> Any:
-        """Refuse parameters that were saved before there were groups, and say where they belong."""
+        """Refuse parameters that were saved before fields had groups, and name the field's new place."""
         for name in parameters if isinstance(parameters, dict) else ():
             for group, field in cls.model_fields.items():
                 kind = field.annotation
@@ -164,7 +164,7 @@ class ClassifyParameters(_GroupedParameters):
             description="Table to add the predictions to, as a batch. A new name creates a table. Use letters, digits, "
             "'_', '.' and '-'.",
         ),
-        Parameter(required=True),  # by the command line, while the form has a default
+        Parameter(required=True),  # the command line requires it, while the form has a default
     ] = "predictions"
     model: Annotated[
         str,

@@ -1,4 +1,4 @@
-"""A base for models that are drawn as a form by the Prefect UI and become options of the command line."""
+"""A base for models that become a form in the Prefect UI and options on the command line."""
 
 from typing import Annotated, Any
 

@@ -80,7 +80,9 @@ def promote(version: int, *, force: bool = False, as_json: Json = False) -> None
     if as_json:
         print_json(record.model_dump(mode="json"))
     else:
-        before = "There was none before" if record.previous is None else f"Before, it was version {record.previous}"
+        before = (
+            "No version was champion before" if record.previous is None else f"Before, it was version {record.previous}"
+        )
         Console().print(f"Version {record.version} is champion. {before}.", highlight=False)
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 
 _FIRST_ENTRY = {"stage": "start", "text": "Starting Ray and Prefect", "share": None}
 _SECONDS_BETWEEN_LINES = 5
-"""Least time between lines in a file or pipe, where a line can't be rewritten."""
+"""Minimum time between lines in a file or pipe, where a line can't be rewritten."""
 
 
 class ProgressLine:

@@ -168,7 +168,7 @@ def _training_rows(summary: TrainingSummary, settings: Settings) -> list[tuple[s
 
 def _calibration(result: TestResult) -> str:
     if not result.validation_images:
-        return f"{result.uncalibrated.calibration_error:.2%}, not calibrated, since there are no validation images"
+        return f"{result.uncalibrated.calibration_error:.2%}, not calibrated: no validation images"
     before, after = result.uncalibrated.calibration_error, result.evaluation.calibration_error
     return f"{before:.2%} -> {after:.2%} at temperature {result.temperature:.3f}"
 
