@@ -23,6 +23,10 @@ from infra.settings import Settings, load_settings
 
 _FAILED, _WRONG_REQUEST, _INTERRUPTED = 1, 2, 130
 
+# Modules to import while Prefect's server starts.
+_TRAINING = ("flows.train_and_classify", "ray.train.torch")
+_CLASSIFICATION = ("flows.classify",)
+
 TrainOptions = Annotated[TrainParameters, Parameter(name="*")]
 
 app = cyclopts.App(
@@ -39,7 +43,7 @@ def run(*, parameters: TrainOptions = TrainParameters(), as_json: Json = False) 
     """Run the main job: train, evaluate, register, classify the test images, and check the predictions."""
     with _job("Train on Fashion-MNIST, then classify its test images") as start:
         settings = _checked_for_training(parameters)
-        timeline = start(settings)
+        timeline = start(settings, *_TRAINING)
         from flows.train_and_classify import train_and_classify
 
         summary = train_and_classify(parameters)
@@ -56,7 +60,7 @@ def train(*, parameters: TrainOptions = TrainParameters(), as_json: Json = False
     """Train the network, evaluate it on the test images, and register it. The best version becomes champion."""
     with _job("Train on Fashion-MNIST") as start:
         settings = _checked_for_training(parameters)
-        start(settings)
+        start(settings, *_TRAINING)
         from flows.train import train as train_flow
 
         summary = train_flow(parameters)
@@ -89,7 +93,7 @@ def classify(
             model=parameters.model,
             options=parameters.reading,
         )
-        start(settings)
+        start(settings, *_CLASSIFICATION)
         from flows.classify import classify as classify_flow
 
         summary = classify_flow(parameters)
@@ -124,7 +128,7 @@ def _checked_for_training(parameters: TrainParameters) -> Settings:
 
 
 @contextmanager
-def _job(title: str) -> Iterator[Callable[[Settings], Timeline]]:
+def _job(title: str) -> Iterator[Callable[..., Timeline]]:
     """Print the title of a job, and yield a function that starts Prefect and Ray.
 
     Call the function after you have checked the request: wrong requests should fail before anything starts.
@@ -138,11 +142,11 @@ def _job(title: str) -> Iterator[Callable[[Settings], Timeline]]:
     lines: list[ProgressLine] = []
     with ExitStack() as stack:
 
-        def start(settings: Settings) -> Timeline:
+        def start(settings: Settings, *imports: str) -> Timeline:
             from flows.cli.services import services
 
             lines.append(stack.enter_context(progress_line(console)))
-            timeline = Timeline(lines[0], stack.enter_context(services(settings)))
+            timeline = Timeline(lines[0], stack.enter_context(services(settings, imports=imports)))
             stack.enter_context(lines[0].following())
             return timeline
 

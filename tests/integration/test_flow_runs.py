@@ -431,7 +431,7 @@ def test_signal_interrupts_a_pool_and_leaves_no_actor(running_services: None, tm
     try:
         with (
             pytest.raises(Interrupted),
-            map_shards(Sleeper, (), [str(told)], ActorResources(cpus=0), what="Sleeping") as results,  # type: ignore[list-item]
+            map_shards(Sleeper, (), [str(told)], ActorResources(worker_cpus=0.01), what="Sleeping") as results,  # type: ignore[list-item]
         ):
             list(results)
     finally:
