@@ -10,7 +10,7 @@ from infra.storage.checkpoints import WEIGHTS, write_checkpoint
 from infra.storage.model_registry import ModelRegistry
 from infra.storage.object_store import ObjectStore, open_store
 from tasks.training.register import register_model
-from tasks.training.trained_run import TrainedRun
+from tasks.training.run import TrainedRun
 
 
 @pytest.fixture

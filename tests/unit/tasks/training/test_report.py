@@ -33,7 +33,7 @@ from infra.storage.object_store import ObjectStore, open_store
 from tasks.summaries import TrainingSummary
 from tasks.training.register import register_model
 from tasks.training.report import write_report
-from tasks.training.trained_run import TrainedRun
+from tasks.training.run import TrainedRun
 
 METRICS: dict[str, list[Any]] = {
     "epoch": [1, 2, 3],
