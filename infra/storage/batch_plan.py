@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -71,7 +71,7 @@ class Piece:
     @staticmethod
     def to_arrow(pieces: "Iterable[Piece]") -> pa.RecordBatch:
         """Convert pieces to rows of `PIECE_SCHEMA`."""
-        return pa.RecordBatch.from_pylist([asdict(piece) for piece in pieces], schema=PIECE_SCHEMA)
+        return pa.RecordBatch.from_pylist([vars(piece) for piece in pieces], schema=PIECE_SCHEMA)
 
 
 PLAN_SCHEMA = PIECE_SCHEMA.insert(0, pa.field("shard", pa.int32(), nullable=False))
