@@ -43,7 +43,7 @@ def prepare_dataset() -> DatasetRecord:
 
     Raises:
         InvalidDataset: a source file is missing, truncated, or not from Fashion-MNIST.
-        RequestError: there is no source to import from.
+        RequestError: no source to import from was found.
     """
     settings = load_settings()
     store = open_store(settings.store)
@@ -59,7 +59,7 @@ def import_dataset(store: ObjectStore, settings: Settings) -> DatasetRecord:
 
     Raises:
         InvalidDataset: a source file is missing, truncated, or not from Fashion-MNIST.
-        RequestError: there is no source to import from.
+        RequestError: no source to import from was found.
     """
     with source_files(settings) as (folder, source):
         files = read_fashion_mnist(folder)
@@ -83,11 +83,11 @@ def load_test_image(store: ObjectStore, dataset: DatasetRecord, number: int) -> 
         The image, uint8 `[28, 28]`, and the name of its class.
 
     Raises:
-        RequestError: there is no test image with this number, or a part is missing images.
+        RequestError: the split has no image with this number, or its files are incomplete.
     """
     split = dataset.splits["test"]
     if number >= split.images:
-        raise RequestError(f"There is no test image {number}. Test images are numbered 0 to {split.images - 1}.")
+        raise RequestError(f"Test image {number} doesn't exist. Test images are numbered 0 to {split.images - 1}.")
     for key in split.parts:
         filesystem, path = store.arrow(key)
         with pq.ParquetFile(path, filesystem=filesystem) as part:
@@ -128,7 +128,7 @@ def source_files(settings: Settings) -> Iterator[tuple[Path, str]]:
         The folder, and a description of where the files come from.
 
     Raises:
-        RequestError: there is no source to import from.
+        RequestError: no source to import from was found.
     """
     folder = _local_folder(settings)
     if folder is not None:

@@ -27,7 +27,7 @@ def check_training(
 
     Raises:
         RequestError: the store isn't writable, no cluster listens at the address, there are fewer CPUs than workers,
-            the run to resume has no checkpoint, or there is no such model to start from.
+            the run to resume has no checkpoint, or the model to start from doesn't exist.
         CheckpointCorrupt: the checkpoint of the model to start from is damaged.
         InvalidWeights: the weights to start from don't fit the network.
         InvalidDataset: a source file is missing, truncated, or not from Fashion-MNIST.

@@ -96,7 +96,7 @@ class _Pixels:
     pixels: NDArray[np.uint8] | None = None
     """`[28, 28]`, 0 black to 255 white."""
     missing: str = "it is not in the batch's plan"
-    """Reason why there are no pixels."""
+    """Reason for missing pixels."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class _PixelReader:
         self._bytes_left = _MAX_BYTES
 
     def read(self, rows: list[dict[str, Any]]) -> dict[str, _Pixels]:
-        """Return the pixels of the rows' images by URI, or the reason why there are none."""
+        """Return the pixels of the rows' images by URI, or the reason why they are missing."""
         found = {row["image"]: _Pixels() for row in rows}
         for wanted in self._wanted(rows):
             piece = wanted.piece
@@ -168,7 +168,7 @@ class _PixelReader:
             found |= dict.fromkeys(wanted, _Pixels(missing=f"reading it takes {piece.size:,} bytes, which is too much"))
             return
         self._bytes_left -= piece.size
-        missing, reason = set(wanted), "it is no longer in its file"
+        missing, reason = set(wanted), "its file does not contain it any more"
         for batch in batches:
             for image, pixels in _decode_wanted(batch, missing, self._options):
                 found[image] = pixels

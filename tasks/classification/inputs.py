@@ -76,8 +76,8 @@ def list_files(locations: Iterable[str], options: ReadOptions) -> Iterator[pa.Re
             yield batch
         if not found:
             raise InputNotFound(
-                f"{location} holds no images: there are no image files and no containers (Parquet, tar, IDX). To "
-                "classify the images in a list, give the path of the list itself (.txt, .csv, .tsv or .parquet)."
+                f"{location} holds no images: neither image files nor containers (Parquet, tar, IDX). To classify the "
+                "images in a list, give the path of the list itself (.txt, .csv, .tsv or .parquet)."
             )
 
 

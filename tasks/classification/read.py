@@ -106,7 +106,7 @@ def check_version(piece: Piece) -> None:
     """
     found = stat_input(piece.uri)
     if found is None:
-        raise InputUnreadable("vanished: there is no such file")
+        raise InputUnreadable("vanished: the file does not exist any more")
     if found.fingerprint != piece.fingerprint:
         raise InputUnreadable(_CHANGED)
 

@@ -28,7 +28,7 @@ def begin_run(preset: str, overrides: dict[str, Any], resume: str | None, from_m
         from_model: version or alias of the model whose weights a new run starts with. None for random weights.
 
     Raises:
-        RequestError: the run to resume has no complete checkpoint or has another recipe, or there is no such model.
+        RequestError: the run to resume has no complete checkpoint or has another recipe, or the model doesn't exist.
         CheckpointCorrupt: the checkpoint of the model is damaged.
         InvalidWeights: the model's weights don't fit the network.
     """

@@ -40,7 +40,7 @@ def write_metrics(run: TrainedRun, *, tensorboard: bool) -> None:
 
 
 def _existing_rows(store: ObjectStore, key: str, number: str) -> dict[int, dict[str, Any]]:
-    """Read the rows of a file by the value of a column. No rows if there is no file."""
+    """Read the rows of a file by the value of a column. Return no rows if the file doesn't exist."""
     if store.stat(key) is None:
         return {}
     filesystem, path = store.arrow(key)

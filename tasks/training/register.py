@@ -82,7 +82,7 @@ def promote_version(store: ObjectStore, number: int, *, force: bool) -> AliasRec
     """Make a version the champion.
 
     Raises:
-        ModelNotFound: there is no such version.
+        ModelNotFound: the version doesn't exist.
         CheckpointCorrupt: the version's checkpoint is damaged.
         InvalidWeights: the version's weights don't fit the network.
         RequestError: the version is worse than the champion on the same test images, and `force` is false.

@@ -121,7 +121,7 @@ def _newest_undamaged(store: ObjectStore, run_id: str) -> tuple[int | None, list
     A checkpoint with undamaged weights that belong to a model version is kept, although no run can resume from it.
 
     Returns:
-        The epoch, or None if there is no undamaged checkpoint, and a warning for each damaged one.
+        The epoch, or None without an undamaged checkpoint, and a warning for each damaged one.
     """
     warnings = []
     for epoch in reversed(list_checkpoints(store, run_id)):

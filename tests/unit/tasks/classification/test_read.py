@@ -38,7 +38,7 @@ class Found:
     pixels: NDArray[np.uint8] | None
     label: int | None
     reason: str | None
-    """Reason why there are no pixels."""
+    """Reason for missing pixels."""
 
 
 def found_in(batch: ReadImages) -> list[Found]:

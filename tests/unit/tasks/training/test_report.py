@@ -121,10 +121,10 @@ class Page(HTMLParser):
     def rows(self, caption: str) -> list[list[str]]:
         """Texts of the cells of a table by row, starting with the head."""
         [table] = [element for element in self.all("table") if element.text.strip().startswith(caption)]
-        begin = self.elements.index(table) + 1
-        end = next((n for n in range(begin, len(self.elements)) if self.elements[n].tag == "table"), None)
+        start = self.elements.index(table) + 1
+        end = next((n for n in range(start, len(self.elements)) if self.elements[n].tag == "table"), None)
         rows: list[list[str]] = []
-        for element in self.elements[begin:end]:
+        for element in self.elements[start:end]:
             if element.tag == "tr":
                 rows.append([])
             elif element.tag in {"td", "th"}:
