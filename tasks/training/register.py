@@ -25,9 +25,9 @@ class Registration:
 
     @property
     def standing(self) -> str:
-        """Standing of the version in a few words: `champion`, or which version is."""
+        """Standing of the version in a few words: `champion`, or which version is better."""
         is_champion = self.champion == self.version.version
-        return "champion" if is_champion else f"version {self.champion} stays champion"
+        return "champion" if is_champion else f"version {self.champion} is better and stays champion"
 
 
 @step("register model")

@@ -335,7 +335,7 @@ def test_reliability_diagram_has_a_dot_for_each_bin():
     ids=["curves", "reliability"],
 )
 def test_page_can_set_the_colours_of_a_picture(svg: bytes):
-    assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"  # noqa: S314 (of our own making)
+    assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"  # noqa: S314 (our own file)
     colors = re.findall(r"(var\(--\w+, )?#[0-9a-f]{6}\b", svg.decode())
     assert colors
     assert all(colors), "every colour is the default of a variable"
