@@ -8,7 +8,7 @@ from flows.train import train
 from infra.cluster.connection import connected_to_ray
 from infra.orchestration.flow_progress import shows_progress
 from infra.orchestration.flow_run import finished
-from tasks.classification.summarize import compare_with_labels
+from tasks.classification.compare import compare_with_labels
 from tasks.dataset import split_uris
 from tasks.summaries import MainJobSummary
 

@@ -1,1 +1,1 @@
-"""The steps that flows are made of, as Prefect tasks; the only code that starts Ray work."""
+"""Define the steps of the flows as Prefect tasks. Only this package starts Ray work."""

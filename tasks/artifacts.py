@@ -1,18 +1,18 @@
-"""What a run shows in Prefect's own UI beside its logs."""
+"""Show artifacts and log lines on a run's page in the Prefect UI."""
 
 import logging
 from typing import Any
 
 
 def show_markdown(key: str, markdown: str, description: str) -> None:
-    """Show markdown as an artifact of this run; nothing happens outside of a run.
+    """Show markdown as an artifact of the current run. Outside of a run, do nothing.
 
-    One that can't be shown is no reason to fail: the run's log says why.
+    An error doesn't fail the run. It is logged instead.
 
     Args:
-        key: lowercase letters, digits and dashes; Prefect lists the artifacts of all runs by it.
-        markdown: some 300 KB at most.
-        description: a sentence or two, plain text.
+        key: lowercase letters, digits and dashes. Prefect groups the artifacts of all runs by key.
+        markdown: text of at most about 300 KB.
+        description: one or two sentences of plain text.
     """
     from prefect.artifacts import create_markdown_artifact
     from prefect.context import FlowRunContext, TaskRunContext
@@ -21,12 +21,12 @@ def show_markdown(key: str, markdown: str, description: str) -> None:
         return
     try:
         create_markdown_artifact(markdown, key=key, description=description)
-    except Exception as error:  # noqa: BLE001 (whatever it is, the work is done)
-        run_log().warning("The artifact %s can't be shown: %s: %s", key, type(error).__name__, error)
+    except Exception as error:  # noqa: BLE001 (the work is done, so no error in its artifact may fail the run)
+        run_log().warning("Can't show the artifact %s: %s: %s", key, type(error).__name__, error)
 
 
 def run_log() -> Any:
-    """The log of this task or flow run, or one of this process outside of a run."""
+    """Return the logger of the current task or flow run, or a standard logger outside of a run."""
     from prefect import get_run_logger
     from prefect.exceptions import MissingContextError
 

@@ -1,4 +1,4 @@
-"""Fashion-MNIST into the store, as Parquet in the Hugging Face image layout."""
+"""Import Fashion-MNIST into the store, as Parquet in Hugging Face's image layout."""
 
 import hashlib
 import shutil
@@ -39,11 +39,11 @@ _VERSION = hashlib.sha256("".join(FASHION_MNIST_SHA256.values()).encode()).hexdi
 
 @step("prepare dataset")
 def prepare_dataset() -> DatasetRecord:
-    """Return the store's Fashion-MNIST, bringing it there first where it is not.
+    """Return the record of Fashion-MNIST in the store, and import it first if it is missing.
 
     Raises:
-        InvalidDataset: a source file is missing, truncated, or not Fashion-MNIST's.
-        RequestError: no source was found.
+        InvalidDataset: a source file is missing, truncated, or not from Fashion-MNIST.
+        RequestError: no source to import from was found.
     """
     settings = load_settings()
     store = open_store(settings.store)
@@ -55,7 +55,12 @@ def prepare_dataset() -> DatasetRecord:
 
 
 def import_dataset(store: ObjectStore, settings: Settings) -> DatasetRecord:
-    """Find the source files, verify them, and write them to the store as Parquet."""
+    """Find the source files, verify their checksums, and write them to the store as Parquet.
+
+    Raises:
+        InvalidDataset: a source file is missing, truncated, or not from Fashion-MNIST.
+        RequestError: no source to import from was found.
+    """
     with source_files(settings) as (folder, source):
         files = read_fashion_mnist(folder)
     splits = {
@@ -64,6 +69,76 @@ def import_dataset(store: ObjectStore, settings: Settings) -> DatasetRecord:
     record = DatasetRecord(name=NAME, version=_VERSION, source=source, splits=splits, provenance=Provenance.now())
     write_dataset(store, record)
     return record
+
+
+def load_test_image(store: ObjectStore, dataset: DatasetRecord, number: int) -> tuple[NDArray[np.uint8], str]:
+    """Load one test image.
+
+    Args:
+        store: the store with the dataset.
+        dataset: record of the dataset.
+        number: number of the image, from 0.
+
+    Returns:
+        The image, uint8 `[28, 28]`, and the name of its class.
+
+    Raises:
+        RequestError: the split has no image with this number, or its files are incomplete.
+    """
+    split = dataset.splits["test"]
+    if number >= split.images:
+        raise RequestError(f"Test image {number} doesn't exist. Test images are numbered 0 to {split.images - 1}.")
+    for key in split.parts:
+        filesystem, path = store.arrow(key)
+        with pq.ParquetFile(path, filesystem=filesystem) as part:
+            if number < part.metadata.num_rows:
+                found = from_table([part.read(["image", "label"]).slice(number, 1)], store.uri(key))
+                return found.images[0], CLASS_NAMES[found.labels[0]]
+            number -= part.metadata.num_rows
+    raise RequestError(
+        f"{store.uri(dataset_folder(dataset.name))} is incomplete: its files hold fewer images than dataset.json "
+        "lists. Restore the files, or import the dataset again."
+    )
+
+
+def split_uris(dataset: DatasetRecord, split: str) -> list[str]:
+    """Return the URIs of a split's Parquet files, for use as inputs of a classification."""
+    store = open_store(load_settings().store)
+    return [store.uri(key) for key in dataset.splits[split].parts]
+
+
+def check_source(settings: Settings) -> None:
+    """Verify the source files on this machine, unless the dataset is already in the store.
+
+    Raises:
+        InvalidDataset: a file is missing, truncated, or not from Fashion-MNIST. The message names it.
+        RequestError: `FMNIST_DATASET_DIR` isn't a folder.
+    """
+    if read_dataset(open_store(settings.store), NAME) is not None:
+        return
+    if (folder := _local_folder(settings)) is not None:
+        read_fashion_mnist(folder)
+
+
+@contextmanager
+def source_files(settings: Settings) -> Iterator[tuple[Path, str]]:
+    """Provide a folder with the four IDX files until the block ends.
+
+    Yields:
+        The folder, and a description of where the files come from.
+
+    Raises:
+        RequestError: no source to import from was found.
+    """
+    folder = _local_folder(settings)
+    if folder is not None:
+        yield folder, str(folder)
+        return
+    with tempfile.TemporaryDirectory(prefix="fashion-mnist-") as scratch:
+        if unpacked := _unpack_debian_package(Path(scratch)):
+            yield unpacked, f"Debian package {DEBIAN_PACKAGE}"
+        else:
+            yield _download(Path(scratch)), "torchvision.datasets.FashionMNIST"
 
 
 def _write_split(store: ObjectStore, split: str, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> DatasetSplit:
@@ -77,78 +152,24 @@ def _write_split(store: ObjectStore, split: str, images: NDArray[np.uint8], labe
             pq.write_table(table, stream, row_group_size=2500)
         return key
 
-    with ThreadPoolExecutor(4) as threads:  # compressing, which most of it is, leaves Python's lock alone
+    with ThreadPoolExecutor(4) as threads:  # most of the time goes into compression, which releases the GIL
         return DatasetSplit(parts=list(threads.map(write, range(count))), images=len(labels))
-
-
-def load_test_image(store: ObjectStore, dataset: DatasetRecord, number: int) -> tuple[NDArray[np.uint8], str]:
-    """One test image, uint8 `[28, 28]`, and the name of its class.
-
-    Raises:
-        RequestError: there is no test image of that number.
-    """
-    split = dataset.splits["test"]
-    if number >= split.images:
-        raise RequestError(f"There is no test image {number}: they are numbered from 0 to {split.images - 1}.")
-    for key in split.parts:
-        filesystem, path = store.arrow(key)
-        with pq.ParquetFile(path, filesystem=filesystem) as part:
-            if number < part.metadata.num_rows:
-                found = from_table([part.read(["image", "label"]).slice(number, 1)], store.uri(key))
-                return found.images[0], CLASS_NAMES[found.labels[0]]
-            number -= part.metadata.num_rows
-    raise RequestError(
-        f"{store.uri(dataset_folder(dataset.name))} is incomplete: its files hold fewer images than listed."
-    )
-
-
-def split_uris(dataset: DatasetRecord, split: str) -> list[str]:
-    """URIs of a split's Parquet files, as input for classification."""
-    store = open_store(load_settings().store)
-    return [store.uri(key) for key in dataset.splits[split].parts]
-
-
-def check_source(settings: Settings) -> None:
-    """Verify the source files of a data set that is yet to be imported, where they are on this machine.
-
-    Raises:
-        InvalidDataset: a file is missing, truncated, or not Fashion-MNIST's; the message names it.
-        RequestError: `FMNIST_DATASET_DIR` names no folder.
-    """
-    if read_dataset(open_store(settings.store), NAME) is not None:
-        return
-    if (folder := _local_folder(settings)) is not None:
-        read_fashion_mnist(folder)
 
 
 def _local_folder(settings: Settings) -> Path | None:
     if settings.dataset_dir is not None:
         if not settings.dataset_dir.is_dir():
-            raise RequestError(f"FMNIST_DATASET_DIR: {settings.dataset_dir} is no folder.")
+            raise RequestError(f"FMNIST_DATASET_DIR: {settings.dataset_dir} is not a folder.")
         return settings.dataset_dir
     return DEBIAN_FOLDER if has_fashion_mnist(DEBIAN_FOLDER) else None
 
 
-@contextmanager
-def source_files(settings: Settings) -> Iterator[tuple[Path, str]]:
-    """A folder with the four IDX files for the length of the block, and where they come from.
-
-    Raises:
-        RequestError: no source was found.
-    """
-    folder = _local_folder(settings)
-    if folder is not None:
-        yield folder, str(folder)
-        return
-    with tempfile.TemporaryDirectory(prefix="fashion-mnist-") as scratch:
-        if unpacked := _unpack_debian_package(Path(scratch)):
-            yield unpacked, f"Debian package {DEBIAN_PACKAGE}"
-        else:
-            yield _download(Path(scratch)), "torchvision.datasets.FashionMNIST"
-
-
 def _unpack_debian_package(scratch: Path) -> Path | None:
-    """Fetch the package from the machine's own Debian mirror and unpack it, which needs no root."""
+    """Download the package from the machine's own Debian mirror and unpack it. This doesn't need root.
+
+    Returns:
+        The folder with the files, or None if the package is not available.
+    """
     apt, dpkg = shutil.which("apt-get"), shutil.which("dpkg-deb")
     if not apt or not dpkg:
         return None
@@ -172,7 +193,7 @@ def _download(scratch: Path) -> Path:
         reason = " ".join(str(error).split())
         raise RequestError(
             f"Fashion-MNIST is not on this machine and can't be downloaded ({reason}). Put its four IDX files into a "
-            f"folder and name that with FMNIST_DATASET_DIR, or install Debian's package {DEBIAN_PACKAGE}."
+            f"folder and set FMNIST_DATASET_DIR to it, or install the Debian package {DEBIAN_PACKAGE}."
         ) from None
     finally:
         socket.setdefaulttimeout(before)

@@ -1,4 +1,4 @@
-"""What can be known to be wrong before Ray and Prefect are started. The tasks check the same things again."""
+"""Check a request before Ray and Prefect start. The tasks check the same things again."""
 
 import os
 import tempfile
@@ -27,11 +27,11 @@ def check_training(
     """Refuse a training run that can't succeed.
 
     Raises:
-        RequestError: the store can't be written, no cluster listens, there are fewer CPUs than workers, the run to
-            resume has no checkpoint, or there is no such model to begin with.
-        CheckpointCorrupt: the checkpoint of the model to begin with is not the one that was written.
-        InvalidWeights: its weights are another network's.
-        InvalidDataset: a source file is missing, truncated, or not Fashion-MNIST's.
+        RequestError: the store isn't writable, no cluster listens at the address, there are fewer CPUs than workers,
+            the run to resume has no checkpoint, or the model to start from doesn't exist.
+        CheckpointCorrupt: the checkpoint of the model to start from is damaged.
+        InvalidWeights: the weights to start from don't fit the network.
+        InvalidDataset: a source file is missing, truncated, or not from Fashion-MNIST.
     """
     store = open_store(settings.store)
     store.check_writable()
@@ -53,10 +53,10 @@ def check_classification(
     """Refuse a classification run that can't succeed.
 
     Raises:
-        RequestError: the store can't be written, no cluster listens, the model or an input does not exist, or the table
-            holds images of this model that were read with other options.
-        CheckpointCorrupt: the model's checkpoint is not the one that was written.
-        InvalidWeights: the model's weights are another network's.
+        RequestError: the store isn't writable, no cluster listens at the address, the model or an input doesn't exist,
+            or the table holds predictions of this model that were made with other options.
+        CheckpointCorrupt: the model's checkpoint is damaged.
+        InvalidWeights: the model's weights don't fit the network.
     """
     store = open_store(settings.store)
     table_folder(table)
@@ -69,17 +69,11 @@ def check_classification(
         check_ray_address(settings.ray_address)
 
 
-def _check_model(store: ObjectStore, model: str) -> ModelVersion:
-    version = ModelRegistry(store).resolve(model)
-    check_weights(*read_weights(store, version))
-    return version
-
-
 def check_state_folder(settings: Settings) -> None:
-    """Make sure that what belongs to this machine alone can be written.
+    """Check that the folder for this machine's own state is writable.
 
     Raises:
-        RequestError: it can't.
+        RequestError: it isn't.
     """
     folder = settings.state_dir
     try:
@@ -88,8 +82,14 @@ def check_state_folder(settings: Settings) -> None:
             pass
     except OSError as error:
         raise RequestError(
-            f"FMNIST_STATE_DIR: {folder} can't be written: {error.strerror}. Make it writable, or name another folder."
+            f"FMNIST_STATE_DIR: {folder} can't be written: {error.strerror}. Make it writable, or set another folder."
         ) from None
+
+
+def _check_model(store: ObjectStore, model: str) -> ModelVersion:
+    version = ModelRegistry(store).resolve(model)
+    check_weights(*read_weights(store, version))
+    return version
 
 
 def _visible_gpus() -> int:

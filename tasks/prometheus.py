@@ -1,41 +1,47 @@
-"""What the workers export for Prometheus (docs/operations.md). Free of Prefect, for the workers import it.
+"""Define the Prometheus metrics that workers export. See docs/operations.md for how to read them.
 
-Of GPUs, memory and CPUs, Ray's agents export what there is to know.
+Ray's own agents export GPU, memory and CPU usage. Don't import Prefect here, because workers import this module.
 """
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from infra.cluster.prometheus import Counter, Gauge
 
+if TYPE_CHECKING:
+    from fmnist_model.training.loop import StepProgress
+
 IMAGES = Counter(
     "fmnist_images_total",
-    "Images of the shards that were done: predicted, or quarantined for a reason.",
+    "Images in finished shards, by outcome (predicted or quarantined) and reason.",
     ("outcome", "reason"),
 )
 SHARDS = Counter(
-    "fmnist_shards_total", "Shards: done, found done by another run, or failed with an error.", ("outcome", "error")
+    "fmnist_shards_total", "Shards: done, found already done, or failed with an error.", ("outcome", "error")
 )
-SHARDS_LEFT = Gauge("fmnist_shards_left", "Shards of the batch under way that are not done yet.", ("table",))
+SHARDS_LEFT = Gauge("fmnist_shards_left", "Unfinished shards of the batch in progress.", ("table",))
 STAGE_SECONDS = Counter(
     "fmnist_stage_seconds_total",
-    "Seconds that classifiers were at a stage: read, decode, forward, write. They go on at once.",
+    "Seconds spent in each stage of classification: read, decode, forward, write. Stages overlap.",
     ("stage",),
 )
-TRAINING_IMAGES = Counter("fmnist_training_images_total", "Images that were trained on, all workers together.")
-TRAINING_STEPS = Counter("fmnist_training_steps_total", "Steps of the optimizer.")
+TRAINING_IMAGES = Counter("fmnist_training_images_total", "Images trained on by all workers together.")
+TRAINING_STEPS = Counter("fmnist_training_steps_total", "Optimizer steps.")
 TRAINING_SECONDS = Counter(
-    "fmnist_training_seconds_total", "Seconds in the training loop, validation and waiting for checkpoints included."
+    "fmnist_training_seconds_total", "Seconds in the training loop, including validation and waiting for checkpoints."
 )
-TRAINING_LOSS = Gauge("fmnist_training_loss", "Loss on the training images of the epoch so far.")
-TRAINING_ACCURACY = Gauge("fmnist_training_validation_accuracy", "Share of the images held out that is recognized.")
-TRAINING_FAILURES = Counter("fmnist_training_failures_total", "Training runs that can't go on, by why.", ("error",))
-CHECKPOINTS = Counter("fmnist_checkpoints_total", "Checkpoints that were written.")
-CHECKPOINT_SECONDS = Counter("fmnist_checkpoint_seconds_total", "Seconds that it took to write them.")
+TRAINING_LOSS = Gauge("fmnist_training_loss", "Training loss in the current epoch so far.")
+TRAINING_ACCURACY = Gauge("fmnist_training_validation_accuracy", "Share of the validation images classified correctly.")
+TRAINING_FAILURES = Counter(
+    "fmnist_training_failures_total", "Training runs that failed for good, by error.", ("error",)
+)
+CHECKPOINTS = Counter("fmnist_checkpoints_total", "Checkpoints written.")
+CHECKPOINT_SECONDS = Counter("fmnist_checkpoint_seconds_total", "Seconds spent on writing checkpoints.")
 TRAINING_RESUMES = Counter(
-    "fmnist_training_resumes_total", "Trainings that went on from a checkpoint: after workers died, or when resumed."
+    "fmnist_training_resumes_total",
+    "Times that training continued from a checkpoint: after a worker died, or on resume.",
 )
 
 _REASONS = frozenset(
@@ -44,14 +50,14 @@ _REASONS = frozenset(
 
 
 def reason_kind(reason: str) -> str:
-    """What a reason of quarantine begins with, where it is one of those known; Prometheus keeps every one it sees."""
+    """Return the kind of a quarantine reason, or `other`. Prometheus keeps a time series for every value it sees."""
     kind = reason.partition(":")[0]
     return kind if kind in _REASONS else "other"
 
 
 @contextmanager
-def failures_counted() -> Iterator[None]:
-    """Count a shard that fails in the block."""
+def count_failures() -> Iterator[None]:
+    """Count a shard as failed if the block raises."""
     try:
         yield
     except Exception as error:
@@ -59,17 +65,21 @@ def failures_counted() -> Iterator[None]:
         raise
 
 
-class TrainingMetrics:
-    """Counts what rank 0 is told of a run's steps."""
+class StepCounter:
+    """Count the steps, images and seconds of a training run from the progress of rank 0.
+
+    Args:
+        steps_done: steps of the run that were done before it was resumed.
+    """
 
     def __init__(self, steps_done: int) -> None:
-        self._step, self._at = steps_done, time.perf_counter()
+        self._step, self._counted_at = steps_done, time.perf_counter()
 
-    def at(self, progress: Any) -> None:
-        """Count up to a step, as `TrainingRun.epochs` tells of it: twice a second at most."""
+    def count(self, progress: "StepProgress") -> None:
+        """Count all steps up to this one."""
         steps, now = progress.step - self._step, time.perf_counter()
         TRAINING_STEPS.add(steps)
         TRAINING_IMAGES.add(steps * progress.global_batch_size)
-        TRAINING_SECONDS.add(now - self._at)
+        TRAINING_SECONDS.add(now - self._counted_at)
         TRAINING_LOSS.set(progress.loss)
-        self._step, self._at = progress.step, now
+        self._step, self._counted_at = progress.step, now

@@ -1,19 +1,19 @@
-"""What each flow returns."""
+"""Define what each flow returns."""
 
 from dataclasses import dataclass, field
 
 from fmnist_model.evaluation.results import TestResult
 from infra.storage.datasets import DatasetRecord
 from infra.storage.prediction_table import BatchManifest
+from tasks.classification.compare import CheckedPredictions
 from tasks.classification.plan import PlannedWork
-from tasks.classification.summarize import CheckedPredictions
 from tasks.training.register import Registration
-from tasks.training.trained_run import TrainedRun
+from tasks.training.run import TrainedRun
 
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """A run of the training flow."""
+    """Result of the training flow."""
 
     dataset: DatasetRecord
     run: TrainedRun
@@ -21,43 +21,40 @@ class TrainingSummary:
     registration: Registration
 
     def in_words(self) -> str:
-        """What came of it, in a line."""
-        version, champion = self.registration.version.version, self.registration.champion
-        standing = "champion" if champion == version else f"version {champion} stays champion"
-        return f"Version {version} ({standing}): {self.result.accuracy:.2%} of the test images are right."
+        """Summarize the result in one line."""
+        version, standing = self.registration.version.version, self.registration.standing
+        return f"Version {version} ({standing}) classifies {self.result.accuracy:.2%} of the test images correctly."
 
 
 @dataclass(frozen=True)
 class ClassificationSummary:
-    """A run of the classification flow; without manifests where nothing was new."""
+    """Result of the classification flow."""
 
     table: str
     work: PlannedWork
     manifests: list[BatchManifest]
+    """The committed batches. Empty if there was nothing new."""
     reports: list[str] = field(default_factory=list)
-    """URIs of the batches' reports; one that could not be made is missing."""
+    """URIs of the batches' reports, without reports that could not be written."""
 
     def in_words(self) -> str:
-        """What came of it, in a line."""
+        """Summarize the result in one line."""
         model = f"model version {self.work.model.version}"
         if not self.manifests:
-            return (
-                f"Nothing new: table {self.table} holds all {self.work.already_done:,} images already, predicted by "
-                f"{model}."
-            )
+            return f"Nothing new: table {self.table} holds all {self.work.already_done:,} images, predicted by {model}."
         predicted = sum(manifest.predicted for manifest in self.manifests)
         quarantined = sum(manifest.quarantined for manifest in self.manifests)
-        return f"{predicted:,} images of {self.table} predicted by {model}, {quarantined:,} in quarantine."
+        return f"{predicted:,} images in table {self.table} predicted by {model}, {quarantined:,} in quarantine."
 
 
 @dataclass(frozen=True)
 class MainJobSummary:
-    """A run of the main job."""
+    """Result of the flow `train-and-classify`."""
 
     training: TrainingSummary
     classification: ClassificationSummary
     checked: CheckedPredictions
 
     def in_words(self) -> str:
-        """What came of it, in a line."""
+        """Summarize the results in one line."""
         return f"{self.training.in_words()} {self.classification.in_words()}"

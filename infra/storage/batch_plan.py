@@ -9,8 +9,9 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +37,42 @@ PIECE_SCHEMA = pa.schema(
 """A piece of input a row: `rows` images of the file `uri`, from `first_row` on. `fingerprint` tells the file's versions
 apart, `kind` what it is, `offset` where reading begins, `size` how many bytes are read; `label` is that of an image
 file."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A row of `PIECE_SCHEMA`: one image file, or consecutive images of a container.
+
+    For containers and single files. Code that handles many loose files works on the columns instead.
+    """
+
+    uri: str
+    """URI of the file."""
+    fingerprint: str
+    """Version of the file when it was planned."""
+    kind: str
+    """`image`, a kind of container, or `unreadable`."""
+    first_row: int
+    """Number of the first image in the file, from 0."""
+    rows: int
+    """Number of images."""
+    offset: int
+    """Byte at which reading starts."""
+    size: int
+    """Bytes to read."""
+    label: int | None = None
+    """True class of an image file, if known."""
+
+    @classmethod
+    def from_arrow(cls, rows: pa.Table | pa.RecordBatch) -> list[Self]:
+        """Convert rows that have at least the columns of `PIECE_SCHEMA`."""
+        return [cls(**row) for row in rows.select(PIECE_SCHEMA.names).to_pylist()]
+
+    @staticmethod
+    def to_arrow(pieces: "Iterable[Piece]") -> pa.RecordBatch:
+        """Convert pieces to rows of `PIECE_SCHEMA`."""
+        return pa.RecordBatch.from_pylist([vars(piece) for piece in pieces], schema=PIECE_SCHEMA)
+
 
 PLAN_SCHEMA = PIECE_SCHEMA.insert(0, pa.field("shard", pa.int32(), nullable=False))
 """The same with the number of its shard, from 0 without gaps."""

@@ -1,1 +1,1 @@
-"""The steps of a classification."""
+"""Classify images: one module per step of the classification flow, and what its actors run."""

@@ -1,6 +1,6 @@
-"""The actor that classifies shards.
+"""Classify shards in an actor process.
 
-A module of its own, which imports neither Prefect nor Ray: an actor's process would spend three seconds of CPU on that.
+This module imports neither Prefect nor Ray. Importing them would cost each actor three seconds of CPU at start-up.
 """
 
 import json
@@ -35,28 +35,21 @@ from infra.storage.prediction_table import (
 )
 from tasks.classification.options import ReadOptions
 from tasks.classification.read import ReadImages, read_shard
-from tasks.prometheus import (
-    IMAGES,
-    SHARDS,
-    STAGE_SECONDS,
-    failures_counted,
-    reason_kind,
-)
+from tasks.prometheus import IMAGES, SHARDS, STAGE_SECONDS, count_failures, reason_kind
 
 if TYPE_CHECKING:
     from fmnist_model.predictions import Predictions
-
 
 _log = logging.getLogger(__name__)
 
 
 def shard_name(plan: BatchPlan, shard: int) -> str:
-    """By which the progress board knows a shard."""
+    """Name a shard for the progress board."""
     return f"{plan.batch}/{shard}"
 
 
 class ShardClassifier:
-    """The actor: a model loaded once, then shard after shard; reading, classifying and writing go on at once."""
+    """Load a model once, then classify shards one by one. Reading, classifying and writing overlap."""
 
     def __init__(self, store_root: str, plan: BatchPlan, model: ModelVersion) -> None:
         with gc_paused():
@@ -84,18 +77,18 @@ class ShardClassifier:
         }
 
     def ready(self) -> None:
-        """Return once the model is loaded."""
+        """Return when the model is loaded. The actor pool calls this to wait for an actor."""
 
     def work(self, shard: int) -> ShardBooks:
-        """Classify a shard, unless another run did it meanwhile."""
-        with failures_counted():
+        """Classify a shard, unless another run has already done it."""
+        with count_failures():
             try:
                 return self._work(shard)
             finally:
-                self._logs.await_board()  # after its last shard, an actor is killed at once
+                self._logs.await_board()  # the pool kills an actor right after its last shard
 
     def _work(self, shard: int) -> ShardBooks:
-        began = time.perf_counter()
+        started = time.perf_counter()
         self._logs.where = f"shard {shard}"
         done = read_books(self._store, self._plan, shard)
         if done is not None:
@@ -106,72 +99,79 @@ class ShardClassifier:
         stages = Stages(STAGE_SECONDS)
         with (
             ahead(stages.each("read", read_shard(inputs, self._options)), 1) as batches,
-            ahead(map(partial(self._classified, stages), batches), 1) as classified,
+            ahead(map(partial(self._classify, stages), batches), 1) as classified,
         ):
-            books = self._write(shard, planned, classified, began, stages)
+            books = self._write(shard, planned, classified, started, stages)
         stages.export()
         SHARDS.add(1, outcome="done", error="")
-        _log.info("%s images classified, %.2f s.", f"{books.predicted:,}", books.seconds)
+        _log.info("%s images classified in %.2f s.", f"{books.predicted:,}", books.seconds)
         if books.quarantined:
             _log.warning("%s of %s images are in quarantine.", f"{books.quarantined:,}", f"{planned:,}")
         return books
 
-    def _classified(self, stages: Stages, batch: ReadImages) -> "_Classified":
+    def _classify(self, stages: Stages, batch: ReadImages) -> "_ClassifiedImages":
         with stages.of("decode"):
             decoded = decode_images(batch.encoded, invert=self._options.invert)
         rejected = {row: batch.reasons.get(row, reason) for row, reason in decoded.rejected}
         with stages.of("forward"):
             predictions = self._classifier.classify(decoded.pixels)
-        return _Classified(batch, pa.array(decoded.rows), predictions, rejected)
+        return _ClassifiedImages(batch, pa.array(decoded.rows), predictions, rejected)
 
     def _write(
-        self, shard: int, planned: int, classified: "Iterator[_Classified]", began: float, stages: Stages
+        self, shard: int, planned: int, classified: "Iterator[_ClassifiedImages]", started: float, stages: Stages
     ) -> ShardBooks:
+        """Write the shard's rows and its quarantine, each as a Parquet part."""
         from fmnist_model.predictions import prediction_batch, prediction_schema, quarantine_batch, quarantine_schema
 
         version = self._plan.model_version
         schema = prediction_schema().with_metadata(self._provenance)
-        # Closed in the opposite order: a shard counts as done when its part is there, so the quarantine must be before.
+        # The stack closes the quarantine first. The part with the rows has to appear last: it marks the shard as done.
         with ExitStack() as parts:
             rows = parts.enter_context(open_part(self._store, part_key(self._plan, shard), schema))
             errors: PartWriter | None = None
             progress = PartProgress(shard_name(self._plan, shard))
             reasons: Counter[str] = Counter()
-            for some in classified:
-                images, labels = some.batch.images, some.batch.labels
+            for batch in classified:
+                images, labels = batch.read.images, batch.read.labels
                 with stages.of("write"):
-                    if some.rejected:
+                    if batch.rejected:
                         if errors is None:
                             key = errors_key(self._plan, shard)
                             errors = parts.enter_context(open_part(self._store, key, quarantine_schema()))
-                        errors.write(quarantine_batch(images, some.rejected, labels))
-                        images, labels = images.take(some.rows), labels.take(some.rows)
-                        reasons.update(map(reason_kind, some.rejected.values()))
-                    rows.write(prediction_batch(images, some.predictions, labels, version))
+                        errors.write(quarantine_batch(images, batch.rejected, labels))
+                        images, labels = images.take(batch.rows), labels.take(batch.rows)
+                        reasons.update(map(reason_kind, batch.rejected.values()))
+                    rows.write(prediction_batch(images, batch.predictions, labels, version))
                 progress.at(rows.rows + (errors.rows if errors else 0))
-            if errors is None:  # an attempt that was killed may have found some
+            if errors is None:  # an attempt that was killed may have left a quarantine
                 self._store.delete(errors_key(self._plan, shard))
             books = ShardBooks(
                 shard=shard,
                 planned=planned,
                 predicted=rows.rows,
                 quarantined=errors.rows if errors else 0,
-                seconds=time.perf_counter() - began,
+                seconds=time.perf_counter() - started,
             )
             rows.note(books)
             with stages.of("write"):
                 parts.close()
-        IMAGES.add(books.predicted, outcome="predicted", reason="")
-        for reason, count in reasons.items():
-            IMAGES.add(count, outcome="quarantined", reason=reason)
+        _count_images(books, reasons)
         return books
 
 
 @dataclass(frozen=True)
-class _Classified:
-    batch: ReadImages
+class _ClassifiedImages:
+    read: ReadImages
+    """The batch before decoding, n images."""
     rows: pa.Array
-    """Of the batch, that were classified."""
+    """Rows of the batch that were classified, `[m]`."""
     predictions: "Predictions"
+    """Predictions for these rows, `[m]`."""
     rejected: dict[int, str]
-    """By row of the batch: why it was not."""
+    """Reason by row, for each image that was not classified."""
+
+
+def _count_images(books: ShardBooks, reasons: Counter[str]) -> None:
+    IMAGES.add(books.predicted, outcome="predicted", reason="")
+    for reason, count in reasons.items():
+        IMAGES.add(count, outcome="quarantined", reason=reason)

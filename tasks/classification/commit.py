@@ -1,4 +1,4 @@
-"""Check the books of a batch and commit it; and whether too much of it is in quarantine."""
+"""Commit batches whose books balance, and fail the run if too many images are quarantined."""
 
 from typing import Any
 
@@ -14,15 +14,15 @@ from tasks.step import step
 
 
 class TooManyErrors(JobStopped):
-    """A larger share of a batch's images was quarantined than is allowed."""
+    """A larger share of a batch's images is quarantined than allowed."""
 
 
 @step("commit batch")
 def commit_batches(work: PlannedWork, batches: list[ClassifiedBatch]) -> list[BatchManifest]:
-    """Commit each batch whose books balance.
+    """Check the books of each batch and commit it.
 
     Raises:
-        BooksDontBalance: an image is neither predicted nor quarantined, or is both.
+        BooksDontBalance: an image is missing from the books, or counted twice.
     """
     store = open_store(load_settings().store)
     model = work.model.model_dump(mode="json")
@@ -44,11 +44,14 @@ def commit_batches(work: PlannedWork, batches: list[ClassifiedBatch]) -> list[Ba
 
 @step("check error share")
 def check_error_share(manifests: list[BatchManifest], max_error_share: float) -> None:
-    """Fail the run where a batch that was committed has too much in quarantine.
+    """Fail the run if a committed batch has too many images in quarantine. The batch stays committed.
+
+    Args:
+        manifests: the committed batches.
+        max_error_share: largest allowed share of quarantined images, 0 to 1.
 
     Raises:
-        TooManyErrors: more than `max_error_share` of a batch's images were quarantined; its books are written all the
-            same, and say which.
+        TooManyErrors: a batch is over the limit. The message says where its quarantine is.
     """
     store = open_store(load_settings().store)
     over = [manifest for manifest in manifests if manifest.quarantined > max_error_share * manifest.planned]
@@ -72,5 +75,5 @@ def _too_many_errors(store: ObjectStore, manifest: BatchManifest, max_error_shar
     return (
         f"Batch {manifest.batch} of {manifest.table}: {manifest.quarantined:,} of {manifest.planned:,} images "
         f"could not be classified, more than the {max_error_share:.1%} allowed. Their URIs and reasons are in "
-        f"{store.uri(manifest.error_parts[0])}" + (" and beside it." if len(manifest.error_parts) > 1 else ".")
+        f"{store.uri(manifest.error_parts[0])}" + (" and next to it." if len(manifest.error_parts) > 1 else ".")
     )

@@ -1,9 +1,9 @@
-"""The images of a batch of which the network is least sure, with their pixels read once more."""
+"""Find the images of a batch with the lowest confidence, and read their pixels again for the report."""
 
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import duckdb
@@ -18,7 +18,7 @@ from fmnist_model.formats.interface import ContainerPiece
 from fmnist_model.images.decode import decode_images
 from fmnist_model.reports.batch import ShownImage
 from infra.errors import RequestError
-from infra.storage.batch_plan import PIECE_SCHEMA, ShardInputs, find_plan
+from infra.storage.batch_plan import Piece, ShardInputs, find_plan
 from infra.storage.input_files import InputUnreadable
 from infra.storage.object_store import ObjectStore
 from infra.storage.prediction_table import BatchManifest
@@ -27,10 +27,10 @@ from tasks.classification.options import ReadOptions
 from tasks.classification.read import ReadImages, check_version, container_batches, read_shard
 
 GALLERY_IMAGES = 20
-_MOST_BYTES = 2**30
-"""Read for a gallery, at most: an image in a container may lie behind much else."""
-_NEAR_BYTES = 8 * 2**20
-"""Between two row groups that are read in one go, at most."""
+_MAX_BYTES = 2**30
+"""Maximum bytes to read for a gallery. An image in a container can lie behind a lot of other data."""
+_MAX_GAP_BYTES = 8 * 2**20
+"""Largest gap between two row groups that is read along instead of sending another request."""
 _UNREADABLE = (InputUnreadable, InvalidDataset, RequestError, OSError, pa.ArrowException)
 _FRAGMENT = re.compile(r"#(?:row|member)=")
 
@@ -38,18 +38,18 @@ _FRAGMENT = re.compile(r"#(?:row|member)=")
 def least_confident(
     store: ObjectStore, manifest: BatchManifest, rows: Any, count: int = GALLERY_IMAGES
 ) -> list[ShownImage]:
-    """The images of a committed batch with the lowest confidence, the lowest first.
+    """Return the images of a committed batch with the lowest confidence, the lowest first.
 
-    An image that is gone, was changed since or can't be read has no pixels, and says why.
+    An image that is gone, has changed or can't be read has no pixels and gives the reason instead.
 
     Args:
-        store: where the batch is.
-        manifest: the batch's.
-        rows: its rows, as `open_rows` opens them.
-        count: of images, at most.
+        store: the store with the batch.
+        manifest: manifest of the batch.
+        rows: rows of the batch, from `open_rows`.
+        count: maximum number of images.
     """
     least = _least_confident_rows(rows, count)
-    found = _Pixels(store, manifest).of(least)
+    found = _PixelReader(store, manifest).read(least)
     return [
         ShownImage(
             uri=row["image"],
@@ -63,12 +63,12 @@ def least_confident(
 
 
 def _least_confident_rows(rows: Any, count: int) -> list[dict[str, Any]]:
-    """Rows with `image`, `confidence`, `probabilities`, `label` and `shard`; memory does not grow with the batch."""
+    """Return rows with `image`, `confidence`, `probabilities`, `label` and `shard`, in memory bounded by `count`."""
     from pyarrow import dataset
 
     with duckdb.connect() as connection:
         connection.register("rows", rows)
-        # The limit first, from one narrow column: the wide ones are then read where row groups have any below it.
+        # Find the limit in one narrow column first, so that the wide ones are read only from row groups below it.
         [(limit,)] = connection.execute(
             "SELECT max(confidence) FROM (SELECT confidence FROM rows ORDER BY confidence LIMIT ?)", [count]
         ).fetchall()
@@ -77,51 +77,64 @@ def _least_confident_rows(rows: Any, count: int) -> list[dict[str, Any]]:
     columns = ["image", "confidence", "probabilities", "label", "__filename"]
     within = dataset.field("confidence") <= pa.scalar(limit, pa.float32())
     least: list[pa.RecordBatch] = []
-    # Ahead are read few, or what is held would be more than what is looked for by far.
+    # With the default readahead, the buffered batches would need far more memory than the rows that are kept.
     for batch in rows.scanner(columns=columns, filter=within, batch_readahead=2, fragment_readahead=1).to_batches():
         held = pa.Table.from_batches([*least, batch])
         held = held.sort_by([("confidence", "ascending"), ("image", "ascending")])
         least = held.slice(0, count).combine_chunks().to_batches()
-    return [row | {"shard": _shard(row["__filename"])} for found in least for row in found.to_pylist()]
+    return [row | {"shard": _shard_of(row["__filename"])} for found in least for row in found.to_pylist()]
 
 
-def _shard(part: str) -> int:
+def _shard_of(part: str) -> int:
     found = re.search(r"part-(\d+)\.parquet$", part)
     return int(found[1]) if found else -1
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """What became of an image that was to be read once more."""
+class _Pixels:
+    """Result of reading an image again."""
 
     pixels: NDArray[np.uint8] | None = None
+    """`[28, 28]`, 0 black to 255 white."""
     missing: str = "it is not in the batch's plan"
+    """Reason for missing pixels."""
 
 
-class _Pixels:
-    """Reads images of a batch again, by its plan and with its options."""
+@dataclass(frozen=True)
+class _WantedImages:
+    """Images to read from one file."""
+
+    piece: Piece
+    """A piece of the file."""
+    images: list[str]
+    """URIs of the images."""
+
+
+class _PixelReader:
+    """Read images of a batch again, with the batch's own plan and options."""
 
     def __init__(self, store: ObjectStore, manifest: BatchManifest) -> None:
         self._store, self._manifest = store, manifest
         self._options = ReadOptions.from_record(manifest.options)
-        self._bytes_left = _MOST_BYTES
+        self._bytes_left = _MAX_BYTES
 
-    def of(self, rows: list[dict[str, Any]]) -> dict[str, _Seen]:
-        """The pixels of these rows' images, or why there are none, by URI."""
-        found = {row["image"]: _Seen() for row in rows}
-        for piece, images in self._pieces(rows):
+    def read(self, rows: list[dict[str, Any]]) -> dict[str, _Pixels]:
+        """Return the pixels of the rows' images by URI, or the reason why they are missing."""
+        found = {row["image"]: _Pixels() for row in rows}
+        for wanted in self._wanted(rows):
+            piece = wanted.piece
             try:
-                if piece["kind"] == "image":
-                    self._read(piece, {piece["uri"]}, read_shard(_table(piece), self._options), found)
+                if piece.kind == "image":
+                    self._read(piece, {piece.uri}, read_shard(_table(piece), self._options), found)
                 else:
-                    self._read_container(piece, images, found)
+                    self._read_container(wanted, found)
             except _UNREADABLE as error:
-                missing = (image for image in images if found[image].pixels is None)
-                found |= dict.fromkeys(missing, _Seen(missing=str(error)))
+                missing = (image for image in wanted.images if found[image].pixels is None)
+                found |= dict.fromkeys(missing, _Pixels(missing=str(error)))
         return found
 
-    def _pieces(self, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], list[str]]]:
-        """The pieces of the plan that may hold the images of rows; one of a container, whose images have numbers."""
+    def _wanted(self, rows: list[dict[str, Any]]) -> Iterator[_WantedImages]:
+        """Find the pieces of the plan that may hold the images, one piece for each container with numbered images."""
         plan = find_plan(self._store, self._manifest.table, self._manifest.batch)
         if plan is None or not rows:
             return
@@ -129,118 +142,125 @@ class _Pixels:
         by_shard = defaultdict(list)
         for row in rows:
             by_shard[row["shard"]].append(row["image"])
-        numbered: dict[str, tuple[dict[str, Any], list[str]]] = {}
+        numbered: dict[str, _WantedImages] = {}
         for shard, images in by_shard.items():
-            files = pa.array({file for image in images for file in _files(image)}, pa.string())
-            shard_inputs = inputs.of(shard).select(PIECE_SCHEMA.names)
-            for piece in shard_inputs.filter(pc.is_in(shard_inputs.column("uri"), files)).to_pylist():
+            files = pa.array({file for image in images for file in _possible_files(image)}, pa.string())
+            shard_inputs = inputs.of(shard)
+            for piece in Piece.from_arrow(shard_inputs.filter(pc.is_in(shard_inputs.column("uri"), files))):
                 held = [image for image in images if _may_hold(piece, image)]
                 if held and all(_row_of(piece, image) is not None for image in held):
-                    numbered.setdefault(piece["uri"], (piece, []))[1].extend(held)
+                    numbered.setdefault(piece.uri, _WantedImages(piece, [])).images.extend(held)
                 elif held:
-                    yield piece, held
+                    yield _WantedImages(piece, held)
         yield from numbered.values()
 
-    def _read_container(self, piece: dict[str, Any], images: list[str], found: dict[str, _Seen]) -> None:
-        """Read images of a container, which is opened once: on S3, that alone is two requests."""
+    def _read_container(self, wanted: _WantedImages, found: dict[str, _Pixels]) -> None:
+        """Read images of a container. Open it only once, because opening a file on S3 takes two requests."""
+        piece = wanted.piece
         check_version(piece)
-        with open_container(piece["uri"], piece["kind"], to_read=True) as opened:
-            for narrow, wanted in _narrowed(piece, images, opened[0], self._options, found):
-                if wanted:
-                    self._read(narrow, wanted, container_batches(opened, narrow, self._options), found)
+        with open_container(piece.uri, piece.kind, download=True) as opened:
+            for narrow, images in _narrow(wanted, opened[0], self._options, found):
+                if images:
+                    self._read(narrow, images, container_batches(opened, narrow, self._options), found)
 
-    def _read(
-        self, piece: dict[str, Any], wanted: set[str], batches: Iterator[ReadImages], found: dict[str, _Seen]
-    ) -> None:
-        """Read a piece until all that is wanted of it was found."""
-        if piece["size"] > self._bytes_left:
-            found |= dict.fromkeys(wanted, _Seen(missing=f"{piece['size']:,} bytes would have to be read for it"))
+    def _read(self, piece: Piece, wanted: set[str], batches: Iterator[ReadImages], found: dict[str, _Pixels]) -> None:
+        """Read a piece until all wanted images are found."""
+        if piece.size > self._bytes_left:
+            found |= dict.fromkeys(wanted, _Pixels(missing=f"reading it takes {piece.size:,} bytes, which is too much"))
             return
-        self._bytes_left -= piece["size"]
-        missing, reason = set(wanted), "it is not in its file any more"
+        self._bytes_left -= piece.size
+        missing, reason = set(wanted), "its file does not contain it any more"
         for batch in batches:
-            for image, seen in _seen(batch, missing, self._options):
-                found[image] = seen
+            for image, pixels in _decode_wanted(batch, missing, self._options):
+                found[image] = pixels
                 missing.discard(image)
             if not missing:
                 return
             reason = next(iter(batch.reasons.values()), reason)
-        found |= dict.fromkeys(missing, _Seen(missing=reason))
+        found |= dict.fromkeys(missing, _Pixels(missing=reason))
 
 
-def _table(piece: dict[str, Any]) -> pa.Table:
-    return pa.Table.from_pylist([piece], schema=PIECE_SCHEMA)
+def _table(piece: Piece) -> pa.Table:
+    return pa.Table.from_batches([Piece.to_arrow([piece])])
 
 
-def _files(image: str) -> Iterator[str]:
-    """The files that an image's URI may be in; a file's own name may look like a place in a container."""
+def _possible_files(image: str) -> Iterator[str]:
+    """Return the files that may hold an image. A file's own name can look like a fragment for a container."""
     yield image
     yield from (image[: fragment.start()] for fragment in _FRAGMENT.finditer(image))
 
 
-def _may_hold(piece: dict[str, Any], image: str) -> bool:
-    uri = piece["uri"]
-    if piece["kind"] == "image":
-        return bool(image == uri)
+def _may_hold(piece: Piece, image: str) -> bool:
+    if piece.kind == "image":
+        return image == piece.uri
     row = _row_of(piece, image)
     if row is None:
-        return piece["kind"] == "tar" and image.startswith(f"{uri}#member=")
-    return bool(piece["first_row"] <= row < piece["first_row"] + piece["rows"])
+        return piece.kind == "tar" and image.startswith(f"{piece.uri}#member=")
+    return piece.first_row <= row < piece.first_row + piece.rows
 
 
-def _row_of(piece: dict[str, Any], image: str) -> int | None:
-    """The number of an image in its container, where its URI tells it."""
-    found = re.fullmatch(r"#row=(\d+)", image.removeprefix(piece["uri"]))
+def _row_of(piece: Piece, image: str) -> int | None:
+    """Return the number of an image in its container, or None if its URI has no number."""
+    found = re.fullmatch(r"#row=(\d+)", image.removeprefix(piece.uri))
     return int(found[1]) if found else None
 
 
-def _narrowed(
-    piece: dict[str, Any], images: list[str], file: Any, options: ReadOptions, found: dict[str, _Seen]
-) -> Iterator[tuple[dict[str, Any], set[str]]]:
-    """Cut a piece down to what has to be read for some of its images; for those of a tar, that is all of it."""
-    numbers = {row: image for image in images if (row := _row_of(piece, image)) is not None}
+def _narrow(
+    wanted: _WantedImages, file: Any, options: ReadOptions, found: dict[str, _Pixels]
+) -> Iterator[tuple[Piece, set[str]]]:
+    """Cut a piece down to the rows that hold the wanted images. A tar has to be read as a whole."""
+    piece = wanted.piece
+    numbers = {row: image for image in wanted.images if (row := _row_of(piece, image)) is not None}
     if not numbers:
-        yield piece, {image for image in images if found[image].pixels is None}
+        yield piece, {image for image in wanted.images if found[image].pixels is None}
         return
     rows = sorted(numbers)
-    if piece["kind"] == "idx":
-        yield piece | {"first_row": rows[0], "rows": rows[-1] - rows[0] + 1}, set(images)
+    if piece.kind == "idx":
+        yield replace(piece, first_row=rows[0], rows=rows[-1] - rows[0] + 1), set(wanted.images)
         return
-    for read in _reads(_row_groups(piece, file, options), rows):
-        held = [row for row in rows if read[0].first_row <= row < read[-1].first_row + read[-1].rows]
-        span = {"first_row": held[0], "rows": held[-1] - held[0] + 1}
-        size = sum(group.size for group in read)
-        yield piece | span | {"offset": read[0].offset, "size": size}, {numbers[row] for row in held}
+    for groups in _join_near(_row_groups(piece, file, options), rows):
+        held = [row for row in rows if groups[0].first_row <= row < groups[-1].first_row + groups[-1].rows]
+        narrow = replace(
+            piece,
+            first_row=held[0],
+            rows=held[-1] - held[0] + 1,
+            offset=groups[0].offset,
+            size=sum(group.size for group in groups),
+        )
+        yield narrow, {numbers[row] for row in held}
 
 
-def _reads(groups: list[ContainerPiece], rows: list[int]) -> list[list[ContainerPiece]]:
-    """Row groups with wanted rows, and with what is between two of them where that is little: a read costs requests."""
-    reads: list[list[ContainerPiece]] = []
-    between: list[ContainerPiece] = []
+def _join_near(groups: list[ContainerPiece], rows: list[int]) -> list[list[ContainerPiece]]:
+    """Select the row groups with wanted rows, and group those to read together.
+
+    Row groups without wanted rows are included if they fill a small gap, because each read costs requests.
+    """
+    joined: list[list[ContainerPiece]] = []
+    gap: list[ContainerPiece] = []
     for group in groups:
         if not any(group.first_row <= row < group.first_row + group.rows for row in rows):
-            between.append(group)
+            gap.append(group)
             continue
-        if reads and sum(other.size for other in between) <= _NEAR_BYTES:
-            reads[-1] += [*between, group]
+        if joined and sum(other.size for other in gap) <= _MAX_GAP_BYTES:
+            joined[-1] += [*gap, group]
         else:
-            reads.append([group])
-        between = []
-    return reads
+            joined.append([group])
+        gap = []
+    return joined
 
 
-def _row_groups(piece: dict[str, Any], file: Any, options: ReadOptions) -> list[ContainerPiece]:
-    """The smallest pieces of a Parquet file: none reaches over two row groups."""
+def _row_groups(piece: Piece, file: Any, options: ReadOptions) -> list[ContainerPiece]:
+    """Cut a Parquet file into the smallest possible pieces: one row group or less."""
     columns = {"image_column": options.image_column, "label_column": options.label_column}
-    return list(pieces(piece["kind"], file, piece["uri"], target_rows=1, target_bytes=1, **columns))
+    return list(pieces("parquet", file, piece.uri, target_rows=1, target_bytes=1, **columns))
 
 
-def _seen(batch: ReadImages, wanted: set[str], options: ReadOptions) -> Iterator[tuple[str, _Seen]]:
+def _decode_wanted(batch: ReadImages, wanted: set[str], options: ReadOptions) -> Iterator[tuple[str, _Pixels]]:
     rows = [row for row, image in enumerate(batch.images.to_pylist()) if image in wanted]
     if not rows:
         return
     decoded = decode_images(batch.encoded.take(pa.array(rows, pa.int64())), invert=options.invert)
     for position, reason in decoded.rejected:
-        yield batch.images[rows[position]].as_py(), _Seen(missing=batch.reasons.get(rows[position], reason))
+        yield batch.images[rows[position]].as_py(), _Pixels(missing=batch.reasons.get(rows[position], reason))
     for slot, position in enumerate(decoded.rows.tolist()):
-        yield batch.images[rows[position]].as_py(), _Seen(decoded.pixels[slot])
+        yield batch.images[rows[position]].as_py(), _Pixels(decoded.pixels[slot])

@@ -1,10 +1,10 @@
-"""The inputs of a classification: what a location names, as files by kind; and files as pieces to be read."""
+"""List the inputs of a classification as files, and cut the files into pieces that are read together."""
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +16,7 @@ from fmnist_model.formats.interface import ContainerPiece
 from fmnist_model.formats.uri_list import is_list_name, is_uri_list, read_list, resolve
 from fmnist_model.images.decode import is_image_name
 from infra.errors import RequestError
-from infra.storage.batch_plan import PIECE_SCHEMA
+from infra.storage.batch_plan import PIECE_SCHEMA, Piece
 from infra.storage.input_files import (
     NOT_THERE,
     InputFile,
@@ -30,82 +30,139 @@ from infra.storage.input_files import (
 from infra.storage.staged_inputs import FILE_SCHEMA
 from tasks.classification.options import ReadOptions
 
-_ROWS = 16_384
+if TYPE_CHECKING:
+    from fmnist_model.formats import ContainerKind
+
+_BATCH_FILES = 16_384
 """Files in a record batch."""
 _THREADS = 16
-"""That look at files at once: most of the time is spent waiting where they are far away."""
-_PIECE_ROWS, _PIECE_BYTES = 20_000, 256 * 2**20
-"""A container is cut into pieces of about so many images, or bytes where images are large."""
-_FETCHED_WHOLE = 8 * 2**20
-"""Bytes of a container on S3, at most: each request takes about as long as it takes to send them."""
+"""Files inspected at the same time. For remote files, most of the time is spent waiting."""
+_PIECE_IMAGES, _PIECE_BYTES = 20_000, 256 * 2**20
+"""Approximate size of a piece of a container: whichever is reached first."""
+_DOWNLOAD_BYTES = 8 * 2**20
+"""Largest container on S3 to download as a whole. A request takes about as long as transferring this many bytes."""
 
 
 def list_files(locations: Iterable[str], options: ReadOptions) -> Iterator[pa.RecordBatch]:
-    """The files that hold images, by `FILE_SCHEMA`, as they are listed.
+    """List the files that hold images, in the order in which the store returns them.
+
+    Args:
+        locations: paths or URIs of files, folders, globs or lists of images.
+        options: options for reading the images.
+
+    Yields:
+        Batches of rows of `FILE_SCHEMA`.
 
     Raises:
-        InputNotFound: a location names nothing, or nothing that holds images.
+        InputNotFound: a location doesn't exist, or holds no images.
         InvalidDataset: a list of images can't be read.
     """
     for location in locations:
         found = False
-        for batch in _in_batches(_files(location, options)):
+        for batch in _to_batches(_files(location, options)):
             found = True
             yield batch
         if not found:
             raise InputNotFound(
-                f"{location} holds no images: neither image files nor containers (Parquet, tar, IDX). A list of images "
-                "is to be named itself, and ends in .txt, .csv, .tsv or .parquet."
+                f"{location} holds no images: neither image files nor containers (Parquet, tar, IDX). To classify the "
+                "images in a list, give the path of the list itself (.txt, .csv, .tsv or .parquet)."
             )
 
 
 def pieces_of(files: Iterable[pa.RecordBatch], options: ReadOptions) -> Iterator[pa.RecordBatch]:
-    """Cut files into pieces, in their order.
+    """Cut files into pieces, in the order of the files.
 
-    A container that can't be read is one piece of one image, which is then quarantined by its own URI.
+    An unreadable container becomes one piece with one image. That image is later quarantined under the container's URI.
 
     Args:
-        files: by `FILE_SCHEMA`.
-        options: how they are to be read.
+        files: rows of `FILE_SCHEMA`.
+        options: options for reading the images.
 
-    Returns:
-        Pieces by `PIECE_SCHEMA`.
+    Yields:
+        Batches of rows of `PIECE_SCHEMA`.
     """
     with ThreadPoolExecutor(_THREADS) as threads:
         for batch in files:
             kinds = batch.column("kind").to_pylist()
             containers = [row for row, kind in enumerate(kinds) if kind != "image"]
-            cut = threads.map(lambda row, batch=batch: _cut(batch.slice(row, 1).to_pylist()[0], options), containers)
+            cut = threads.map(lambda row, batch=batch: _cut_container(_listed_file(batch, row), options), containers)
             position = 0
             for row, found in zip(containers, cut, strict=True):
-                yield from _images(batch.slice(position, row - position))
+                yield from _image_pieces(batch.slice(position, row - position))
                 yield found
                 position = row + 1
-            yield from _images(batch.slice(position))
+            yield from _image_pieces(batch.slice(position))
 
 
 def check_inputs(locations: Iterable[str], options: ReadOptions) -> None:
-    """Make sure that every location names something to classify, before anything is started.
+    """Check that every location holds images, before Ray and Prefect start.
 
     Raises:
-        InputNotFound: one does not.
-        InvalidDataset, RequestError: the first container of one can't be read.
+        InputNotFound: a location doesn't exist, or holds no images.
+        InvalidDataset: the first container of a location is damaged.
+        RequestError: the first container of a location can't be opened.
     """
     for location in locations:
-        first = next(list_files([location], options)).slice(0, 1).to_pylist()[0]
-        if first["kind"] != "image":
+        first = _listed_file(next(list_files([location], options)), 0)
+        if first.kind != "image":
             try:
-                next(_container_pieces(first["uri"], first["kind"], options), None)
+                next(_container_pieces(first, options), None)
             except InputUnreadable as reason:
-                raise RequestError(f"{first['uri']} can't be read: {reason}.") from None
+                raise RequestError(f"{first.uri} can't be read: {reason}.") from None
 
 
-def _files(location: str, options: ReadOptions) -> Iterator[tuple[str, str, str, int, int | None]]:
+@contextmanager
+def open_container(uri: str, kind: str, *, download: bool = False) -> Iterator[tuple[Any, Any | None]]:
+    """Open a container, and the file with its labels if it has one.
+
+    Args:
+        uri: URI of the container.
+        kind: kind of container.
+        download: whether to download a small container from S3 in one request. Use it to read images, not to read the
+            footer alone.
+
+    Yields:
+        The container and its labels, as random-access `pyarrow.NativeFile`. The second is None without a label file.
+
+    Raises:
+        InputUnreadable: the file is gone, or reading it isn't permitted.
+        RequestError: the store doesn't answer.
+    """
+    with ExitStack() as opened:
+        labels = _label_file(uri) if kind == "idx" else None
+        file = opened.enter_context(open_input(uri, fetch=_DOWNLOAD_BYTES if download else 0))
+        yield file, opened.enter_context(open_input(labels)) if labels else None
+
+
+class _ListedFile(NamedTuple):
+    """A row of `FILE_SCHEMA`."""
+
+    uri: str
+    fingerprint: str
+    kind: str
+    size: int
+    label: int | None = None
+
+
+def _listed_file(files: pa.RecordBatch, row: int) -> _ListedFile:
+    return _ListedFile(**files.slice(row, 1).to_pylist()[0])
+
+
+def _to_batches(files: Iterator[_ListedFile]) -> Iterator[pa.RecordBatch]:
+    while rows := list(islice(files, _BATCH_FILES)):
+        columns = zip(*rows, strict=True)
+        yield pa.record_batch(
+            [pa.array(column, field.type) for column, field in zip(columns, FILE_SCHEMA, strict=True)],
+            schema=FILE_SCHEMA,
+        )
+
+
+def _files(location: str, options: ReadOptions) -> Iterator[_ListedFile]:
     for file in list_input_files(location):
         if _is_list(file, location):
-            yield from _listed(file, options)
+            yield from _files_in_list(file, options)
         elif (kind := _kind(file.uri)) is not None:
-            yield file.uri, file.fingerprint, kind, file.size, None
+            yield _ListedFile(file.uri, file.fingerprint, kind, file.size)
 
 
 def _kind(uri: str) -> str | None:
@@ -120,22 +177,23 @@ def _is_list(file: InputFile, location: str) -> bool:
     filesystem, path = filesystem_of(file.uri)
     try:
         return is_uri_list(pq.read_schema(path, filesystem=filesystem))
-    except (pa.ArrowException, OSError, UnicodeDecodeError):  # told by who reads it
+    except (pa.ArrowException, OSError, UnicodeDecodeError):  # the container's reader reports the error
         return False
 
 
-def _listed(file: InputFile, options: ReadOptions) -> Iterator[tuple[str, str, str, int, int | None]]:
+def _files_in_list(file: InputFile, options: ReadOptions) -> Iterator[_ListedFile]:
     filesystem, path = filesystem_of(file.uri)
     label_column = options.label_column if file.uri.lower().endswith((".csv", ".tsv", ".parquet")) else None
     with filesystem.open_input_file(path) as opened, ThreadPoolExecutor(_THREADS) as threads:
         for entries in read_list(opened, path.rpartition("/")[2], file.uri, label_column=label_column):
-            uris = [_uri(location, file.uri) for location in entries.locations]
+            uris = [_absolute_uri(location, file.uri) for location in entries.locations]
             for uri, label, found in zip(uris, entries.labels, threads.map(_stat, uris), strict=True):
                 kind = (_kind(uri) or "image") if found else "image"
-                yield uri, found.fingerprint if found else NOT_THERE, kind, found.size if found else 0, label
+                fingerprint, size = (found.fingerprint, found.size) if found else (NOT_THERE, 0)
+                yield _ListedFile(uri, fingerprint, kind, size, label)
 
 
-def _uri(location: str, list_uri: str) -> str:
+def _absolute_uri(location: str, list_uri: str) -> str:
     resolved = resolve(location, list_uri)
     return f"file://{resolved}" if resolved.startswith("/") else resolved
 
@@ -143,43 +201,36 @@ def _uri(location: str, list_uri: str) -> str:
 def _stat(uri: str) -> InputFile | None:
     try:
         return stat_input(uri)
-    except InputUnreadable:  # one line of a list is no reason to refuse the others; it is told when it is to be read
+    except InputUnreadable:  # reading the image reports the reason, and the rest of the list is still classified
         return None
 
 
-def _in_batches(files: Iterator[tuple[str, str, str, int, int | None]]) -> Iterator[pa.RecordBatch]:
-    while rows := list(islice(files, _ROWS)):
-        columns = zip(*rows, strict=True)
-        yield pa.record_batch(
-            [pa.array(column, field.type) for column, field in zip(columns, FILE_SCHEMA, strict=True)],
-            schema=FILE_SCHEMA,
-        )
-
-
-def _images(files: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+def _image_pieces(files: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     if len(files):
         zeros, ones = pa.repeat(pa.scalar(0, pa.int64()), len(files)), pa.repeat(pa.scalar(1, pa.int64()), len(files))
         uri, fingerprint, kind, size, label = files.columns
         yield pa.record_batch([uri, fingerprint, kind, zeros, ones, zeros, size, label], schema=PIECE_SCHEMA)
 
 
-def _cut(file: dict[str, Any], options: ReadOptions) -> pa.RecordBatch:
-    kind = file["kind"]
+def _cut_container(file: _ListedFile, options: ReadOptions) -> pa.RecordBatch:
+    kind = file.kind
     try:
-        found = list(_container_pieces(file["uri"], kind, options))
+        found = list(_container_pieces(file, options))
     except (InputUnreadable, InvalidDataset):
         kind, found = "unreadable", [ContainerPiece(0, 1, 0, 0)]
-    common = {"uri": file["uri"], "fingerprint": file["fingerprint"], "kind": kind, "label": None}
-    return pa.RecordBatch.from_pylist([common | piece.__dict__ for piece in found], schema=PIECE_SCHEMA)
+    return Piece.to_arrow(
+        Piece(file.uri, file.fingerprint, kind, piece.first_row, piece.rows, piece.offset, piece.size)
+        for piece in found
+    )
 
 
-def _container_pieces(uri: str, kind: Any, options: ReadOptions) -> Iterator[ContainerPiece]:
-    with open_container(uri, kind) as (file, labels):
+def _container_pieces(file: _ListedFile, options: ReadOptions) -> Iterator[ContainerPiece]:
+    with open_container(file.uri, file.kind) as (opened, labels):
         yield from pieces(
-            kind,
-            file,
-            uri,
-            target_rows=_PIECE_ROWS,
+            cast("ContainerKind", file.kind),
+            opened,
+            file.uri,
+            target_rows=_PIECE_IMAGES,
             target_bytes=_PIECE_BYTES,
             image_column=options.image_column,
             label_column=options.label_column,
@@ -187,31 +238,12 @@ def _container_pieces(uri: str, kind: Any, options: ReadOptions) -> Iterator[Con
         )
 
 
-@contextmanager
-def open_container(uri: str, kind: str, *, to_read: bool = False) -> Iterator[tuple[Any, Any | None]]:
-    """Open a container, and the file with its labels where it has one beside it.
-
-    Args:
-        uri: its URI.
-        kind: its kind.
-        to_read: more than its footer; a small one on S3 is then fetched in one request instead of several.
-
-    Raises:
-        InputUnreadable: it is gone, or may not be read.
-        RequestError: the store does not answer.
-    """
-    with ExitStack() as opened:
-        labels = _labels_beside(uri) if kind == "idx" else None
-        file = opened.enter_context(open_input(uri, fetch=_FETCHED_WHOLE if to_read else 0))
-        yield file, opened.enter_context(open_input(labels)) if labels else None
-
-
-def _labels_beside(uri: str) -> str | None:
+def _label_file(uri: str) -> str | None:
     folder, _, name = uri.rpartition("/")
     labels = label_file_name(name)
     if labels is None:
         return None
-    # Either of the two files may be gzipped.
+    # One of the two files may be gzipped, and the other not.
     other = labels.removesuffix(".gz") if labels.endswith(".gz") else f"{labels}.gz"
     found = (f"{folder}/{candidate}" for candidate in (labels, other))
     return next((candidate for candidate in found if stat_input(candidate)), None)

@@ -1,4 +1,4 @@
-"""Plan a batch: list the inputs, drop what is planned already, cut the rest into shards."""
+"""Plan a batch: list the inputs, drop what is already planned, and cut the rest into shards."""
 
 import tempfile
 from collections.abc import Iterator
@@ -34,33 +34,39 @@ from tasks.step import step
 
 @dataclass(frozen=True)
 class PlannedWork:
-    """What a run of `classify` is to do."""
+    """The batches that a run of `classify` has to finish."""
 
     plans: list[BatchPlan]
-    """Batches to finish: those that an earlier run left, then one with what is new. Empty where nothing is."""
+    """Batches left unfinished by earlier runs, then a batch of new images. Empty if there is nothing to do."""
     model: ModelVersion
     already_done: int
-    """Images among the inputs that committed batches of this table and model hold."""
+    """Number of images among the inputs that committed batches of this table and model already contain."""
 
 
 @step("resolve model")
 def resolve_model(reference: str) -> ModelVersion:
-    """Find the model version that a number or an alias names.
+    """Find the model version for a version number or an alias.
 
     Raises:
-        ModelNotFound: there is none.
+        ModelNotFound: no version matches.
     """
     return ModelRegistry(open_store(load_settings().store)).resolve(reference)
 
 
 @step("plan batch")
 def plan_batch(inputs: list[str], table: str, model: ModelVersion, options: ReadOptions) -> PlannedWork:
-    """Write the plan of a batch with the inputs that this table and model don't hold yet.
+    """Plan a batch of the images that the table doesn't hold yet for this model.
 
-    A batch of this model that was begun and not committed is finished first, so its images count as planned.
+    Unfinished batches of the same model are completed first, so their images count as planned.
+
+    Args:
+        inputs: paths or URIs of files, folders, globs or lists of images.
+        table: name of the prediction table.
+        model: the model version to classify with.
+        options: options for reading the images.
 
     Raises:
-        InputNotFound: an input names nothing, or nothing that holds images.
+        InputNotFound: an input doesn't exist, or holds no images.
         RequestError: the table has batches of this model whose images were read with other options.
     """
     settings = load_settings()
@@ -74,7 +80,7 @@ def plan_batch(inputs: list[str], table: str, model: ModelVersion, options: Read
 def plan_inputs(
     store: ObjectStore, inputs: list[str], *, table: str, model: ModelVersion, options: ReadOptions, scratch: Path
 ) -> PlannedWork:
-    """What `plan_batch` does, with a folder for what does not fit into memory."""
+    """Do the work of `plan_batch`, keeping in `scratch` what doesn't fit into memory."""
     check_options(read_batch_log(store, table), str(model.version), options)
     staged = StagedInputs(scratch)
     staged.stage(list_files(inputs, options))
@@ -82,18 +88,18 @@ def plan_inputs(
 
 
 def check_options(log: BatchLog, model_version: str, options: ReadOptions) -> None:
-    """Make sure that a table's images are all read in one way for a model.
+    """Check that the table's images were all read with the same options for this model.
 
     Raises:
-        RequestError: they were read in another way before.
+        RequestError: an earlier batch used other options. The message names them.
     """
     for entry in log.of_model(model_version):
         before = ReadOptions().to_record() | entry.options
         differing = [f"{name} {before[name]}" for name, value in options.to_record().items() if before[name] != value]
         if differing:
             raise RequestError(
-                f"Table {log.table} holds predictions of model version {model_version} made with "
-                f"{', '.join(differing)}. Ask for the same, or name another table."
+                f"Table {log.table} already holds predictions of model version {model_version} made with "
+                f"{', '.join(differing)}. Use the same options, or another table."
             )
 
 
@@ -124,14 +130,14 @@ def _plan_staged(
             inputs=cut_into_shards(_read(pieces), shard_work(work)),
             scratch=scratch,
         )
-        # After the plan: a batch that is in the log can be finished by anyone.
+        # The plan has to exist first: any run may pick up a batch as soon as it is in the log.
         append_batch(store, log, LoggedBatch(batch=plan.batch, model_version=version, options=plan.options))
         plans.append(plan)
     return PlannedWork(plans=plans, model=model, already_done=staged.images_done(finished))
 
 
 def _log_with_commits(store: ObjectStore, table: str, model_version: str) -> BatchLog:
-    """The log, with the batches marked whose committer was killed before he could do that."""
+    """Read the log, and mark batches as committed if a run was killed between committing and marking them."""
     log = read_batch_log(store, table)
     unmarked = [entry.batch for entry in log.of_model(model_version) if not entry.committed]
     committed = {batch for batch in unmarked if store.stat(manifest_key(table, batch)) is not None}
@@ -145,8 +151,8 @@ def _plan_of(store: ObjectStore, table: str, entry: LoggedBatch) -> BatchPlan:
     plan = find_plan(store, table, entry.batch)
     if plan is None:
         raise JobStopped(
-            f"{store.root} has lost the plan of batch {entry.batch} of table {table}, which is not finished. Restore "
-            "the object, or classify into another table."
+            f"The plan of batch {entry.batch} of table {table} is missing from {store.root}, and the batch is not "
+            "finished. Restore the object, or classify into another table."
         )
     return plan
 

@@ -1,10 +1,10 @@
-"""Read a shard's images: loose files many at once, containers as streams. What can't be read is told, and not fatal."""
+"""Read a shard's images: loose files many at a time, containers as streams. Report unreadable images with a reason."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -14,84 +14,134 @@ from fmnist_model.errors import InvalidDataset, describe_unexpected
 from fmnist_model.formats import container_kind, pieces, read
 from fmnist_model.formats.interface import ContainerPiece, row_fragments
 from infra.errors import RequestError
+from infra.storage.batch_plan import Piece
 from infra.storage.input_files import InputUnreadable, read_input, stat_input
 from tasks.classification.inputs import open_container
 from tasks.classification.options import ReadOptions
 
+if TYPE_CHECKING:
+    from fmnist_model.formats import ContainerKind
+
 BATCH_IMAGES = 4096
-"""Read, decoded and classified at a time."""
+"""Maximum images in a batch, which is read, decoded and classified as a whole."""
 _BATCH_BYTES = 64 * 2**20
-_LARGEST_FILE = 256 * 2**20
-"""Bytes; a larger file is no picture of 64 megapixels, which is the most that is decoded."""
+"""Maximum bytes of encoded files in a batch."""
+_MAX_FILE_BYTES = 256 * 2**20
+"""Maximum size of an image file. The decoder's limit is 64 megapixels, and no such picture is larger."""
 _READS_IN_FLIGHT = 16
-_FILES_A_READ = 32
-"""Handed to a thread at a time, where files are near: a hand-over costs as much as reading one."""
+_LOCAL_FILES_PER_READ = 32
+"""Local files that a thread reads in one call: handing work to a thread costs as much as reading a file."""
 
 _STORE_FAILURES = (RequestError, OSError)
-"""Failures of a store or machine, which may be temporary: the shard fails and is retried."""
+"""Failures of the store or the machine. They may be temporary, so the shard fails and is retried."""
 
 
 @dataclass(frozen=True)
 class ReadImages:
-    """Images as they were read."""
+    """A batch of images as they were read, before decoding."""
 
     images: pa.StringArray
-    """Their URIs."""
+    """URIs, `[n]`."""
     encoded: pa.Array
-    """As `decode_images` takes them, null where there is nothing to decode."""
+    """Input for `decode_images`, `[n]`, null for an image that could not be read."""
     labels: pa.Int8Array
-    """Null where unknown."""
+    """True classes, `[n]`, null if unknown."""
     reasons: dict[int, str] = field(default_factory=dict)
-    """By row: why an image could not be read."""
+    """Reason by row, for each image that could not be read."""
 
 
 def read_shard(inputs: pa.Table, options: ReadOptions) -> Iterator[ReadImages]:
-    """Read a shard's images in the order of its plan, exactly as many as were planned.
+    """Read a shard's images in plan order, exactly as many as were planned.
 
     Args:
-        inputs: by `PLAN_SCHEMA`.
-        options: with which they were planned.
+        inputs: rows of `PLAN_SCHEMA`.
+        options: the options with which the rows were planned.
+
+    Yields:
+        Batches of at most `BATCH_IMAGES` images.
 
     Raises:
-        RequestError: the store does not answer.
+        RequestError: the store doesn't answer.
     """
     with ThreadPoolExecutor(_READS_IN_FLIGHT) as threads:
-        for kind, pieces in _runs(inputs):
+        for kind, run in _runs_of_one_kind(inputs):
             if kind == "image":
-                for some in _small_enough(pieces):
-                    yield _read_files(some, threads)
+                for files in _in_batches(run):
+                    yield _read_files(files, threads)
             else:
-                for piece in pieces.to_pylist():
+                for piece in Piece.from_arrow(run):
                     yield from _read_container(piece, options)
 
 
-def _runs(inputs: pa.Table) -> Iterator[tuple[str, pa.Table]]:
-    """Consecutive pieces of one kind."""
+def container_batches(opened: tuple[Any, Any], piece: Piece, options: ReadOptions) -> Iterator[ReadImages]:
+    """Read one piece of a container.
+
+    Args:
+        opened: the container and its labels, from `open_container`.
+        piece: the part to read.
+        options: options for reading the images.
+
+    Raises:
+        InvalidDataset: the container is damaged.
+    """
+    file, labels = opened
+    for batch in read(
+        cast("ContainerKind", piece.kind),
+        file,
+        piece.uri,
+        ContainerPiece(piece.first_row, piece.rows, piece.offset, piece.size),
+        batch_rows=BATCH_IMAGES,
+        image_column=options.image_column,
+        label_column=options.label_column,
+        labels=labels,
+    ):
+        images = pc.binary_join_element_wise(pa.scalar(piece.uri), batch.fragments, "")
+        yield ReadImages(images, batch.encoded, batch.labels)
+
+
+def check_version(piece: Piece) -> None:
+    """Check that a file hasn't changed since it was planned.
+
+    Raises:
+        InputUnreadable: the file is gone, or it changed.
+    """
+    found = stat_input(piece.uri)
+    if found is None:
+        raise InputUnreadable("vanished: the file does not exist any more")
+    if found.fingerprint != piece.fingerprint:
+        raise InputUnreadable(_CHANGED)
+
+
+_CHANGED = "changed: the file changed after it was planned, and the next run classifies it"
+
+
+def _runs_of_one_kind(inputs: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    """Group consecutive pieces of the same kind."""
     kinds = inputs.column("kind").combine_chunks()
     changes = 1 + np.flatnonzero(np.asarray(pc.not_equal(kinds[1:], kinds[:-1])))
     bounds = [0, *changes.tolist(), len(inputs)]
-    for begin, end in pairwise(bounds):
-        yield kinds[begin].as_py(), inputs.slice(begin, end - begin)
+    for start, end in pairwise(bounds):
+        yield kinds[start].as_py(), inputs.slice(start, end - start)
 
 
-def _small_enough(files: pa.Table) -> Iterator[pa.Table]:
+def _in_batches(files: pa.Table) -> Iterator[pa.Table]:
     """Cut loose files into batches that fit into memory."""
-    sizes = np.minimum(files.column("size").to_numpy(), _LARGEST_FILE)
-    begin = 0
-    while begin < len(files):
-        held = np.cumsum(sizes[begin : begin + BATCH_IMAGES])
-        count = max(1, int(np.searchsorted(held, _BATCH_BYTES, side="right")))
-        yield files.slice(begin, count)
-        begin += count
+    sizes = np.minimum(files.column("size").to_numpy(), _MAX_FILE_BYTES)
+    start = 0
+    while start < len(files):
+        total = np.cumsum(sizes[start : start + BATCH_IMAGES])
+        count = max(1, int(np.searchsorted(total, _BATCH_BYTES, side="right")))
+        yield files.slice(start, count)
+        start += count
 
 
 def _read_files(files: pa.Table, threads: ThreadPoolExecutor) -> ReadImages:
     uris, fingerprints = files.column("uri").to_pylist(), files.column("fingerprint").to_pylist()
-    a_read = 1 if uris[0].startswith("s3://") else _FILES_A_READ
-    chunks = [slice(first, first + a_read) for first in range(0, len(uris), a_read)]
+    per_read = 1 if uris[0].startswith("s3://") else _LOCAL_FILES_PER_READ
+    chunks = [slice(first, first + per_read) for first in range(0, len(uris), per_read)]
     contents: list[bytes | None] = []
     reasons: dict[int, str] = {}
-    for chunk in threads.map(lambda chosen: _read_some(uris[chosen], fingerprints[chosen]), chunks):
+    for chunk in threads.map(lambda chosen: _read_chunk(uris[chosen], fingerprints[chosen]), chunks):
         for content in chunk:
             if isinstance(content, str):
                 reasons[len(contents)] = content
@@ -100,12 +150,12 @@ def _read_files(files: pa.Table, threads: ThreadPoolExecutor) -> ReadImages:
     return ReadImages(files.column("uri").combine_chunks(), pa.array(contents, pa.binary()), labels, reasons)
 
 
-def _read_some(uris: list[str], fingerprints: list[str]) -> list[bytes | str]:
-    """The bytes of each file, or why they can't be had."""
+def _read_chunk(uris: list[str], fingerprints: list[str]) -> list[bytes | str]:
+    """Return the bytes of each file, or the reason why it can't be read."""
     found: list[bytes | str] = []
     for uri, fingerprint in zip(uris, fingerprints, strict=True):
         try:
-            found.append(read_input(uri, fingerprint, _LARGEST_FILE))
+            found.append(read_input(uri, fingerprint, _MAX_FILE_BYTES))
         except InputUnreadable as reason:
             found.append(str(reason))
         except _STORE_FAILURES:
@@ -115,29 +165,23 @@ def _read_some(uris: list[str], fingerprints: list[str]) -> list[bytes | str]:
     return found
 
 
-def _read_container(piece: dict[str, Any], options: ReadOptions) -> Iterator[ReadImages]:
-    """A piece of a container; what of it can't be read is told row by row."""
-    uri, rows = piece["uri"], 0
+def _read_container(piece: Piece, options: ReadOptions) -> Iterator[ReadImages]:
+    """Read a piece of a container, and give a reason for each image that can't be read."""
+    done = 0
     try:
-        if piece["kind"] == "unreadable":
-            raise InputUnreadable(_why_unreadable(uri, options))
+        if piece.kind == "unreadable":
+            raise InputUnreadable(_why_unreadable(piece.uri, options))
         check_version(piece)
-        with open_container(uri, piece["kind"], to_read=True) as opened:
+        with open_container(piece.uri, piece.kind, download=True) as opened:
             for batch in container_batches(opened, piece, options):
-                if len(batch.images) > piece["rows"] - rows:
+                if len(batch.images) > piece.rows - done:
                     raise InputUnreadable(_CHANGED)
                 yield batch
-                rows += len(batch.images)
+                done += len(batch.images)
     except _STORE_FAILURES:
         raise
     except Exception as error:  # noqa: BLE001 (one file must not stop the others)
-        reason = _reason(error, uri)
-        if piece["kind"] == "unreadable":  # of which it is not known what it holds
-            yield _unreadable(pa.array([uri], pa.string()), reason)
-            return
-        for first in range(rows, piece["rows"], BATCH_IMAGES):
-            fragments = row_fragments(piece["first_row"] + first, min(BATCH_IMAGES, piece["rows"] - first))
-            yield _unreadable(pc.binary_join_element_wise(pa.scalar(uri), fragments, ""), reason)
+        yield from _unreadable_rest(piece, done, _reason(error, piece.uri))
 
 
 def _reason(error: Exception, uri: str) -> str:
@@ -149,27 +193,14 @@ def _reason(error: Exception, uri: str) -> str:
     return describe_unexpected(error)
 
 
-def container_batches(opened: tuple[Any, Any], piece: dict[str, Any], options: ReadOptions) -> Iterator[ReadImages]:
-    """Read a piece of a container that `open_container` opened.
-
-    Raises:
-        InvalidDataset: it is damaged.
-    """
-    file, labels = opened
-    uri = piece["uri"]
-    wanted = ContainerPiece(piece["first_row"], piece["rows"], piece["offset"], piece["size"])
-    for batch in read(
-        piece["kind"],
-        file,
-        uri,
-        wanted,
-        batch_rows=BATCH_IMAGES,
-        image_column=options.image_column,
-        label_column=options.label_column,
-        labels=labels,
-    ):
-        images = pc.binary_join_element_wise(pa.scalar(uri), batch.fragments, "")
-        yield ReadImages(images, batch.encoded, batch.labels)
+def _unreadable_rest(piece: Piece, done: int, reason: str) -> Iterator[ReadImages]:
+    """Give the same reason for all images of a piece after the first `done`."""
+    if piece.kind == "unreadable":  # how many images it holds is unknown, so it counts as one
+        yield _unreadable(pa.array([piece.uri], pa.string()), reason)
+        return
+    for first in range(done, piece.rows, BATCH_IMAGES):
+        fragments = row_fragments(piece.first_row + first, min(BATCH_IMAGES, piece.rows - first))
+        yield _unreadable(pc.binary_join_element_wise(pa.scalar(piece.uri), fragments, ""), reason)
 
 
 def _unreadable(images: pa.StringArray, reason: str) -> ReadImages:
@@ -178,23 +209,8 @@ def _unreadable(images: pa.StringArray, reason: str) -> ReadImages:
     return ReadImages(images, pa.nulls(count, pa.binary()), pa.nulls(count, pa.int8()), reasons)
 
 
-_CHANGED = "changed: it is not the file that was planned; the next run classifies it"
-
-
-def check_version(piece: dict[str, Any]) -> None:
-    """Make sure that a file is the one that was planned.
-
-    Raises:
-        InputUnreadable: it is gone, or was changed since.
-    """
-    found = stat_input(piece["uri"])
-    if found is None:
-        raise InputUnreadable("vanished: there is no such file")
-    if found.fingerprint != piece["fingerprint"]:
-        raise InputUnreadable(_CHANGED)
-
-
 def _why_unreadable(uri: str, options: ReadOptions) -> str:
+    """Find out why a container can't be read by trying to cut it into pieces again."""
     kind = container_kind(uri)
     try:
         if kind is not None:
@@ -206,4 +222,4 @@ def _why_unreadable(uri: str, options: ReadOptions) -> str:
         return f"unreadable: {error}"
     except InputUnreadable as reason:
         return str(reason)
-    return "changed: it could not be read when the batch was planned"
+    return "changed: the file could not be read when it was planned, and the next run classifies it"

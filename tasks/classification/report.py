@@ -1,6 +1,5 @@
-"""Report on the batches of a classification: a page beside the rows, and an artifact beside the run."""
+"""Write the report of each batch: an HTML page next to the rows, and an artifact on the flow run's page."""
 
-from itertools import takewhile
 from typing import Any
 
 import duckdb
@@ -17,41 +16,40 @@ from fmnist_model.reports.batch import (
 )
 from infra.orchestration.events import CLASS_MIX_MOVED, announce
 from infra.settings import load_settings
-from infra.storage.batch_log import read_batch_log
 from infra.storage.object_store import ObjectStore, open_store
-from infra.storage.prediction_table import BatchManifest, batch_folder, manifest_key, open_rows, read_manifest
+from infra.storage.prediction_table import BatchManifest, batch_folder, manifest_key, open_rows
 from tasks.artifacts import run_log, show_markdown
 from tasks.classification.gallery import least_confident
-from tasks.classification.summarize import ClassMixShift, class_counts, summarize_rows
+from tasks.classification.summarize import ClassMixShift, class_counts, previous_batch, summarize_rows
 from tasks.step import step
 
-_MOST_REASONS = 10
-"""Told one by one; the others together."""
+_MAX_REASONS = 10
+"""Reasons listed one by one. The report sums up the rest in one line."""
 _ADDRESS, _NUMBER = r"(file|s3)://\S+", r"\b(\d[\d,]*|[0-9a-f]{2}( [0-9a-f]{2}){2,})\b"
-"""What differs from image to image in a reason; a number may be some bytes in hexadecimal digits."""
+"""Patterns for the parts of a reason that differ between images. A number may be bytes in hexadecimal."""
 
 
 @step("write batch reports")
 def write_batch_reports(manifests: list[BatchManifest]) -> list[str]:
-    """Write, or write anew, `predictions/<table>/batch=<id>/_report/index.html`, and show what matters most of it.
+    """Write `predictions/<table>/batch=<id>/_report/index.html` for each batch, and show a summary as an artifact.
 
-    A report that can't be made is no reason to fail: its batch is committed. The run's log says why.
+    An error in a report doesn't fail the run, because the batch is committed already. It is logged instead.
 
     Returns:
-        URIs of those that were written.
+        URIs of the reports that were written.
     """
     store = open_store(load_settings().store)
     written = []
     for manifest in manifests:
         try:
             written.append(_write(store, manifest))
-        except Exception as error:  # noqa: BLE001 (whatever it is, the batch is committed)
+        except Exception as error:  # noqa: BLE001 (the batch is committed, so no error in its report may fail the run)
             run_log().warning("Batch %s has no report: %s: %s", manifest.batch, type(error).__name__, error)
     return written
 
 
 def report_key(table: str, batch: str) -> str:
-    """Key of a batch's report; readers of the rows pass it over, as all that begins with `_`."""
+    """Return the key of a batch's report. Readers of the rows ignore it, because a folder starts with `_`."""
     return f"{batch_folder(table, batch)}/_report/index.html"
 
 
@@ -66,7 +64,7 @@ def _write(store: ObjectStore, manifest: BatchManifest) -> str:
     key = report_key(manifest.table, manifest.batch)
     with store.publish(key) as stream:
         stream.write(render_batch_page(batch).encode())
-    show_markdown("classification-report", render_batch_markdown(batch, store.uri(key)), _in_words(batch))
+    show_markdown("classification-report", render_batch_markdown(batch, store.uri(key)), _summary(batch))
     return store.uri(key)
 
 
@@ -100,7 +98,7 @@ def _gather(
 
 
 def _mix_before(store: ObjectStore, manifest: BatchManifest, counts: list[int]) -> MixBefore | None:
-    previous = _batch_before(store, manifest)
+    previous = previous_batch(store, manifest)
     if previous is None or not manifest.predicted:
         return None
     before = class_counts(summarize_rows(open_rows(store, [previous])))
@@ -108,18 +106,8 @@ def _mix_before(store: ObjectStore, manifest: BatchManifest, counts: list[int]) 
     return MixBefore(shift.before, before, shift.index, shift.verdict)
 
 
-def _batch_before(store: ObjectStore, manifest: BatchManifest) -> BatchManifest | None:
-    """The last committed batch of the same model before this one that has rows."""
-    batches = [entry.batch for entry in read_batch_log(store, manifest.table).of_model(manifest.model_version)]
-    for batch in reversed(list(takewhile(lambda batch: batch != manifest.batch, batches))):
-        found = read_manifest(store, manifest.table, batch)
-        if found is not None and found.predicted:
-            return found
-    return None
-
-
 def _reasons(store: ObjectStore, manifest: BatchManifest) -> list[QuarantineReason]:
-    """The most frequent reasons, without what differs from image to image in them."""
+    """Return the most frequent reasons, without the parts that differ between images."""
     if not manifest.error_parts:
         return []
     from pyarrow import dataset
@@ -135,8 +123,8 @@ def _reasons(store: ObjectStore, manifest: BatchManifest) -> list[QuarantineReas
             """,
             {"address": _ADDRESS, "number": _NUMBER},
         ).fetchall()
-    reasons = [QuarantineReason(*row) for row in found[:_MOST_REASONS]]
-    if others := found[_MOST_REASONS:]:
+    reasons = [QuarantineReason(*row) for row in found[:_MAX_REASONS]]
+    if others := found[_MAX_REASONS:]:
         reasons.append(QuarantineReason(f"{len(others)} other reasons", sum(images for _, images, _ in others), ""))
     return reasons
 
@@ -157,9 +145,9 @@ def _facts(store: ObjectStore, manifest: BatchManifest) -> dict[str, str]:
     }
 
 
-def _in_words(batch: ReportedBatch) -> str:
-    mix = f"; class mix {batch.before.verdict} since the batch before" if batch.before else ""
+def _summary(batch: ReportedBatch) -> str:
+    mix = f" Class mix compared with the previous batch: {batch.before.verdict}." if batch.before else ""
     return (
-        f"{batch.predicted:,} images predicted into {batch.table}, {batch.quarantined:,} quarantined{mix}. "
+        f"{batch.predicted:,} images predicted in table {batch.table}, {batch.quarantined:,} quarantined.{mix} "
         f"Batch {batch.batch}, {batch.model}."
     )

@@ -1,98 +1,78 @@
-"""What a run came to, from what lies in the store."""
+"""Summarize committed predictions, and compare the class mixes of batches."""
 
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import duckdb
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.evaluation.drift import MOVED_MUCH, MOVED_SOME, population_stability_index
-from infra.settings import load_settings
-from infra.storage.datasets import DatasetRecord
-from infra.storage.object_store import ObjectStore, open_store
-from infra.storage.prediction_table import BatchManifest, open_rows, read_rows
-from tasks.step import step
-
-
-@dataclass(frozen=True)
-class CheckedPredictions:
-    """Predictions held against the labels in the data set, joined by image."""
-
-    images: int
-    correct: int
-
-    @property
-    def accuracy(self) -> float:
-        """Share predicted rightly."""
-        return self.correct / self.images if self.images else float("nan")
-
-
-@step("compare predictions with labels")
-def compare_with_labels(manifests: list[BatchManifest], dataset: DatasetRecord, split: str) -> CheckedPredictions:
-    """Join the predictions with the labels in a split's own files, by image, and count those that agree."""
-    store = open_store(load_settings().store)
-    predictions = read_rows(store, manifests, ["image", "predicted_class"])
-    labels = _labels(store, dataset, split)
-    with duckdb.connect() as connection:
-        connection.register("predictions", predictions)
-        connection.register("labels", labels)
-        row = connection.execute(
-            "SELECT count(*), count(*) FILTER (predicted_class = label) FROM predictions JOIN labels USING (image)"
-        ).fetchone()
-    images, correct = row or (0, 0)
-    return CheckedPredictions(images, correct)
-
-
-def _labels(store: ObjectStore, dataset: DatasetRecord, split: str) -> pa.Table:
-    tables = []
-    for key in dataset.splits[split].parts:
-        filesystem, path = store.arrow(key)
-        labels = pq.read_table(path, filesystem=filesystem, columns=["label"]).column("label")
-        images = pa.array([f"{store.uri(key)}#row={number}" for number in range(len(labels))])
-        tables.append(pa.table({"image": images, "label": labels}))
-    return pa.concat_tables(tables)
+from infra.storage.batch_log import read_batch_log
+from infra.storage.object_store import ObjectStore
+from infra.storage.prediction_table import BatchManifest, open_rows, read_manifest
 
 
 @dataclass(frozen=True)
 class ClassMixShift:
-    """How the mix of predicted classes moved from one batch to the next of the same model."""
+    """Change of the class mix from one batch to the next batch of the same model."""
 
     before: str
+    """Id of the earlier batch."""
     after: str
-    """Ids of the batches."""
+    """Id of the later batch."""
     index: float
     """Population stability index."""
 
     @property
     def verdict(self) -> str:
-        """The customary word for it."""
+        """Usual reading of the index: `steady`, `moved some` or `moved much`."""
         if self.index >= MOVED_MUCH:
             return "moved much"
         return "moved some" if self.index >= MOVED_SOME else "steady"
 
 
 def class_mix_shift(store: ObjectStore, manifests: list[BatchManifest]) -> ClassMixShift | None:
-    """From the last batch but one of the newest model to the last; None where one of them is missing or empty."""
+    """Compare the class mixes of the newest model's last two batches with predictions.
+
+    Args:
+        store: the store with the batches.
+        manifests: committed batches of a table in the order in which they were planned, at least one.
+
+    Returns:
+        None if the newest model has fewer than two batches with predictions.
+    """
     newest = [m for m in manifests if m.model_version == manifests[-1].model_version and m.predicted]
-    if len(newest) < 2:
+    before = previous_batch(store, newest[-1]) if newest else None
+    if before is None:
         return None
-    before, after = newest[-2:]
-    counts = [class_counts(summarize_rows(open_rows(store, [manifest]))) for manifest in (before, after)]
-    return ClassMixShift(before.batch, after.batch, population_stability_index(*counts))
+    counts = [class_counts(summarize_rows(open_rows(store, [manifest]))) for manifest in (before, newest[-1])]
+    return ClassMixShift(before.batch, newest[-1].batch, population_stability_index(*counts))
+
+
+def previous_batch(store: ObjectStore, manifest: BatchManifest) -> BatchManifest | None:
+    """Find the last committed batch with predictions of the same model that was planned before this one."""
+    batches = [entry.batch for entry in read_batch_log(store, manifest.table).of_model(manifest.model_version)]
+    for batch in reversed(list(takewhile(lambda batch: batch != manifest.batch, batches))):
+        found = read_manifest(store, manifest.table, batch)
+        if found is not None and found.predicted:
+            return found
+    return None
 
 
 def class_counts(summary: dict[str, Any]) -> list[int]:
-    """Images by predicted class, in class order, of what `summarize_rows` returns."""
+    """Return the number of images by predicted class, in class order, from a result of `summarize_rows`."""
     return [summary["classes"].get(name, {"images": 0})["images"] for name in CLASS_NAMES]
 
 
 def summarize_rows(rows: Any) -> dict[str, Any]:
-    """Counts by class, mean confidence and, where labels exist, accuracy and confusion of prediction rows.
+    """Compute counts by class and mean confidence of predictions, and accuracy and confusion if they have labels.
 
     Args:
-        rows: a `pyarrow.Table` or `pyarrow.dataset.Dataset`; the latter is read as a stream.
+        rows: prediction rows, as a `pyarrow.Table` or as a `pyarrow.dataset.Dataset`, which is read as a stream.
+
+    Returns:
+        The summary in the form of `fmnist predictions show --json`.
     """
     with duckdb.connect() as connection:
         connection.register("rows", rows)

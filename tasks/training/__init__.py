@@ -1,1 +1,1 @@
-"""The steps of a training run."""
+"""Train a model: one module per step of the training flow, and what its workers run."""

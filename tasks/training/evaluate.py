@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint, as it lies in the store, on the test images, calibrated on the validation images."""
+"""Evaluate a checkpoint from the store on the test images, calibrated on the validation images."""
 
 from fmnist_model.dataset import hold_out
 from fmnist_model.evaluation.results import TestResult
@@ -8,15 +8,19 @@ from infra.storage.checkpoints import WEIGHTS, read_file, read_record
 from infra.storage.datasets import DatasetRecord
 from infra.storage.object_store import open_store
 from tasks.step import step
+from tasks.training.run import TrainedRun
 from tasks.training.splits import load_split
-from tasks.training.trained_run import TrainedRun
 
 
 @step("evaluate checkpoint")
 def evaluate_checkpoint(run: TrainedRun, dataset: DatasetRecord) -> TestResult:
-    """Read back the run's last checkpoint, verified, and classify the test images with it.
+    """Read the run's last checkpoint back, verify it, and classify the test images with it.
 
-    The temperature of its probabilities is fitted on the images that the run's recipe held out of training.
+    The temperature of its probabilities is fitted on the validation images of the run's recipe.
+
+    Raises:
+        CheckpointCorrupt: the checkpoint is damaged.
+        InvalidDataset: the dataset is damaged.
     """
     from fmnist_model.evaluation.evaluate import calibrate_and_evaluate
     from fmnist_model.network import best_device, load_weights

@@ -1,4 +1,4 @@
-"""A training run's metrics, an epoch and a step a row, and as event files for TensorBoard."""
+"""Write the metrics of a training run as Parquet, and as event files for TensorBoard."""
 
 import tempfile
 from collections.abc import Iterator
@@ -13,22 +13,22 @@ from infra.settings import load_settings
 from infra.storage.checkpoints import Checkpoint, CheckpointCorrupt, CheckpointNotFound, read_record
 from infra.storage.object_store import ObjectStore, open_store
 from tasks.step import step
-from tasks.training.trained_run import TrainedRun
+from tasks.training.run import TrainedRun
 
 
 @step("write metrics")
 def write_metrics(run: TrainedRun, *, tensorboard: bool) -> None:
-    """Gather what the checkpoints record, before most of them are removed.
+    """Collect the metrics in the run's checkpoints, before most checkpoints are removed.
 
-    runs/<run id>/metrics.parquet    a row an epoch
-    runs/<run id>/steps.parquet      a row a step
-    runs/<run id>/tensorboard/       event files, where they are asked for
+    runs/<run id>/metrics.parquet    one row per epoch
+    runs/<run id>/steps.parquet      one row per step
+    runs/<run id>/tensorboard/       event files, if `tensorboard` is true
     """
     store = open_store(load_settings().store)
     folder = f"runs/{run.run_id}"
-    # Of checkpoints that are gone, what was gathered before is all that is left.
-    epochs = _known(store, f"{folder}/metrics.parquet", "epoch")
-    steps = _known(store, f"{folder}/steps.parquet", "step")
+    # Keep the rows that are there already: some of their checkpoints may be gone.
+    epochs = _existing_rows(store, f"{folder}/metrics.parquet", "epoch")
+    steps = _existing_rows(store, f"{folder}/steps.parquet", "step")
     for record in _records(store, run):
         epochs[record.epoch] = {"epoch": record.epoch} | record.metrics
         steps |= {row["step"]: row for row in _step_rows(record)}
@@ -39,7 +39,8 @@ def write_metrics(run: TrainedRun, *, tensorboard: bool) -> None:
         _write_events(store, f"{folder}/tensorboard", epochs, steps)
 
 
-def _known(store: ObjectStore, key: str, number: str) -> dict[int, dict[str, Any]]:
+def _existing_rows(store: ObjectStore, key: str, number: str) -> dict[int, dict[str, Any]]:
+    """Read the rows of a file by the value of a column. Return no rows if the file doesn't exist."""
     if store.stat(key) is None:
         return {}
     filesystem, path = store.arrow(key)
@@ -53,10 +54,10 @@ def _records(store: ObjectStore, run: TrainedRun) -> Iterator[Checkpoint]:
 
 
 def _step_rows(record: Checkpoint) -> Iterator[dict[str, Any]]:
-    """Rows of an epoch's steps, which are numbered through the run; each epoch has the same number."""
-    for number, figures in enumerate(zip(*record.steps.values(), strict=True)):
+    """Make a row for each step of an epoch. Steps are numbered through the whole run, and all epochs have as many."""
+    for number, values in enumerate(zip(*record.steps.values(), strict=True)):
         step = 1 + (record.epoch - 1) * len(record.steps["loss"]) + number
-        yield {"epoch": record.epoch, "step": step} | dict(zip(record.steps, figures, strict=True))
+        yield {"epoch": record.epoch, "step": step} | dict(zip(record.steps, values, strict=True))
 
 
 def _write_events(
@@ -71,7 +72,7 @@ def _write_events(
                     for name, value in rows[number].items():
                         if name not in ("epoch", "step"):
                             events.add_scalar(f"{kind}/{name}", value, number)
-        # TensorBoard reads every file of a folder: one of an earlier attempt would double the curves.
+        # TensorBoard reads every file in a folder, so a file from an earlier attempt would draw the curves twice.
         for stat in list(store.list(f"{folder}/")):
             store.delete(stat.key)
         for file in Path(scratch).iterdir():

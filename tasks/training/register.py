@@ -1,4 +1,4 @@
-"""Make a version of a trained model, and the best one champion."""
+"""Register a trained model as a version, and make the best version champion."""
 
 from dataclasses import dataclass
 
@@ -12,26 +12,35 @@ from infra.storage.model_registry import AliasRecord, ModelRegistry, ModelVersio
 from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.retention import prune_run
 from tasks.step import step
-from tasks.training.trained_run import TrainedRun
+from tasks.training.run import TrainedRun
 
 
 @dataclass(frozen=True)
 class Registration:
-    """What became of a trained model."""
+    """Result of registering a trained model."""
 
     version: ModelVersion
     champion: int
-    """The version that is champion now."""
+    """Number of the version that is champion now."""
+
+    @property
+    def standing(self) -> str:
+        """Standing of the version in a few words: `champion`, or which version is better."""
+        is_champion = self.champion == self.version.version
+        return "champion" if is_champion else f"version {self.champion} is better and stays champion"
 
 
 @step("register model")
 def register_model(run: TrainedRun, result: TestResult) -> Registration:
-    """Register a run's last checkpoint; it becomes champion unless the champion does better on the same test images."""
+    """Register a run's last checkpoint as a version, and make it champion unless it is worse than the champion.
+
+    Registering the same checkpoint again returns the same version. Versions are compared on the same test images only.
+    """
     store = open_store(load_settings().store)
     registry = ModelRegistry(store)
     record = read_record(store, run.run_id, run.epoch)
     weights = next(file.sha256 for file in record.files if file.name == WEIGHTS)
-    version = _registered_before(registry, run, weights) or registry.register(
+    version = _existing_version(registry, run, weights) or registry.register(
         run_id=run.run_id,
         epoch=run.epoch,
         weights_sha256=weights,
@@ -54,12 +63,17 @@ def register_model(run: TrainedRun, result: TestResult) -> Registration:
 
 @step("prune checkpoints")
 def prune_checkpoints(run: TrainedRun, keep_best: int) -> None:
-    """Keep a finished run's best checkpoints, its last, and those that versions stand for."""
+    """Remove a finished run's checkpoints, except the best, the last, and those of model versions.
+
+    Args:
+        run: the finished run.
+        keep_best: number of best checkpoints to keep.
+    """
     prune_run(open_store(load_settings().store), run.run_id, keep_best=keep_best)
 
 
 def is_worse(version: ModelVersion, champion: ModelVersion) -> bool:
-    """Whether a version does worse than the champion on the same test images; on others they can't be compared."""
+    """Check whether a version has a lower test accuracy than the champion. False if their test images differ."""
     same_data = version.data_version == champion.data_version
     return same_data and version.metrics["test_accuracy"] < champion.metrics["test_accuracy"]
 
@@ -68,10 +82,10 @@ def promote_version(store: ObjectStore, number: int, *, force: bool) -> AliasRec
     """Make a version the champion.
 
     Raises:
-        ModelNotFound: there is no such version.
-        CheckpointCorrupt: its checkpoint is not the one that was written.
-        InvalidWeights: its weights are another network's.
-        RequestError: it does worse than the champion on the same test images, and `force` was not said.
+        ModelNotFound: the version doesn't exist.
+        CheckpointCorrupt: the version's checkpoint is damaged.
+        InvalidWeights: the version's weights don't fit the network.
+        RequestError: the version is worse than the champion on the same test images, and `force` is false.
     """
     registry = ModelRegistry(store)
     version = registry.version(number)
@@ -81,9 +95,9 @@ def promote_version(store: ObjectStore, number: int, *, force: bool) -> AliasRec
         champion = registry.version(current.version)
         if is_worse(version, champion):
             raise RequestError(
-                f"Version {number} classifies {version.metrics['test_accuracy']:.2%} of the test images rightly, the "
-                f"champion (version {champion.version}) {champion.metrics['test_accuracy']:.2%}. --force promotes it "
-                "all the same."
+                f"Version {number} classifies {version.metrics['test_accuracy']:.2%} of the test images correctly, and "
+                f"the champion (version {champion.version}) {champion.metrics['test_accuracy']:.2%}. Use --force to "
+                "promote it anyway."
             )
     return _promote(registry, version)
 
@@ -97,8 +111,8 @@ def _promote(registry: ModelRegistry, version: ModelVersion) -> AliasRecord:
     return record
 
 
-def _registered_before(registry: ModelRegistry, run: TrainedRun, weights_sha256: str) -> ModelVersion | None:
-    """The version that an earlier try of this run made, if it came so far."""
+def _existing_version(registry: ModelRegistry, run: TrainedRun, weights_sha256: str) -> ModelVersion | None:
+    """Find the version that an earlier attempt registered with this checkpoint."""
     wanted = (run.run_id, run.epoch, weights_sha256)
     versions = registry.newest_first()
     return next((v for v in versions if (v.run_id, v.epoch, v.weights_sha256) == wanted), None)

@@ -1,4 +1,4 @@
-"""Write the report of a training run: a page beside its checkpoints, and an artifact beside the run."""
+"""Write the report of a training run: an HTML page in the store, and an artifact on the flow run's page."""
 
 import pyarrow.parquet as pq
 
@@ -11,15 +11,15 @@ from infra.storage.object_store import ObjectStore, open_store
 from tasks.artifacts import run_log, show_markdown
 from tasks.step import step
 from tasks.training.register import Registration
-from tasks.training.trained_run import TrainedRun
+from tasks.training.run import TrainedRun
 
 
 @step("write report")
 def write_report(run: TrainedRun, result: TestResult, registration: Registration) -> str:
-    """Write, or write anew, `runs/<run id>/report/index.html`, and show what matters most of it beside the run.
+    """Write `runs/<run id>/report/index.html`, and show a summary as an artifact.
 
     Returns:
-        Its URI.
+        URI of the page.
     """
     store = open_store(load_settings().store)
     reported = ReportedRun(
@@ -37,15 +37,15 @@ def write_report(run: TrainedRun, result: TestResult, registration: Registration
 
 
 def report_key(run_id: str) -> str:
-    """Key of a run's report."""
+    """Return the key of a run's report."""
     return f"runs/{run_id}/report/index.html"
 
 
 def _show(run: ReportedRun, result: TestResult, page: str) -> None:
     try:
         markdown = render_report_markdown(run, result, page)
-    except Exception as error:  # noqa: BLE001 (whatever it is, the model is registered and the page written)
-        run_log().warning("The run's artifact can't be made: %s: %s", type(error).__name__, error)
+    except Exception as error:  # noqa: BLE001 (the page is written, so no error in its summary may fail the run)
+        run_log().warning("Can't make the report's artifact: %s: %s", type(error).__name__, error)
         return
     description = (
         f"Test accuracy {result.accuracy:.2%}, calibration error {result.evaluation.calibration_error:.2%}: "
@@ -57,9 +57,8 @@ def _show(run: ReportedRun, result: TestResult, page: str) -> None:
 def _facts(store: ObjectStore, run: TrainedRun, registration: Registration) -> dict[str, str]:
     version = registration.version
     record = read_record(store, run.run_id, run.epoch)
-    standing = "champion" if registration.champion == version.version else f"champion is {registration.champion}"
     return {
-        "model": f"{version.name}, version {version.version} ({standing})",
+        "model": f"{version.name}, version {version.version} ({registration.standing})",
         "checkpoint": store.uri(record.key),
         "weights, SHA-256": version.weights_sha256,
         "data": record.data_version,

@@ -1,4 +1,7 @@
-"""Splits of a data set, from the store into memory; free of Prefect, for workers import it."""
+"""Load a split of a dataset from the store.
+
+Workers import this module, so it must not import Prefect.
+"""
 
 from typing import Any
 
@@ -10,7 +13,11 @@ from infra.storage.object_store import ObjectStore
 
 
 def load_split(store: ObjectStore, dataset: DatasetRecord, split: str) -> LabelledImages:
-    """Read and decode a split."""
+    """Read and decode all images of a split.
+
+    Raises:
+        InvalidDataset: a file of the split is damaged.
+    """
 
     def read(key: str) -> Any:
         filesystem, path = store.arrow(key)

@@ -17,7 +17,7 @@ from infra.orchestration.flow_run import task_run_id
 from infra.settings import Settings, load_settings
 from infra.storage.datasets import DatasetRecord
 from tasks.step import step
-from tasks.training.trained_run import RunToTrain, TrainedRun
+from tasks.training.run import RunToTrain, TrainedRun, TrainingJob
 from tasks.training.worker import load_images, train_worker
 from tasks.training.worker_count import WorkerRange, choose_workers
 
@@ -71,23 +71,23 @@ def train_network(run: RunToTrain, dataset: DatasetRecord, workers: str) -> Trai
     return outcome
 
 
-def _worker_job(run: RunToTrain, dataset: DatasetRecord, settings: Settings) -> dict[str, Any]:
+def _worker_job(run: RunToTrain, dataset: DatasetRecord, settings: Settings) -> TrainingJob:
     import ray
 
     # Decoded once while the workers start, and shared by the workers of a node.
-    held_out = run.recipe["validation_images"]
+    held_out = run.recipe.validation_images
     images = ray.remote(load_images).options(num_cpus=0).remote(settings.store, dataset, held_out)
-    return {
-        "store": settings.store,
-        "run": run,
-        "task_run_id": task_run_id(),
-        "data_version": f"{dataset.name}@{dataset.version}",
-        "images": [images],  # in a list, or Ray would wait for them and pass them by value
-    }
+    return TrainingJob(
+        store=settings.store,
+        run=run,
+        data_version=f"{dataset.name}@{dataset.version}",
+        images=images,
+        task_run_id=task_run_id(),
+    )
 
 
 def _trainer(
-    job: dict[str, Any], count: WorkerRange, name: str, scratch: Path, settings: Settings, *, use_gpu: bool
+    job: TrainingJob, count: WorkerRange, name: str, scratch: Path, settings: Settings, *, use_gpu: bool
 ) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
@@ -95,7 +95,7 @@ def _trainer(
 
     return LeanTorchTrainer(
         train_worker,
-        train_loop_config=job,
+        train_loop_config={"job": job},
         scaling_config=ScalingConfig(
             num_workers=count.fewest if count.fewest == count.most else (count.fewest, count.most),
             use_gpu=use_gpu,

@@ -1,21 +1,15 @@
-"""What each of Ray Train's workers does: the model's loop, between the store and the progress board.
+"""Train as one rank of a Ray Train worker group.
 
-Nothing here imports Prefect, which each worker's process would have to import before it trains.
+This module must not import Prefect: every worker process would have to import it before it can train.
 """
 
 import logging
-import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
-from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fmnist_model.dataset import LabelledImages, check_classes, hold_out
 from fmnist_model.errors import InvalidDataset
-from infra.cluster.progress_board import ProgressBoard
 from infra.cluster.worker_logs import forward_logs
-from infra.cpu_contention import CpuContention, yield_cpu
 from infra.storage.checkpoints import (
     STATE,
     WEIGHTS,
@@ -25,164 +19,120 @@ from infra.storage.checkpoints import (
     read_files,
     read_record,
     remove_checkpoint,
-    write_checkpoint,
 )
 from infra.storage.datasets import DatasetRecord
 from infra.storage.model_registry import ModelRegistry, read_weights
 from infra.storage.object_store import ObjectStore, open_store
-from tasks.prometheus import (
-    CHECKPOINT_SECONDS,
-    CHECKPOINTS,
-    TRAINING_ACCURACY,
-    TRAINING_FAILURES,
-    TRAINING_RESUMES,
-    TrainingMetrics,
-)
+from tasks.training.recorder import RunRecorder
+from tasks.training.run import RunToTrain, TrainedRun, TrainingJob
 from tasks.training.splits import load_split
-from tasks.training.trained_run import RunToTrain, TrainedRun
+
+if TYPE_CHECKING:
+    from fmnist_model.network import NeuralNetwork
+    from fmnist_model.training.loop import TrainingRun
 
 _log = logging.getLogger(__name__)
 
-_METRICS = ("loss", "accuracy", "validation_loss", "validation_accuracy", "learning_rate", "seconds")
-"""Of an epoch, recorded in its checkpoint."""
-
 
 def load_images(store: str, dataset: DatasetRecord, held_out: int) -> tuple[LabelledImages, LabelledImages]:
-    """What is trained on, and what validates."""
+    """Load the training images and the validation images, and check the test images.
+
+    Args:
+        store: root URI of the store.
+        dataset: a dataset with the splits `train` and `test`.
+        held_out: number of training images to hold out for validation.
+
+    Raises:
+        InvalidDataset: a split is damaged, or a class has no training image.
+    """
     data = load_split(open_store(store), dataset, "train")
     check_classes(data, f"The split train of {dataset.name}")
     parts = hold_out(data, held_out)
-    load_split(open_store(store), dataset, "test")  # or what is wrong with it would be told when all is trained
+    load_split(open_store(store), dataset, "test")  # find errors in it now, and not when training is done
     return parts
 
 
-def train_worker(config: dict[str, Any]) -> TrainedRun | Exception | None:
-    """What each of Ray Train's workers runs: fmnist_model's loop between the store and the progress board.
+def train_worker(config: dict[str, TrainingJob]) -> TrainedRun | Exception | None:
+    """Train as one rank. Ray Train calls this function in each worker.
+
+    Args:
+        config: `{"job": TrainingJob}`. Ray Train passes arguments as a dictionary.
 
     Returns:
-        The finished run, from rank 0; or why it can't go on, where trying again would end the same way.
+        The finished run on rank 0, and None on the others. If training fails and a retry would fail too, the error is
+        returned instead of raised, because Ray Train retries a worker that raises.
     """
     import ray
     import torch.distributed
     from ray.train.torch import get_device
 
     from fmnist_model.training.loop import TrainingDiverged, TrainingRun
-    from fmnist_model.training.recipe import TrainingRecipe
 
-    context = ray.train.get_context()
+    job, context, device = config["job"], ray.train.get_context(), get_device()
     rank, workers = context.get_world_rank(), context.get_world_size()
     forward_logs(f"rank {rank}")
-    store, to_train = open_store(config["store"]), config["run"]
-    device = get_device()
+    store = open_store(job.store)
     try:
-        data, validation = ray.get(config["images"][0])
+        data, validation = ray.get(job.images)
     except InvalidDataset as error:
-        return InvalidDataset(str(error).splitlines()[-1].removeprefix(f"{InvalidDataset.__module__}.InvalidDataset: "))
-    newest, warnings = _newest_whole(store, to_train.id, rank=rank, workers=workers)
+        return _unwrap(error)
+    checkpoint, warnings = _agree_on_checkpoint(store, job.run.id, rank=rank, workers=workers)
     try:
-        initial = _initial_network(store, to_train) if newest is None else None
+        initial = _initial_network(store, job.run) if checkpoint is None else None
     except (CheckpointCorrupt, CheckpointNotFound) as error:
         return error
-    run = TrainingRun(
-        TrainingRecipe(**to_train.recipe),
-        data,
-        device,
-        torch.distributed.group.WORLD if workers > 1 else None,
-        validation=validation,
-        initial=initial,
-    )
-    if newest is not None:
-        _bring_back(store, to_train.id, newest, run)
-        if rank == 0:
-            TRAINING_RESUMES.add(1)
+    group = torch.distributed.group.WORLD if workers > 1 else None
+    run = TrainingRun(job.run.recipe, data, device, group, validation=validation, initial=initial)
+    if checkpoint is not None:
+        _restore(store, job.run.id, checkpoint, run)
     share = run.recipe.global_batch_size // workers
-    _log.info("Rank %d of %d trains on %s, about %d images a step.", rank, workers, device, share)
-    images = 0
-    with _CheckpointWriter(store, config) if rank == 0 else nullcontext() as checkpoints:
-        began = time.perf_counter()
+    _log.info("Rank %d of %d trains on %s with about %d images per step.", rank, workers, device, share)
+    recorder = RunRecorder(store, job, run, workers=workers, device=str(device)) if rank == 0 else None
+    with recorder or nullcontext():
         try:
-            poster = _progress_poster(run, workers, to_train.id, config["task_run_id"]) if rank == 0 else None
-            for epoch in run.epochs(poster):
-                images += epoch.images
-                if rank == 0:
-                    _log.info(_told(epoch, run.recipe.epochs))
-                    if epoch.validation_accuracy is not None:
-                        TRAINING_ACCURACY.set(epoch.validation_accuracy)
-                if checkpoints is not None:
-                    checkpoints.write(run, epoch)
-        except TrainingDiverged as error:  # on every rank at once: they share the loss
-            if rank == 0:
-                TRAINING_FAILURES.add(1, error=type(error).__name__)
+            for epoch in run.epochs(recorder.on_step if recorder else None):
+                if recorder:
+                    recorder.on_epoch(epoch)
+        except TrainingDiverged as error:  # raised on all ranks, because they share the loss
+            if recorder:
+                recorder.on_failure(error)
             return error
-    seconds = time.perf_counter() - began
-    if rank != 0:
-        return None
-    record = read_record(store, to_train.id, run.epochs_done)
-    return TrainedRun(
-        run_id=to_train.id,
-        epoch=record.epoch,
-        workers=workers,
-        device=str(device),
-        loss=record.metrics["loss"],
-        accuracy=record.metrics["accuracy"],
-        validation_accuracy=record.metrics.get("validation_accuracy"),
-        images_per_second=images / seconds,
-        seconds=seconds,
-        warnings=warnings,
-    )
+    return recorder.finish(warnings) if recorder else None
 
 
-def _told(epoch: Any, epochs: int) -> str:
-    validated = "" if epoch.validation_accuracy is None else f", validation accuracy {epoch.validation_accuracy:.2%}"
-    speed = epoch.images / epoch.seconds
-    return f"Epoch {epoch.epoch} of {epochs}: loss {epoch.loss:.4f}{validated}, {speed:,.0f} images/s."
+def _unwrap(error: InvalidDataset) -> InvalidDataset:
+    """Remove the remote traceback that Ray adds to the message of an error."""
+    return InvalidDataset(str(error).splitlines()[-1].removeprefix(f"{InvalidDataset.__module__}.InvalidDataset: "))
 
 
-def _initial_network(store: ObjectStore, run: RunToTrain) -> Any:
-    from fmnist_model.network import load_weights
-
-    named: str = run.recipe["initial_weights"]
-    if not named:
-        return None
-    if run.initial is None:
-        raise CheckpointNotFound(
-            f"It is to begin with weights whose SHA-256 is {named[:12]}…, which no version of the model has any more."
-        )
-    return load_weights(*read_weights(store, run.initial))
-
-
-def _newest_whole(store: ObjectStore, run_id: str, *, rank: int, workers: int) -> tuple[int | None, list[str]]:
-    """Epoch of the newest checkpoint that is as it was written, if there is any; and which ones were not."""
+def _agree_on_checkpoint(store: ObjectStore, run_id: str, *, rank: int, workers: int) -> tuple[int | None, list[str]]:
+    """Choose the checkpoint to resume from on rank 0, and send its epoch to all ranks."""
     import torch.distributed
 
-    found: list[tuple[int | None, list[str]]]
-    found = [_discard_damaged(store, run_id) if rank == 0 else (None, [])]
-    if workers > 1:  # rank 0 decides, so that none goes on from another epoch
+    found = [_newest_undamaged(store, run_id) if rank == 0 else (None, [])]
+    if workers > 1:
         torch.distributed.broadcast_object_list(found, src=0)
     return found[0]
 
 
-def _bring_back(store: ObjectStore, run_id: str, epoch: int, run: Any) -> None:
-    from fmnist_model.network import load_weights
+def _newest_undamaged(store: ObjectStore, run_id: str) -> tuple[int | None, list[str]]:
+    """Find the newest undamaged checkpoint, and remove damaged ones after it, so that their epochs are trained again.
 
-    record = read_record(store, run_id, epoch)
-    files = read_files(store, record)
-    run.load_state(load_weights(files[WEIGHTS], store.uri(record.key)), files[STATE])
+    A checkpoint with undamaged weights that belong to a model version is kept, although no run can resume from it.
 
-
-def _discard_damaged(store: ObjectStore, run_id: str) -> tuple[int | None, list[str]]:
-    """The newest checkpoint that is as it was written, once newer ones are removed; their epochs are trained anew.
-
-    One whose weights are whole, and a version's, stays: only what it takes to go on from it is lost.
+    Returns:
+        The epoch, or None without an undamaged checkpoint, and a warning for each damaged one.
     """
     warnings = []
     for epoch in reversed(list_checkpoints(store, run_id)):
         try:
             read_files(store, read_record(store, run_id, epoch))
         except CheckpointCorrupt as error:
-            needed = _stands_for_a_version(store, run_id, epoch)
-            fate = "passed over" if needed else "removed"
-            warnings.append(f"The checkpoint of epoch {epoch} is {fate} and its epoch trained anew: {error}")
+            needed = _belongs_to_version(store, run_id, epoch)
+            action = "skipped" if needed else "removed"
+            warnings.append(
+                f"The checkpoint of epoch {epoch} is damaged, so it is {action} and the epoch is trained again: {error}"
+            )
             _log.warning(warnings[-1])
             if not needed:
                 remove_checkpoint(store, run_id, epoch)
@@ -191,8 +141,8 @@ def _discard_damaged(store: ObjectStore, run_id: str) -> tuple[int | None, list[
     return None, warnings
 
 
-def _stands_for_a_version(store: ObjectStore, run_id: str, epoch: int) -> bool:
-    """Whether the checkpoint's weights are whole, and those that a version was registered with."""
+def _belongs_to_version(store: ObjectStore, run_id: str, epoch: int) -> bool:
+    """Check whether a model version was registered with the checkpoint's weights and they are undamaged."""
     for version in ModelRegistry(store).newest_first():
         if (version.run_id, version.epoch) == (run_id, epoch):
             with suppress(CheckpointCorrupt, CheckpointNotFound):
@@ -201,78 +151,29 @@ def _stands_for_a_version(store: ObjectStore, run_id: str, epoch: int) -> bool:
     return False
 
 
-def _progress_poster(run: Any, workers: int, run_id: str, task_run_id: str | None) -> Callable[[Any], None]:
-    board = ProgressBoard()
-    metrics = TrainingMetrics(run.epochs_done * run.steps_per_epoch)
+def _initial_network(store: ObjectStore, run: RunToTrain) -> "NeuralNetwork | None":
+    """Load the weights that a new run starts with. None for random weights.
 
-    def post(progress: Any) -> None:
-        metrics.at(progress)
-        left = (progress.steps - progress.step) * progress.global_batch_size / max(progress.images_per_second, 1)
-        text = (
-            f"Training: epoch {progress.epoch}/{progress.epochs}, step {progress.step:,}/{progress.steps:,}, "
-            f"loss {progress.loss:.3f}, accuracy {progress.accuracy:.1%}, "
-            f"{progress.images_per_second:,.0f} images/s, {workers} worker{'s' * (workers > 1)}, {left:.0f} s left"
-        )
-        figures = {"run_id": run_id, "task_run_id": task_run_id, "workers": workers} | asdict(progress)
-        board.post("train", text, progress.step / progress.steps, **figures)
-
-    return post
-
-
-_CALM = 0.25
-"""Share of its time for which a rank may have waited for a CPU since the last checkpoint, if the next one is to be sent
-by a thread that yields. It is 0.07 with as many ranks as CPUs, and 0.51 beside as many other busy programs."""
-
-
-class _CheckpointWriter:
-    """Writes checkpoints in the background, one at a time; a failed one is raised at the next, or at the end.
-
-    Where CPUs are not wanted by other programs, by a thread that has one when the rank waits for another. Elsewhere by
-    one like any other: training would wait for it, for epochs of four times their length.
+    Raises:
+        CheckpointNotFound: no model version has the weights any more, or their checkpoint is gone.
+        CheckpointCorrupt: the weights are damaged.
     """
+    from fmnist_model.network import load_weights
 
-    def __init__(self, store: ObjectStore, config: dict[str, Any]) -> None:
-        self._store, self._config = store, config
-        self._contention = CpuContention()
-        self._plain, self._yielding = ThreadPoolExecutor(1), ThreadPoolExecutor(1, initializer=yield_cpu)
-        self._writing: Future[Any] | None = None
-        self._snapshot: Any = None
-        """The one that was written last; the next is taken into its memory."""
-
-    def __enter__(self) -> "_CheckpointWriter":
-        self._store.check_conditional_writes()  # which the first write would do, in the midst of training
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        try:
-            self._wait()
-        finally:
-            self._plain.shutdown()
-            self._yielding.shutdown()
-
-    def write(self, run: Any, epoch: Any) -> None:
-        self._wait()
-        self._snapshot = run.snapshot(into=self._snapshot)
-        thread = self._yielding if self._contention.share_waited() < _CALM else self._plain
-        self._writing = thread.submit(
-            _write_checkpoint,
-            self._store,
-            self._snapshot,
-            run_id=self._config["run"].id,
-            epoch=epoch.epoch,
-            metrics={name: value for name in _METRICS if (value := getattr(epoch, name)) is not None},
-            steps={"loss": epoch.step_losses.tolist(), "learning_rate": epoch.step_learning_rates.tolist()},
-            parameters=self._config["run"].recipe,
-            data_version=self._config["data_version"],
+    sha256 = run.recipe.initial_weights
+    if not sha256:
+        return None
+    if run.initial is None:
+        raise CheckpointNotFound(
+            f"No version of the model has the weights that the run starts with any more (SHA-256 {sha256[:12]}…). "
+            "Restore the version's record, or start a new run."
         )
-
-    def _wait(self) -> None:
-        if self._writing is not None:
-            self._writing.result()
+    return load_weights(*read_weights(store, run.initial))
 
 
-def _write_checkpoint(store: ObjectStore, snapshot: Any, **checkpoint: Any) -> None:
-    began = time.perf_counter()
-    write_checkpoint(store, files={WEIGHTS: snapshot.weights(), STATE: snapshot.state()}, **checkpoint)
-    CHECKPOINTS.add(1)
-    CHECKPOINT_SECONDS.add(time.perf_counter() - began)
+def _restore(store: ObjectStore, run_id: str, epoch: int, run: "TrainingRun") -> None:
+    from fmnist_model.network import load_weights
+
+    record = read_record(store, run_id, epoch)
+    files = read_files(store, record)
+    run.load_state(load_weights(files[WEIGHTS], store.uri(record.key)), files[STATE])

@@ -39,9 +39,9 @@ from infra.settings import Settings
 from infra.storage.datasets import read_dataset
 from infra.storage.object_store import open_store
 from tasks.dataset import NAME, import_dataset
+from tasks.training.recorder import CheckpointWriter
+from tasks.training.run import RunToTrain
 from tasks.training.splits import load_split
-from tasks.training.trained_run import RunToTrain
-from tasks.training.worker import _CheckpointWriter
 from tests.benchmarks.classification import last_json
 from tests.benchmarks.training import RESULTS
 
@@ -76,10 +76,10 @@ def train(rank: int, preset: str, blocks: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def open_writer(root: str, data_version: str) -> _CheckpointWriter:
+def open_writer(root: str, data_version: str) -> CheckpointWriter:
     """What writes a worker's checkpoints, into a folder of this process's own."""
-    run = RunToTrain(id="checkpoint-cost", recipe={})
-    return _CheckpointWriter(open_store(f"{root}/{run.id}-{os.getpid()}"), {"run": run, "data_version": data_version})
+    run = RunToTrain(id="checkpoint-cost", recipe=PRESETS["full"])
+    return CheckpointWriter(open_store(f"{root}/{run.id}-{os.getpid()}"), run, data_version)
 
 
 def timed(run: TrainingRun, places: dict[str, Any], blocks: int) -> dict[str, list[float]]:
@@ -95,7 +95,7 @@ def timed(run: TrainingRun, places: dict[str, Any], blocks: int) -> dict[str, li
             places[place].write(run, done)
         done = next(epochs)
         if place in places:
-            places[place]._wait()
+            places[place].wait()
         seconds[place].append(round(time.perf_counter() - began, 4))
     return seconds
 
@@ -125,7 +125,7 @@ def cpu_milliseconds(preset: str) -> dict[str, float]:
             if number == 1:  # the first makes the connection
                 before = cpu_seconds()
             writer.write(run, replace(done, epoch=number))
-            writer._wait()
+            writer.wait()
         spent = {name: seconds - before[name] for name, seconds in cpu_seconds().items()}
         stored = list(writer._store.list(""))
         for stat in stored:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,7 +46,7 @@ from tasks.classification.classify import BatchProgress
 from tasks.step import step
 from tasks.training.begin import begin_run
 from tasks.training.register import promote_version
-from tasks.training.trained_run import RunToTrain
+from tasks.training.run import RunToTrain
 from tests.harness.commands import fmnist, one_clear_line, printed
 
 T = TypeVar("T")
@@ -491,7 +491,7 @@ def write_an_epoch(store: ObjectStore, run: RunToTrain) -> None:
         epoch=1,
         files={WEIGHTS: save_weights(NeuralNetwork())},
         metrics={},
-        parameters=run.recipe | {"seed": 4321},
+        parameters=asdict(run.recipe) | {"seed": 4321},
         data_version="tests",
     )
 
@@ -503,7 +503,7 @@ def test_retry_begins_the_run_that_the_first_try_began(store: ObjectStore) -> No
 
 def test_retry_resumes_the_run_that_has_a_checkpoint(store: ObjectStore) -> None:
     first, second = begun_twice(lambda run: write_an_epoch(store, run))
-    assert second == RunToTrain(first.id, first.recipe | {"seed": 4321})
+    assert second == RunToTrain(first.id, replace(first.recipe, seed=4321))
 
 
 def test_two_flow_runs_begin_two_runs(store: ObjectStore) -> None:

@@ -48,7 +48,7 @@ def test_run_is_resumed_from_the_newest_checkpoint_that_is_whole(tuned: Any, ses
     Path(session_store.removeprefix("file://"), weights).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     resumed = train(TrainParameters(workers="1", run=RunParameters(resume=tuned.run.run_id)))
     [warning] = resumed.run.warnings
-    assert warning.startswith("The checkpoint of epoch 2 is removed and its epoch trained anew: ")
+    assert "epoch 2" in warning
     assert "SHA-256" in warning
     assert store.read(weights) == whole
     assert resumed.result.evaluation.log_loss == tuned.result.evaluation.log_loss

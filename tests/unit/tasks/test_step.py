@@ -1,4 +1,4 @@
-"""A step that failed is tried again as often as the settings say, unless what it failed of would end it again."""
+"""Failed steps are retried up to FMNIST_RETRIES times, unless the error is permanent."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,81 +12,81 @@ from tasks.step import step
 
 pytestmark = [
     pytest.mark.usefixtures("running_services"),
-    pytest.mark.filterwarnings("ignore:Logger 'prefect.task_runs'"),  # a task outside of a flow has no log there
+    pytest.mark.filterwarnings("ignore:Logger 'prefect.task_runs'"),  # these tasks run outside of a flow
 ]
 
 
 @pytest.fixture
-def tries_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception, int | None], int]:
-    """How often a step is tried that fails each time."""
+def count_attempts(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception, int | None], int]:
+    """Count the attempts of a step that always fails with an error, for a value of FMNIST_RETRIES."""
 
-    def tries_of(error: Exception, retries: int | None) -> int:
+    def count_attempts(error: Exception, retries: int | None) -> int:
         if retries is None:
             monkeypatch.delenv("FMNIST_RETRIES", raising=False)
         else:
             monkeypatch.setenv("FMNIST_RETRIES", str(retries))
-        tries = 0
+        attempts = 0
 
         @step("fail")
         def fail() -> None:
-            nonlocal tries
-            tries += 1
+            nonlocal attempts
+            attempts += 1
             raise error
 
         with pytest.raises(type(error)) as caught:
             fail.with_options(retry_delay_seconds=0)()
         assert str(caught.value) == str(error)
-        return tries
+        return attempts
 
-    return tries_of
+    return count_attempts
 
 
 @pytest.mark.parametrize("retries", [1, 2])
 @pytest.mark.parametrize(
-    "error", [JobError("a worker is gone"), OSError("the disk is gone"), StoreUnavailable("it is down")], ids=type
+    "error", [JobError("a worker died"), OSError("the disk is gone"), StoreUnavailable("it is down")], ids=type
 )
-def test_what_may_pass_is_tried_again_as_often_as_the_settings_say(
-    tries_of: Callable[[Exception, int | None], int], error: Exception, retries: int
+def test_transient_error_is_retried_as_often_as_configured(
+    count_attempts: Callable[[Exception, int | None], int], error: Exception, retries: int
 ):
-    assert tries_of(error, retries) == 1 + retries
+    assert count_attempts(error, retries) == 1 + retries
 
 
 @pytest.mark.parametrize(
     "error",
     [
         RequestError("no such store"),
-        JobStopped("the loss is no number"),
+        JobStopped("the loss is NaN"),
         InvalidDataset("no labels"),
-        InvalidImage("no image"),
-        InvalidWeights("another network's"),
+        InvalidImage("not an image"),
+        InvalidWeights("other shapes"),
     ],
     ids=type,
 )
-def test_what_lasts_is_not_tried_again(tries_of: Callable[[Exception, int | None], int], error: Exception):
-    assert tries_of(error, 2) == 1
+def test_permanent_error_is_not_retried(count_attempts: Callable[[Exception, int | None], int], error: Exception):
+    assert count_attempts(error, 2) == 1
 
 
-def test_nothing_is_tried_again_by_default(
-    tries_of: Callable[[Exception, int | None], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_nothing_is_retried_by_default(
+    count_attempts: Callable[[Exception, int | None], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.chdir(tmp_path)  # a .env file is read from the folder that commands run in
-    assert tries_of(JobError("the store is gone"), None) == 1
+    monkeypatch.chdir(tmp_path)  # so that no .env file sets FMNIST_RETRIES
+    assert count_attempts(JobError("the store is gone"), None) == 1
 
 
-def test_step_that_succeeds_when_tried_again_gives_its_result(monkeypatch: pytest.MonkeyPatch):
+def test_successful_retry_returns_the_result(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FMNIST_RETRIES", "1")
-    tries = iter([JobError("the store is gone")])
+    errors = iter([JobError("the store is gone")])
 
     @step("fail once")
     def fail_once() -> str:
-        for error in tries:
+        for error in errors:
             raise error
         return "done"
 
     assert fail_once.with_options(retry_delay_seconds=0)() == "done"
 
 
-def test_step_is_not_answered_from_a_cache():
+def test_results_are_not_cached():
     calls = 0
 
     @step("count")
@@ -98,7 +98,7 @@ def test_step_is_not_answered_from_a_cache():
     assert [count(), count()] == [1, 2]
 
 
-def test_each_try_waits_twice_as_long_as_the_one_before():
+def test_delay_doubles_with_each_retry():
     @step("wait")
     def wait() -> None: ...
 

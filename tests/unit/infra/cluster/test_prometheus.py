@@ -10,7 +10,7 @@ import pytest
 
 from infra.cluster.prometheus import Counter, Gauge, Stages
 from tasks import prometheus as work_metrics
-from tasks.prometheus import TrainingMetrics, reason_kind
+from tasks.prometheus import StepCounter, reason_kind
 
 ROOT = Path(__file__).parents[4]
 EXPORTED = [found for found in vars(work_metrics).values() if isinstance(found, Counter | Gauge)]
@@ -109,10 +109,10 @@ def test_steps_before_a_run_was_resumed_are_not_counted_again(monkeypatch: pytes
     class Progress:
         step, global_batch_size, loss = 130, 10, 0.5
 
-    metrics = TrainingMetrics(100)
-    metrics.at(Progress)
+    counter = StepCounter(100)
+    counter.count(Progress)
     Progress.step = 150
-    metrics.at(Progress)
+    counter.count(Progress)
     assert counted == [300, 200]
 
 
@@ -132,6 +132,6 @@ def test_a_training_s_steps_and_images_are_counted_as_its_epochs_have_them(monke
     monkeypatch.setattr(Counter, "add", add)
     data = LabelledImages(np.zeros((95, 28, 28), np.uint8), np.arange(95) % 10)
     run = TrainingRun(TrainingRecipe(epochs=2, global_batch_size=10), data, torch.device("cpu"))
-    epochs = list(run.epochs(TrainingMetrics(0).at))
+    epochs = list(run.epochs(StepCounter(0).count))
     assert counted["fmnist_training_images_total"] == sum(epoch.images for epoch in epochs) == 180
     assert counted["fmnist_training_steps_total"] == 18

@@ -1,4 +1,4 @@
-"""Image files, containers of images and plans of them, made for tests."""
+"""Make image files, containers of images, and plans for tests."""
 
 import io
 import os
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fmnist_model.images.decode import encode_png
 from infra.provenance import Provenance
-from infra.storage.batch_plan import PIECE_SCHEMA, cut_into_shards
+from infra.storage.batch_plan import Piece, cut_into_shards
 from infra.storage.model_registry import ModelVersion
 from infra.storage.staged_inputs import StagedInputs
 from tasks.classification.inputs import list_files, pieces_of
@@ -26,29 +26,29 @@ OPTIONS = ReadOptions()
 
 
 def picture(number: int) -> NDArray[np.uint8]:
-    """A picture of 28x28 unlike those of other numbers."""
+    """Make a 28x28 picture that differs from those of other numbers."""
     return np.random.default_rng(number).integers(0, 256, (28, 28), dtype=np.uint8)
 
 
 def png(number: int) -> bytes:
-    """The file of a picture."""
+    """Encode a picture as PNG."""
     return encode_png(picture(number))
 
 
 def save_files(folder: Path, files: dict[str, bytes]) -> None:
-    """Write files by their names below a folder."""
+    """Write files into a folder, by relative path."""
     for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
 
 
 def touch(folder: Path, *names: str) -> None:
-    """Make empty files."""
+    """Write empty files."""
     save_files(folder, dict.fromkeys(names, b""))
 
 
 def save_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
-    """Write a tar with such members."""
+    """Write a tar with these members, by name and content."""
     with tarfile.open(path, "w") as archive:
         for name, data in members:
             member = tarfile.TarInfo(name)
@@ -58,14 +58,14 @@ def save_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
 
 
 def encode_idx(values: NDArray[np.uint8]) -> bytes:
-    """An array as an IDX file."""
+    """Encode an array as an IDX file."""
     return bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape) + values.tobytes()
 
 
 def save_parquet(
     path: Path, images: Sequence[bytes | None], labels: Sequence[int | None] | None = None, *, group: int = 1000
 ) -> Path:
-    """Write a Parquet file with image files in the column `image`, and labels where they are given."""
+    """Write a Parquet file with image files in the column `image` and, if given, labels in the column `label`."""
     columns = {"image": pa.array(images, pa.binary())}
     if labels is not None:
         columns["label"] = pa.array(labels, pa.int64())
@@ -74,7 +74,7 @@ def save_parquet(
 
 
 def plan_of(*locations: str | Path, options: ReadOptions = OPTIONS) -> pa.Table:
-    """A shard with all images of the inputs, as a run would plan it."""
+    """Plan one shard with all images of the inputs."""
     with TemporaryDirectory() as scratch:
         staged = StagedInputs(Path(scratch))
         staged.stage(list_files([str(location) for location in locations], options))
@@ -82,7 +82,7 @@ def plan_of(*locations: str | Path, options: ReadOptions = OPTIONS) -> pa.Table:
 
 
 def model_version(number: int) -> ModelVersion:
-    """A version of a model that nobody trained."""
+    """Make the record of a model version without a checkpoint."""
     return ModelVersion(
         name="fashion-mnist",
         version=number,
@@ -97,26 +97,16 @@ def model_version(number: int) -> ModelVersion:
 
 
 def loose(count: int, *, size: int = 0, first: int = 0) -> pa.RecordBatch:
-    """Pieces of so many image files, as `pieces_of` makes them."""
-    rows = [
-        {
-            "uri": f"file:///{number:09d}.png",
-            "fingerprint": f"{number}",
-            "kind": "image",
-            "first_row": 0,
-            "rows": 1,
-            "offset": 0,
-            "size": size,
-            "label": None,
-        }
+    """Make pieces for `count` image files, like `pieces_of` does."""
+    return Piece.to_arrow(
+        Piece(f"file:///{number:09d}.png", f"{number}", "image", first_row=0, rows=1, offset=0, size=size)
         for number in range(first, first + count)
-    ]
-    return pa.RecordBatch.from_pylist(rows, schema=PIECE_SCHEMA)
+    )
 
 
 @contextmanager
 def as_nobody() -> Iterator[None]:
-    """Root reads and writes what others may not: be somebody else for the length of the block."""
+    """Run the block without root's permissions, because root may read everything."""
     if os.geteuid() != 0:
         yield
         return

@@ -1,4 +1,4 @@
-"""A shard's parts hold each of its images once, and are the same whoever writes them and however often."""
+"""A shard's parts contain each of its images once, and every attempt writes the same bytes."""
 
 import io
 import struct
@@ -49,9 +49,9 @@ def model(store: ObjectStore) -> ModelVersion:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Two images, one that is none, and a tar with two."""
+    """Two images, a file that is not an image, and a tar with two images."""
     folder = tmp_path / "images"
-    save_files(folder, {"a.png": png(0), "b.png": b"no picture", "d.png": png(3)})
+    save_files(folder, {"a.png": png(0), "b.png": b"not an image", "d.png": png(3)})
     save_tar(folder / "c.tar", [("1.png", png(1)), ("1.cls", b"9"), ("2.png", png(2))])
     return folder
 
@@ -71,7 +71,7 @@ def plan(
 
 
 def classify(store: ObjectStore, batch: BatchPlan, model: ModelVersion, shard: int = 0) -> ShardBooks:
-    """Classify a shard by an actor of its own."""
+    """Classify a shard with a new actor."""
     return ShardClassifier(store.root, batch, model).work(shard)
 
 
@@ -84,25 +84,25 @@ def names(store: ObjectStore, key: str, folder: Path) -> list[str]:
     return [uri.removeprefix(f"file://{folder}/") for uri in read(store, key).column("image").to_pylist()]
 
 
-def test_every_image_is_in_one_of_the_parts(store: ObjectStore, model: ModelVersion, images: Path, tmp_path: Path):
+def test_every_image_is_predicted_or_quarantined(store: ObjectStore, model: ModelVersion, images: Path, tmp_path: Path):
     batch = plan(store, tmp_path, images)
     classify(store, batch, model)
     assert names(store, part_key(batch, 0), images) == ["a.png", "c.tar#member=1.png", "c.tar#member=2.png", "d.png"]
     assert names(store, errors_key(batch, 0), images) == ["b.png"]
 
 
-def test_books_are_those_of_the_parts(store: ObjectStore, model: ModelVersion, images: Path, tmp_path: Path):
+def test_books_match_the_parts(store: ObjectStore, model: ModelVersion, images: Path, tmp_path: Path):
     books = classify(store, plan(store, tmp_path, images), model)
     assert (books.shard, books.planned, books.predicted, books.quarantined) == (0, 5, 4, 1)
 
 
-def test_labels_go_with_their_images(store: ObjectStore, model: ModelVersion, images: Path, tmp_path: Path):
+def test_labels_stay_with_their_images(store: ObjectStore, model: ModelVersion, images: Path, tmp_path: Path):
     batch = plan(store, tmp_path, images)
     classify(store, batch, model)
     assert read(store, part_key(batch, 0)).column("label").to_pylist() == [None, 9, None, None]
 
 
-def test_shards_share_the_images_out(store: ObjectStore, model: ModelVersion, images: Path, tmp_path: Path):
+def test_shards_divide_the_images(store: ObjectStore, model: ModelVersion, images: Path, tmp_path: Path):
     batch = plan(store, tmp_path, images, shard_work=1)
     actor = ShardClassifier(store.root, batch, model)
     books = [actor.work(shard) for shard in range(batch.shards)]
@@ -112,27 +112,29 @@ def test_shards_share_the_images_out(store: ObjectStore, model: ModelVersion, im
 
 
 @pytest.mark.usefixtures("running_services")
-def test_what_an_actor_logs_is_on_the_board_though_it_is_killed_right_after(
+def test_log_lines_of_an_actor_that_is_killed_right_after_are_not_lost(
     store: ObjectStore, model: ModelVersion, images: Path, tmp_path: Path
 ):
     batch, board = plan(store, tmp_path, images, shard_work=1), ProgressBoard()
     board.take()
     for shard in range(batch.shards):
-        with map_shards(ShardClassifier, (store.root, batch, model), [shard], ActorResources(), what="it") as results:
+        with map_shards(ShardClassifier, (store.root, batch, model), [shard], ActorResources(), what="Test") as results:
             list(results)
     lines = [f"{line.where}: {line.text}" for line in board.take()[1] if "quarantine" not in line.text]
     assert len(lines) == batch.shards
     assert all(line.startswith(f"shard {shard}: ") for shard, line in enumerate(lines)), lines
 
 
-def test_shard_without_errors_has_no_quarantine(store: ObjectStore, model: ModelVersion, images: Path, tmp_path: Path):
+def test_shard_without_errors_has_no_quarantine_part(
+    store: ObjectStore, model: ModelVersion, images: Path, tmp_path: Path
+):
     (images / "b.png").unlink()
     batch = plan(store, tmp_path, images)
     classify(store, batch, model)
     assert store.stat(errors_key(batch, 0)) is None
 
 
-def test_shard_of_errors_alone_has_both_parts(store: ObjectStore, model: ModelVersion, images: Path, tmp_path: Path):
+def test_shard_with_only_errors_has_both_parts(store: ObjectStore, model: ModelVersion, images: Path, tmp_path: Path):
     batch = plan(store, tmp_path, images / "b.png")
     books = classify(store, batch, model)
     assert (books.predicted, books.quarantined) == (0, 1)
@@ -155,7 +157,7 @@ def probabilities(store: ObjectStore, batch: BatchPlan) -> NDArray[np.float64]:
     return np.array(read(store, part_key(batch, 0)).column("probabilities").to_pylist())
 
 
-def test_probabilities_are_those_at_the_version_s_temperature_unless_switched_off(
+def test_probabilities_are_scaled_with_the_temperature_unless_switched_off(
     store: ObjectStore, model: ModelVersion, images: Path, tmp_path: Path
 ):
     calibrated, raw = (
@@ -164,23 +166,23 @@ def test_probabilities_are_those_at_the_version_s_temperature_unless_switched_of
     for batch in (calibrated, raw):
         classify(store, batch, model)
     assert calibrated.batch != raw.batch
-    # Softmax at temperature T is the softmax's own power 1/T, brought to sum 1 again.
+    # Softmax at temperature T is the softmax to the power of 1/T, normalized to sum 1.
     expected = probabilities(store, raw) ** (1 / 1.7)
     expected /= expected.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(probabilities(store, calibrated), expected, rtol=1e-5)
     assert np.abs(probabilities(store, calibrated) - probabilities(store, raw)).max() > 1e-3
 
 
-def test_part_tells_the_temperature(store: ObjectStore, model: ModelVersion, images: Path, tmp_path: Path):
-    told = []
+def test_part_records_the_temperature(store: ObjectStore, model: ModelVersion, images: Path, tmp_path: Path):
+    recorded = []
     for calibrate in (True, False):
         batch = plan(store, tmp_path, images, options=ReadOptions(calibrate=calibrate))
         classify(store, batch, model)
-        told.append(read(store, part_key(batch, 0)).schema.metadata[b"temperature"])
-    assert told == [b"1.7", b"1.0"]
+        recorded.append(read(store, part_key(batch, 0)).schema.metadata[b"temperature"])
+    assert recorded == [b"1.7", b"1.0"]
 
 
-def test_batch_planned_before_there_were_temperatures_is_finished_at_the_version_s(
+def test_batch_planned_by_a_release_without_calibration_uses_the_version_s_temperature(
     store: ObjectStore, model: ModelVersion, images: Path, tmp_path: Path
 ):
     batch = plan(store, tmp_path, images)
@@ -189,7 +191,7 @@ def test_batch_planned_before_there_were_temperatures_is_finished_at_the_version
     assert read(store, part_key(batch, 0)).schema.metadata[b"temperature"] == b"1.0"
 
 
-def test_shard_that_is_done_twice_is_the_same_to_the_byte(
+def test_shard_classified_twice_has_the_same_bytes(
     store: ObjectStore, model: ModelVersion, images: Path, tmp_path: Path
 ):
     batch = plan(store, tmp_path, images)
@@ -201,33 +203,33 @@ def test_shard_that_is_done_twice_is_the_same_to_the_byte(
     assert written[0] == written[1]
 
 
-def test_shard_that_is_done_is_not_done_again(store: ObjectStore, model: ModelVersion, images: Path, tmp_path: Path):
+def test_finished_shard_is_not_classified_again(store: ObjectStore, model: ModelVersion, images: Path, tmp_path: Path):
     batch = plan(store, tmp_path, images)
     classify(store, batch, model)
     (images / "a.png").write_bytes(b"changed")
     assert classify(store, batch, model) == read_books(store, batch, 0)
 
 
-def test_shard_that_fails_leaves_no_part(
+def test_failed_shard_leaves_no_part(
     store: ObjectStore, model: ModelVersion, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def fail(*arguments: object) -> None:
-        raise OSError("the store does not answer")
+        raise OSError("no answer")
 
     batch = plan(store, tmp_path, images)
     monkeypatch.setattr("tasks.classification.read._read_container", fail)
-    with pytest.raises(OSError, match="the store does not answer"):
+    with pytest.raises(OSError, match="no answer"):
         classify(store, batch, model)
     assert [found.key for found in store.list(f"{batch.key}/")] == [f"{batch.key}/_plan.parquet"]
 
 
-def test_quarantine_that_a_killed_run_left_is_gone_when_its_images_are_classified(
+def test_quarantine_left_by_a_killed_run_is_removed_if_the_images_can_be_classified(
     store: ObjectStore, model: ModelVersion, images: Path, tmp_path: Path
 ):
     batch = plan(store, tmp_path, images / "a.png")
     (images / "a.png").rename(images / "away")
     classify(store, batch, model)
-    store.delete(part_key(batch, 0))  # killed before it was there: the quarantine is written first
+    store.delete(part_key(batch, 0))  # as if the run was killed after the quarantine, which is written first
     (images / "away").rename(images / "a.png")
     assert classify(store, batch, model).predicted == 1
     assert store.stat(errors_key(batch, 0)) is None

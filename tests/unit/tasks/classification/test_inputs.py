@@ -1,4 +1,4 @@
-"""What a location names is listed by kind and cut into pieces; what can't be read hinders nothing else."""
+"""Locations are listed as files by kind and cut into pieces, and an unreadable file doesn't stop the others."""
 
 import os
 import re
@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmnist_model.errors import InvalidDataset
+from infra.storage.batch_plan import Piece
 from infra.storage.input_files import NOT_THERE, InputNotFound, list_input_files
 from tasks.classification.inputs import check_inputs, list_files, pieces_of
 from tasks.classification.options import ReadOptions
@@ -34,11 +35,13 @@ from tests.unit.tasks.classification.image_inputs import (
 
 
 def listed(*locations: str | Path, options: ReadOptions = OPTIONS) -> list[dict[str, Any]]:
+    """Rows of `FILE_SCHEMA`."""
     batches = list_files([str(location) for location in locations], options)
     return [file for batch in batches for file in batch.to_pylist()]
 
 
 def names(found: list[dict[str, Any]], below: Path) -> list[str]:
+    """Sorted paths of files relative to a folder."""
     return sorted(file["uri"].removeprefix(f"file://{below}/") for file in found)
 
 
@@ -75,7 +78,7 @@ def test_image_file_is_listed_with_its_version_and_size(tmp_path: Path):
         ("two words #1 50% größe.tar", "tar"),
     ],
 )
-def test_kind_is_told_by_the_ending(tmp_path: Path, name: str, kind: str):
+def test_kind_depends_on_the_extension(tmp_path: Path, name: str, kind: str):
     touch(tmp_path, name)
     assert [(file["uri"], file["kind"]) for file in listed(tmp_path)] == [(f"file://{tmp_path}/{name}", kind)]
 
@@ -83,7 +86,7 @@ def test_kind_is_told_by_the_ending(tmp_path: Path, name: str, kind: str):
 @pytest.mark.parametrize(
     "name", ["README.txt", "labels.csv", "list.tsv", "README.md", "Thumbs.db", "train-labels-idx1-ubyte.gz", "png"]
 )
-def test_other_files_in_a_folder_are_passed_over(tmp_path: Path, name: str):
+def test_other_files_in_a_folder_are_skipped(tmp_path: Path, name: str):
     touch(tmp_path, "a.png", name)
     assert names(listed(tmp_path), tmp_path) == ["a.png"]
 
@@ -91,26 +94,26 @@ def test_other_files_in_a_folder_are_passed_over(tmp_path: Path, name: str):
 @pytest.mark.parametrize(
     "held", [[], ["README.txt"], [".a.png", "_b.png"]], ids=["empty", "other files", "hidden files"]
 )
-def test_folder_without_images_is_refused_by_name(tmp_path: Path, held: list[str]):
+def test_error_about_a_folder_without_images_names_it(tmp_path: Path, held: list[str]):
     touch(tmp_path, *held)
-    with pytest.raises(InputNotFound, match=f"^{re.escape(str(tmp_path))} holds no images"):
+    with pytest.raises(InputNotFound, match=f"^{re.escape(str(tmp_path))} "):
         listed(tmp_path)
 
 
-def test_glob_without_a_match_is_refused_by_name(tmp_path: Path):
+def test_error_about_a_glob_without_a_match_names_it(tmp_path: Path):
     touch(tmp_path, "a.png")
-    with pytest.raises(InputNotFound, match=re.escape(f"{tmp_path}/*.jpg holds no images")):
+    with pytest.raises(InputNotFound, match=re.escape(f"{tmp_path}/*.jpg ")):
         listed(f"{tmp_path}/*.jpg")
 
 
-def test_one_missing_input_among_others_is_refused_by_name(tmp_path: Path):
+def test_error_about_one_missing_input_names_it(tmp_path: Path):
     touch(tmp_path, "a.png")
     with pytest.raises(InputNotFound, match=re.escape(f"{tmp_path}/nowhere")):
         listed(f"{tmp_path}/a.png", f"{tmp_path}/nowhere", f"{tmp_path}/a.png")
 
 
-def test_more_files_than_a_batch_holds_are_all_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tasks.classification.inputs._ROWS", 3)
+def test_more_files_than_fit_into_a_batch_are_all_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tasks.classification.inputs._BATCH_FILES", 3)
     expected = [f"{number}.png" for number in range(8)]
     touch(tmp_path, *expected)
     assert names(listed(tmp_path), tmp_path) == expected
@@ -120,7 +123,7 @@ def test_more_files_than_a_batch_holds_are_all_listed(tmp_path: Path, monkeypatc
 
 
 def save_list(path: Path, rows: list[tuple[str, int | None]]) -> Path:
-    """A list with labels, where its kind has them."""
+    """Write a list, with labels if its format has them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     ending = path.suffix.lower()
     if ending == ".parquet":
@@ -136,7 +139,7 @@ def save_list(path: Path, rows: list[tuple[str, int | None]]) -> Path:
 
 
 @pytest.mark.parametrize("name", ["list.txt", "list.csv", "list.tsv", "list.parquet", "LIST.TXT", "LIST.CSV"])
-def test_list_that_is_named_itself_gives_the_files_it_names(tmp_path: Path, name: str):
+def test_list_is_replaced_by_the_files_in_it(tmp_path: Path, name: str):
     save_files(tmp_path, {"a.png": b"1", "x/b.png": b"22"})
     path = save_list(tmp_path / name, [(f"{tmp_path}/a.png", None), (f"file://{tmp_path}/x/b.png", None)])
     expected = {file.uri: (file.fingerprint, file.size) for file in list_input_files(f"{tmp_path}/**/*.png")}
@@ -144,20 +147,20 @@ def test_list_that_is_named_itself_gives_the_files_it_names(tmp_path: Path, name
 
 
 @pytest.mark.parametrize("name", ["list.csv", "list.tsv", "list.parquet"])
-def test_labels_of_a_list_go_with_its_files(tmp_path: Path, name: str):
+def test_labels_in_a_list_stay_with_their_files(tmp_path: Path, name: str):
     touch(tmp_path, "a.png", "b.png", "c.png")
     path = save_list(tmp_path / name, [("a.png", 7), ("b.png", None), ("c.png", 0)])
     assert [file["label"] for file in listed(path)] == [7, None, 0]
 
 
-def test_label_column_may_be_named(tmp_path: Path):
+def test_label_column_can_be_chosen(tmp_path: Path):
     touch(tmp_path, "a.png")
     (tmp_path / "list.csv").write_text("uri,label,truth\na.png,1,2\n")
     assert [file["label"] for file in listed(tmp_path / "list.csv", options=ReadOptions(label_column="truth"))] == [2]
 
 
 @pytest.mark.parametrize("entry", ["a.png", "./a.png", "x/../a.png", "../here/a.png"])
-def test_relative_entry_is_relative_to_its_list(tmp_path: Path, entry: str, monkeypatch: pytest.MonkeyPatch):
+def test_relative_entry_starts_at_the_folder_of_the_list(tmp_path: Path, entry: str, monkeypatch: pytest.MonkeyPatch):
     touch(tmp_path, "here/a.png", "here/x/b.png")
     monkeypatch.chdir("/")
     found = listed(save_list(tmp_path / "here/list.txt", [(entry, None)]))
@@ -177,13 +180,13 @@ def test_relative_entry_is_relative_to_its_list(tmp_path: Path, entry: str, monk
         "s3://_/a.png",
     ],
 )
-def test_entry_that_is_not_there_is_an_image_that_is_not_there(tmp_path: Path, entry: str):
+def test_missing_entry_is_listed_as_a_missing_image(tmp_path: Path, entry: str):
     touch(tmp_path, "a.png")
     found = listed(save_list(tmp_path / "list.txt", [(entry, None), ("a.png", None)]))
     assert [(file["kind"], file["fingerprint"] == NOT_THERE) for file in found] == [("image", True), ("image", False)]
 
 
-def test_entry_in_a_folder_that_may_not_be_entered_hinders_no_other(open_folder: Path):
+def test_entry_in_a_folder_without_permission_does_not_stop_others(open_folder: Path):
     touch(open_folder, "closed/a.png", "b.png")
     path = save_list(open_folder / "list.txt", [("closed/a.png", None), ("b.png", None)])
     (open_folder / "closed").chmod(0)
@@ -193,40 +196,40 @@ def test_entry_in_a_folder_that_may_not_be_entered_hinders_no_other(open_folder:
 
 
 @pytest.mark.parametrize(("entry", "kind"), [("a.tar", "tar"), ("b.parquet", "parquet"), ("c-idx3-ubyte", "idx")])
-def test_list_may_name_containers(tmp_path: Path, entry: str, kind: str):
+def test_list_can_contain_containers(tmp_path: Path, entry: str, kind: str):
     touch(tmp_path, entry)
     assert [file["kind"] for file in listed(save_list(tmp_path / "list.txt", [(entry, None)]))] == [kind]
 
 
-def test_file_of_no_known_ending_in_a_list_is_taken_for_an_image(tmp_path: Path):
+def test_file_with_an_unknown_extension_in_a_list_counts_as_an_image(tmp_path: Path):
     touch(tmp_path, "picture")
     assert [file["kind"] for file in listed(save_list(tmp_path / "list.txt", [("picture", None)]))] == ["image"]
 
 
-def test_empty_lines_and_comments_are_no_entries(tmp_path: Path):
+def test_empty_lines_and_comments_are_skipped(tmp_path: Path):
     touch(tmp_path, "a.png")
     (tmp_path / "list.txt").write_text("# images\n\na.png\n\n")
     assert names(listed(tmp_path / "list.txt"), tmp_path) == ["a.png"]
 
 
-def test_parquet_with_images_and_uris_is_no_list(tmp_path: Path):
+def test_parquet_with_images_and_uris_is_not_a_list(tmp_path: Path):
     pq.write_table(pa.table({"uri": ["a.png"], "image": [b"x"]}), tmp_path / "a.parquet")
     assert [file["kind"] for file in listed(tmp_path / "a.parquet")] == ["parquet"]
 
 
-def test_parquet_list_in_a_folder_is_not_read_as_a_list(tmp_path: Path):
+def test_parquet_list_in_a_folder_is_not_expanded(tmp_path: Path):
     touch(tmp_path, "elsewhere/a.png")
     save_list(tmp_path / "here/list.parquet", [("../elsewhere/a.png", None)])
     assert names(listed(tmp_path / "here"), tmp_path) == ["here/list.parquet"]
 
 
-def test_list_without_entries_is_refused_by_name(tmp_path: Path):
+def test_error_about_an_empty_list_names_it(tmp_path: Path):
     touch(tmp_path, "list.txt")
-    with pytest.raises(InputNotFound, match=re.escape(f"{tmp_path}/list.txt holds no images")):
+    with pytest.raises(InputNotFound, match=re.escape(f"{tmp_path}/list.txt ")):
         listed(tmp_path / "list.txt")
 
 
-def test_list_that_can_not_be_read_is_refused_by_line(tmp_path: Path):
+def test_error_about_an_unreadable_list_names_the_line(tmp_path: Path):
     (tmp_path / "list.txt").write_bytes(b"a.png\n\xff.png\n")
     with pytest.raises(InvalidDataset, match=re.escape(f"file://{tmp_path}/list.txt") + ".*line 2"):
         listed(tmp_path / "list.txt")
@@ -235,31 +238,21 @@ def test_list_that_can_not_be_read_is_refused_by_line(tmp_path: Path):
 # Pieces of files
 
 
-def cut_files(*locations: str | Path, options: ReadOptions = OPTIONS) -> list[dict[str, Any]]:
+def cut_files(*locations: str | Path, options: ReadOptions = OPTIONS) -> list[Piece]:
     files = list_files([str(location) for location in locations], options)
-    return [piece for batch in pieces_of(files, options) for piece in batch.to_pylist()]
+    return [piece for batch in pieces_of(files, options) for piece in Piece.from_arrow(batch)]
 
 
-def test_image_file_is_a_piece_of_one_image(tmp_path: Path):
+def test_image_file_is_a_piece_with_one_image(tmp_path: Path):
     save_files(tmp_path, {"a.png": b"four"})
     (file,) = listed(tmp_path)
-    assert cut_files(tmp_path) == [file | {"first_row": 0, "rows": 1, "offset": 0}]
+    assert cut_files(tmp_path) == [Piece(**file, first_row=0, rows=1, offset=0)]
 
 
-def test_missing_entry_is_a_piece_of_its_own(tmp_path: Path):
+def test_missing_entry_is_a_piece_with_one_image(tmp_path: Path):
     path = save_list(tmp_path / "list.csv", [("nowhere.png", 3)])
-    assert cut_files(path) == [
-        {
-            "uri": f"file://{tmp_path}/nowhere.png",
-            "fingerprint": NOT_THERE,
-            "kind": "image",
-            "first_row": 0,
-            "rows": 1,
-            "offset": 0,
-            "size": 0,
-            "label": 3,
-        }
-    ]
+    uri = f"file://{tmp_path}/nowhere.png"
+    assert cut_files(path) == [Piece(uri, NOT_THERE, "image", first_row=0, rows=1, offset=0, size=0, label=3)]
 
 
 def save_container(folder: Path, kind: str, count: int) -> Path:
@@ -272,36 +265,33 @@ def save_container(folder: Path, kind: str, count: int) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet", "idx"])
-def test_container_is_cut_into_pieces_that_hold_every_image_once(
-    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("tasks.classification.inputs._PIECE_ROWS", 4)
+def test_pieces_of_a_container_contain_every_image_once(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tasks.classification.inputs._PIECE_IMAGES", 4)
     found = cut_files(save_container(tmp_path, kind, 10))
-    ends = [piece["first_row"] + piece["rows"] for piece in found]
+    ends = [piece.first_row + piece.rows for piece in found]
     assert len(found) >= 3
-    assert [piece["first_row"] for piece in found] == [0, *ends[:-1]]
+    assert [piece.first_row for piece in found] == [0, *ends[:-1]]
     assert ends[-1] == 10
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet", "idx"])
-def test_pieces_of_a_container_have_its_name_kind_and_version(tmp_path: Path, kind: str):
+def test_pieces_of_a_container_have_its_uri_kind_and_version(tmp_path: Path, kind: str):
     path = save_container(tmp_path, kind, 3)
     (file,) = list_input_files(str(path))
     [piece] = cut_files(path)
-    assert (piece["uri"], piece["kind"], piece["fingerprint"]) == (file.uri, kind, file.fingerprint)
+    assert (piece.uri, piece.kind, piece.fingerprint) == (file.uri, kind, file.fingerprint)
 
 
-def test_pieces_keep_the_order_of_their_files(tmp_path: Path):
+def test_pieces_are_in_the_order_of_their_files(tmp_path: Path):
     touch(tmp_path, "a.png", "e.png", "g.png")
     save_tar(tmp_path / "b.tar", [("1.png", b""), ("2.png", b"")])
     save_parquet(tmp_path / "c.parquet", [b""] * 3)
     save_parquet(tmp_path / "d.parquet", [])
-    touch(tmp_path, "f.tar")  # not empty as tars are, but no tar
-    (tmp_path / "f.tar").write_bytes(b"no tar")
+    (tmp_path / "f.tar").write_bytes(b"not a tar")
     ordered = sorted(listed(tmp_path), key=lambda file: file["uri"])
     batch = pa.RecordBatch.from_pylist(ordered, schema=next(list_files([str(tmp_path)], OPTIONS)).schema)
-    found = [piece for some in pieces_of([batch], OPTIONS) for piece in some.to_pylist()]
-    assert [(piece["uri"].rpartition("/")[2], piece["kind"], piece["rows"]) for piece in found] == [
+    found = [piece for rows in pieces_of([batch], OPTIONS) for piece in Piece.from_arrow(rows)]
+    assert [(piece.uri.rpartition("/")[2], piece.kind, piece.rows) for piece in found] == [
         ("a.png", "image", 1),
         ("b.tar", "tar", 2),
         ("c.parquet", "parquet", 3),
@@ -317,79 +307,80 @@ def test_pieces_keep_the_order_of_their_files(tmp_path: Path):
         ("a.parquet", b""),
         ("a.parquet", b"PAR1PAR1"),
         ("a.parquet", b"\0" * 1000),
-        ("a.tar", b"this is no tar" * 100),
+        ("a.tar", b"not a tar" * 100),
         ("a.tar.gz", b"\x1f\x8b\x08nonsense"),
         ("a-idx3-ubyte", b""),
         ("a-idx3-ubyte", b"\0\0\x08\x03\0\0\0\x09"),
         ("a-idx3-ubyte.gz", b"\x1f\x8b\x08nonsense"),
     ],
 )
-def test_container_that_can_not_be_read_is_one_piece_by_its_own_name(tmp_path: Path, name: str, data: bytes):
+def test_unreadable_container_is_one_piece(tmp_path: Path, name: str, data: bytes):
     save_files(tmp_path, {name: data})
     [piece] = cut_files(tmp_path)
-    assert (piece["uri"], piece["kind"], piece["rows"]) == (f"file://{tmp_path}/{name}", "unreadable", 1)
+    assert (piece.uri, piece.kind, piece.rows) == (f"file://{tmp_path}/{name}", "unreadable", 1)
 
 
-def test_parquet_without_an_image_column_is_one_piece_by_its_own_name(tmp_path: Path):
+def test_parquet_without_an_image_column_is_one_unreadable_piece(tmp_path: Path):
     pq.write_table(pa.table({"number": [1, 2]}), tmp_path / "a.parquet")
-    assert [piece["kind"] for piece in cut_files(tmp_path)] == ["unreadable"]
+    assert [piece.kind for piece in cut_files(tmp_path)] == ["unreadable"]
 
 
-def test_named_image_column_decides_what_a_parquet_file_holds(tmp_path: Path):
+def test_parquet_without_the_chosen_image_column_is_unreadable(tmp_path: Path):
     pq.write_table(pa.table({"left": [b"1"], "right": [b"2"]}), tmp_path / "a.parquet")
-    kinds = [cut_files(tmp_path, options=ReadOptions(image_column=name))[0]["kind"] for name in ("left", "middle")]
+    kinds = [cut_files(tmp_path, options=ReadOptions(image_column=name))[0].kind for name in ("left", "middle")]
     assert kinds == ["parquet", "unreadable"]
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.parquet", "a-idx3-ubyte"])
-def test_folder_that_a_list_names_as_a_container_is_one_piece_that_can_not_be_read(tmp_path: Path, name: str):
+def test_folder_named_like_a_container_in_a_list_is_one_unreadable_piece(tmp_path: Path, name: str):
     (tmp_path / name).mkdir()
     touch(tmp_path, "b.png")
     found = cut_files(save_list(tmp_path / "list.txt", [(name, None), ("b.png", None)]))
-    assert [piece["kind"] for piece in found] == ["unreadable", "image"]
+    assert [piece.kind for piece in found] == ["unreadable", "image"]
 
 
-def test_pipe_that_a_list_names_as_a_container_is_not_waited_for(tmp_path: Path):
+def test_pipe_named_like_a_container_in_a_list_does_not_block(tmp_path: Path):
     os.mkfifo(tmp_path / "a.tar")
     path = save_list(tmp_path / "list.txt", [("a.tar", None)])
     with ThreadPoolExecutor(1) as threads:
         planned = threads.submit(cut_files, path)
         wait([planned], timeout=10)
-        waited = not planned.done()
-        os.close(os.open(tmp_path / "a.tar", os.O_RDWR))  # lets go whoever waits for somebody to write into it
-    assert not waited
-    assert [piece["kind"] for piece in planned.result()] == ["unreadable"]
+        blocked = not planned.done()
+        os.close(os.open(tmp_path / "a.tar", os.O_RDWR))  # unblocks a reader that waits for a writer
+    assert not blocked
+    assert [piece.kind for piece in planned.result()] == ["unreadable"]
 
 
-def test_container_that_vanishes_while_it_is_planned_is_one_piece(tmp_path: Path):
+def test_container_that_vanishes_during_planning_is_one_unreadable_piece(tmp_path: Path):
     path = save_container(tmp_path, "tar", 3)
     files = list(list_files([str(path)], OPTIONS))
     path.unlink()
-    assert [piece["kind"] for batch in pieces_of(files, OPTIONS) for piece in batch.to_pylist()] == ["unreadable"]
+    found = [piece for batch in pieces_of(files, OPTIONS) for piece in Piece.from_arrow(batch)]
+    assert [piece.kind for piece in found] == ["unreadable"]
 
 
-def test_container_without_images_gives_no_piece(tmp_path: Path):
+def test_container_without_images_has_no_pieces(tmp_path: Path):
     save_parquet(tmp_path / "a.parquet", [])
-    save_tar(tmp_path / "b.tar", [("README", b"no image")])
+    save_tar(tmp_path / "b.tar", [("README", b"not an image")])
     assert cut_files(tmp_path) == []
 
 
-def test_every_truncation_of_a_parquet_file_is_one_piece_that_can_not_be_read(tmp_path: Path):
+def test_truncated_parquet_file_is_one_unreadable_piece(tmp_path: Path):
     data = save_parquet(tmp_path / "whole.parquet", [png(0)]).read_bytes()
     for length in range(0, len(data), 7):
         (tmp_path / "truncated.parquet").write_bytes(data[:length])
-        assert [piece["kind"] for piece in cut_files(tmp_path / "truncated.parquet")] == ["unreadable"]
+        assert [piece.kind for piece in cut_files(tmp_path / "truncated.parquet")] == ["unreadable"]
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["named itself", "in a folder"])
-def test_parquet_with_a_column_name_that_is_not_utf8_is_one_piece_that_can_not_be_read(tmp_path: Path, named: bool):
+def test_parquet_with_a_column_name_that_is_not_utf8_is_one_unreadable_piece(tmp_path: Path, named: bool):
     path = save_parquet(tmp_path / "a.parquet", [png(0)])
     path.write_bytes(path.read_bytes().replace(b"image", b"im\xffge"))
-    assert [piece["kind"] for piece in cut_files(path if named else tmp_path)] == ["unreadable"]
+    assert [piece.kind for piece in cut_files(path if named else tmp_path)] == ["unreadable"]
 
 
 @pytest.mark.parametrize("bit", [1, 2, 64], ids=["a negative number", "another number", "a large number"])
-def test_parquet_whose_row_groups_count_their_rows_wrongly_is_one_piece_that_can_not_be_read(tmp_path: Path, bit: int):
+def test_parquet_with_a_wrong_row_count_is_one_unreadable_piece(tmp_path: Path, bit: int):
     path = save_parquet(tmp_path / "a.parquet", [b"x"] * 6, group=3)
     whole = path.read_bytes()
     for position in range(len(whole) - 8 - int.from_bytes(whole[-8:-4], "little"), len(whole) - 8):
@@ -399,23 +390,25 @@ def test_parquet_whose_row_groups_count_their_rows_wrongly_is_one_piece_that_can
             if metadata.num_rows == 6 and metadata.row_group(0).num_rows != 3:
                 break
     else:
-        pytest.fail("no byte of the footer is the number of rows")
-    assert [piece["kind"] for piece in cut_files(path)] == ["unreadable"]
+        pytest.fail("no byte of the footer holds the number of rows")
+    assert [piece.kind for piece in cut_files(path)] == ["unreadable"]
 
 
 @settings(deadline=None, print_blob=True, max_examples=200)
 @given(data=st.data())
-def test_parquet_with_a_damaged_footer_stops_no_plan(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject):
+def test_parquet_with_a_damaged_footer_does_not_stop_planning(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+):
     path = save_parquet(tmp_path_factory.getbasetemp() / "damaged.parquet", [b"x"] * 3)
     damaged = bytearray(path.read_bytes())
     footer = len(damaged) - 8 - int.from_bytes(damaged[-8:-4], "little")
     for _ in range(data.draw(st.integers(1, 2))):
         damaged[data.draw(st.integers(footer, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(damaged)
-    assert {piece["kind"] for piece in cut_files(path)} <= {"parquet", "unreadable"}
+    assert {piece.kind for piece in cut_files(path)} <= {"parquet", "unreadable"}
 
 
-# Inputs before anything is started
+# Checks before a run starts
 
 
 def test_inputs_with_images_are_accepted(tmp_path: Path):
@@ -424,22 +417,20 @@ def test_inputs_with_images_are_accepted(tmp_path: Path):
     check_inputs([str(tmp_path), f"{tmp_path}/x", f"{tmp_path}/x/*.png", f"{tmp_path}/b.parquet"], OPTIONS)
 
 
-def test_missing_input_is_refused_before_anything_is_started(tmp_path: Path):
+def test_missing_input_is_refused_before_the_run(tmp_path: Path):
     touch(tmp_path, "a.png")
     with pytest.raises(InputNotFound, match="nowhere"):
         check_inputs([f"{tmp_path}/a.png", f"{tmp_path}/nowhere"], OPTIONS)
 
 
-def test_container_that_can_not_be_read_is_refused_before_anything_is_started(tmp_path: Path):
-    save_files(tmp_path, {"broken.parquet": b"no Parquet"})
-    with pytest.raises(InvalidDataset, match=re.escape(f"file://{tmp_path}/broken.parquet can't be read as Parquet")):
+def test_unreadable_container_is_refused_before_the_run(tmp_path: Path):
+    save_files(tmp_path, {"broken.parquet": b"not Parquet"})
+    with pytest.raises(InvalidDataset, match=re.escape(f"file://{tmp_path}/broken.parquet")):
         check_inputs([str(tmp_path)], OPTIONS)
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.int64(), pa.binary(783), pa.bool_()], ids=str)
-def test_column_that_holds_no_images_is_refused_with_the_types_there(tmp_path: Path, kind: pa.DataType):
+def test_error_about_a_column_without_images_names_its_type(tmp_path: Path, kind: pa.DataType):
     pq.write_table(pa.table([pa.nulls(3, kind)], names=["image"]), tmp_path / "a.parquet")
-    with pytest.raises(
-        InvalidDataset, match=re.escape(f"file://{tmp_path}/a.parquet ") + ".*" + re.escape(f"({kind})")
-    ):
+    with pytest.raises(InvalidDataset, match=re.escape(f"file://{tmp_path}/a.parquet") + ".*" + re.escape(str(kind))):
         check_inputs([str(tmp_path)], OPTIONS)

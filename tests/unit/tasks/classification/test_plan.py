@@ -1,4 +1,4 @@
-"""Every image of the inputs is planned exactly once, whoever plans and however often."""
+"""Every input image is planned exactly once, however many runs plan at the same time."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,11 +26,9 @@ from tests.unit.tasks.classification.image_inputs import (
     touch,
 )
 
-# Plans
-
 
 class Table:
-    """A prediction table in a store of the test's own, and those who plan batches for it."""
+    """A prediction table in a new store, with methods to plan and commit batches."""
 
     def __init__(self, folder: Path) -> None:
         self.store: ObjectStore = open_store(f"file://{folder}/store")
@@ -47,7 +45,7 @@ class Table:
         )
 
     def commit(self, plan: BatchPlan, *, and_mark: bool = True) -> BatchManifest:
-        """Commit a batch as if all of its images were classified."""
+        """Commit a batch as if all its images were classified."""
         inputs = ShardInputs(self.store, plan)
         rows = [sum(inputs.of(shard).column("rows").to_pylist()) for shard in range(plan.shards)]
         books = [ShardBooks(shard, count, count, 0) for shard, count in enumerate(rows)]
@@ -60,7 +58,7 @@ class Table:
         return read_batch_log(self.store, "t").batches
 
     def planned(self) -> list[str]:
-        """The URIs in all plans that the log knows, in order."""
+        """URIs in the plans of all logged batches, sorted."""
         return sorted(uri for entry in self.log() for uri in self.planned_in(entry.batch))
 
     def planned_in(self, batch: str) -> list[str]:
@@ -88,7 +86,7 @@ def test_first_run_plans_all_images(table: Table, images: Path):
     assert table.planned() == [f"file://{images}/{name}.png" for name in "abc"]
 
 
-def test_plan_is_in_the_order_of_the_uris(table: Table, tmp_path: Path):
+def test_plan_is_ordered_by_uri(table: Table, tmp_path: Path):
     ordered = ["a b.png", "a#1.png", "a.tar", "a/c.png", "b.png", "größe.png", "图.png"]
     touch(tmp_path / "images", *(name for name in reversed(ordered) if name != "a.tar"))
     save_tar(tmp_path / "images/a.tar", [("1.png", b"")])
@@ -96,38 +94,38 @@ def test_plan_is_in_the_order_of_the_uris(table: Table, tmp_path: Path):
     assert table.planned_in(plan.batch) == [f"file://{tmp_path}/images/{name}" for name in ordered]
 
 
-def test_overlapping_inputs_give_each_file_once(table: Table, images: Path):
+def test_overlapping_inputs_are_planned_once(table: Table, images: Path):
     (images / "list.txt").write_text("a.png\nb.png\nb.png\n")
     table.plan(images, f"{images}/a.png", f"{images}/*.png", images / "list.txt", f"{images}/../images")
     assert table.planned() == [f"file://{images}/{name}.png" for name in "abc"]
 
 
-def test_label_of_a_list_goes_with_a_file_that_a_folder_names_too(table: Table, images: Path):
+def test_label_from_a_list_is_kept_if_a_folder_contains_the_file_too(table: Table, images: Path):
     (images / "list.csv").write_text("uri,label\nb.png,4\n")
     [plan] = table.plan(images, images / "list.csv").plans
     assert ShardInputs(table.store, plan).of(0).column("label").to_pylist() == [None, 4, None]
 
 
-def test_images_of_containers_are_counted(table: Table, tmp_path: Path):
+def test_planned_images_include_images_in_containers(table: Table, tmp_path: Path):
     save_tar(tmp_path / "a.tar", [(f"{number}.png", b"") for number in range(5)])
     touch(tmp_path, "b.png")
     [plan] = table.plan(tmp_path / "a.tar", tmp_path / "b.png").plans
     assert plan.planned == 6
 
 
-def test_second_run_plans_nothing_and_counts_what_is_done(table: Table, images: Path):
+def test_second_run_plans_nothing_and_counts_finished_images(table: Table, images: Path):
     save_tar(images / "d.tar", [(f"{number}.png", b"") for number in range(5)])
     table.commit(table.plan(images).plans[0])
     work = table.plan(images)
     assert (work.plans, work.already_done) == ([], 8)
 
 
-def test_what_is_done_is_counted_of_the_inputs_alone(table: Table, images: Path):
+def test_finished_images_are_counted_only_among_the_inputs(table: Table, images: Path):
     table.commit(table.plan(images).plans[0])
     assert table.plan(images / "a.png").already_done == 1
 
 
-def test_new_file_is_a_batch_of_just_that(table: Table, images: Path):
+def test_batch_contains_only_the_new_file(table: Table, images: Path):
     table.commit(table.plan(images).plans[0])
     touch(images, "new.png")
     work = table.plan(images)
@@ -135,13 +133,13 @@ def test_new_file_is_a_batch_of_just_that(table: Table, images: Path):
     assert work.already_done == 3
 
 
-def test_changed_file_is_new(table: Table, images: Path):
+def test_changed_file_is_planned_again(table: Table, images: Path):
     table.commit(table.plan(images).plans[0])
     (images / "b.png").write_bytes(b"changed")
     assert [table.planned_in(plan.batch) for plan in table.plan(images).plans] == [[f"file://{images}/b.png"]]
 
 
-def test_file_that_was_missing_is_new_when_it_is_there(table: Table, images: Path):
+def test_missing_file_is_planned_again_when_it_appears(table: Table, images: Path):
     (images / "list.txt").write_text("later.png\n")
     table.commit(table.plan(images / "list.txt").plans[0])
     assert table.plan(images / "list.txt").plans == []
@@ -150,7 +148,7 @@ def test_file_that_was_missing_is_new_when_it_is_there(table: Table, images: Pat
     assert table.planned_in(plan.batch) == [f"file://{images}/later.png"]
 
 
-def test_everything_is_new_to_another_model_version(table: Table, images: Path):
+def test_another_model_version_plans_all_images(table: Table, images: Path):
     first = table.plan(images).plans
     table.commit(first[0])
     work = table.plan(images, version=2)
@@ -158,7 +156,7 @@ def test_everything_is_new_to_another_model_version(table: Table, images: Path):
     assert (work.already_done, work.plans[0].batch == first[0].batch) == (0, False)
 
 
-def test_unfinished_batch_comes_first(table: Table, images: Path):
+def test_unfinished_batch_is_planned_first(table: Table, images: Path):
     [unfinished] = table.plan(images).plans
     touch(images, "new.png")
     first, second = table.plan(images).plans
@@ -166,23 +164,23 @@ def test_unfinished_batch_comes_first(table: Table, images: Path):
     assert table.planned_in(second.batch) == [f"file://{images}/new.png"]
 
 
-def test_unfinished_batch_comes_though_its_inputs_are_not_asked_for(table: Table, images: Path):
+def test_unfinished_batch_is_planned_even_if_its_inputs_are_not_requested(table: Table, images: Path):
     [unfinished] = table.plan(images / "a.png").plans
     assert table.plan(images / "b.png").plans[0] == unfinished
 
 
-def test_unfinished_batch_of_another_model_is_left_alone(table: Table, images: Path):
+def test_unfinished_batch_of_another_model_is_ignored(table: Table, images: Path):
     table.plan(images)
     assert [plan.model_version for plan in table.plan(images, version=2).plans] == ["2"]
 
 
-def test_finished_batch_comes_no_more(table: Table, images: Path):
+def test_finished_batch_is_not_planned_again(table: Table, images: Path):
     for name in "abc":
         table.commit(table.plan(images / f"{name}.png").plans[0])
     assert table.plan(images).plans == []
 
 
-def test_container_without_images_is_nothing_to_plan(table: Table, tmp_path: Path):
+def test_container_without_images_is_not_planned(table: Table, tmp_path: Path):
     work = table.plan(save_parquet(tmp_path / "a.parquet", []))
     assert (work.plans, work.already_done, table.log()) == ([], 0, [])
 
@@ -199,55 +197,56 @@ def test_container_without_images_is_nothing_to_plan(table: Table, tmp_path: Pat
 def test_other_options_for_the_same_table_and_model_are_refused(table: Table, images: Path, options: ReadOptions):
     table.plan(images)
     [changed] = [name for name in ReadOptions.model_fields if getattr(options, name) != getattr(OPTIONS, name)]
-    with pytest.raises(RequestError, match=f"Table t holds predictions of model version 1 made with {changed} "):
+    with pytest.raises(RequestError) as error:
         table.plan(images, options=options)
+    assert all(words in str(error.value) for words in ("Table t", "version 1", changed))
 
 
-def test_other_options_for_another_model_are_taken(table: Table, images: Path):
+def test_other_options_for_another_model_are_accepted(table: Table, images: Path):
     table.plan(images)
     work = table.plan(images, version=2, options=ReadOptions(invert="auto"))
     assert work.plans[0].options["invert"] == "auto"
 
 
-def test_plan_that_is_lost_is_told_by_its_batch(table: Table, images: Path):
+def test_error_about_a_lost_plan_names_the_batch(table: Table, images: Path):
     [plan] = table.plan(images).plans
     table.store.delete(f"{plan.key}/_plan.parquet")
-    with pytest.raises(JobError, match=f"lost the plan of batch {plan.batch}"):
+    with pytest.raises(JobError, match=plan.batch):
         table.plan(images)
 
 
-def test_batch_that_is_committed_and_not_marked_is_marked(table: Table, images: Path):
+def test_committed_batch_without_a_mark_is_marked(table: Table, images: Path):
     table.commit(table.plan(images).plans[0], and_mark=False)
     assert [entry.committed for entry in table.log()] == [False]
     assert table.plan(images).plans == []
     assert [entry.committed for entry in table.log()] == [True]
 
 
-def test_batch_that_is_committed_and_not_marked_hinders_no_new_one(table: Table, images: Path):
+def test_committed_batch_without_a_mark_does_not_stop_a_new_batch(table: Table, images: Path):
     table.commit(table.plan(images).plans[0], and_mark=False)
     touch(images, "new.png")
     [plan] = table.plan(images).plans
     assert table.planned_in(plan.batch) == [f"file://{images}/new.png"]
 
 
-# Plans: several planners at once
+# Concurrent planners
 
 
-def first_to_append(monkeypatch: pytest.MonkeyPatch, other: Callable[[], Any]) -> list[Any]:
-    """Let another planner plan, from first to last, just before the next one appends his batch to the log."""
+def plan_in_between(monkeypatch: pytest.MonkeyPatch, other: Callable[[], Any]) -> list[Any]:
+    """Run another planner from start to end just before the next planner appends its batch to the log."""
     append, results = planning.append_batch, []
 
-    def append_after_the_other(*arguments: Any) -> None:
+    def append_after_other(*arguments: Any) -> None:
         monkeypatch.setattr(planning, "append_batch", append)
         results.append(other())
         append(*arguments)
 
-    monkeypatch.setattr(planning, "append_batch", append_after_the_other)
+    monkeypatch.setattr(planning, "append_batch", append_after_other)
     return results
 
 
-def test_same_inputs_planned_by_two_at_once_are_one_batch(table: Table, images: Path, monkeypatch: pytest.MonkeyPatch):
-    others = first_to_append(monkeypatch, lambda: table.plan(images))
+def test_concurrent_plans_of_the_same_inputs_are_one_batch(table: Table, images: Path, monkeypatch: pytest.MonkeyPatch):
+    others = plan_in_between(monkeypatch, lambda: table.plan(images))
     late = table.plan(images)
     assert late.plans == others[0].plans
     assert [entry.batch for entry in table.log()] == [late.plans[0].batch]
@@ -256,42 +255,38 @@ def test_same_inputs_planned_by_two_at_once_are_one_batch(table: Table, images: 
 @pytest.mark.parametrize(
     ("one", "other"), [("ab", "bc"), ("abc", "b"), ("b", "abc"), ("a", "c")], ids=lambda names: names
 )
-def test_two_planners_at_once_put_no_image_into_two_batches(
+def test_concurrent_planners_put_no_image_into_two_batches(
     table: Table, images: Path, monkeypatch: pytest.MonkeyPatch, one: str, other: str
 ):
-    first_to_append(monkeypatch, lambda: table.plan(*(f"{images}/{name}.png" for name in other)))
+    plan_in_between(monkeypatch, lambda: table.plan(*(f"{images}/{name}.png" for name in other)))
     table.plan(*(f"{images}/{name}.png" for name in one))
     assert table.planned() == [f"file://{images}/{name}.png" for name in sorted({*one, *other})]
 
 
-def test_planner_who_comes_late_is_to_finish_the_other_batch_too(
-    table: Table, images: Path, monkeypatch: pytest.MonkeyPatch
-):
-    others = first_to_append(monkeypatch, lambda: table.plan(f"{images}/[ab].png"))
+def test_late_planner_also_finishes_the_other_batch(table: Table, images: Path, monkeypatch: pytest.MonkeyPatch):
+    others = plan_in_between(monkeypatch, lambda: table.plan(f"{images}/[ab].png"))
     first, second = table.plan(f"{images}/[bc].png").plans
     assert [first] == others[0].plans
     assert table.planned_in(second.batch) == [f"file://{images}/c.png"]
 
 
-def test_planners_of_two_models_at_once_both_plan_everything(
+def test_concurrent_planners_of_two_models_both_plan_all_images(
     table: Table, images: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    first_to_append(monkeypatch, lambda: table.plan(images, version=2))
+    plan_in_between(monkeypatch, lambda: table.plan(images, version=2))
     table.plan(images, version=1)
     assert sorted(table.planned()) == sorted([f"file://{images}/{name}.png" for name in "abc"] * 2)
 
 
-def test_planner_who_comes_late_with_other_options_is_refused(
-    table: Table, images: Path, monkeypatch: pytest.MonkeyPatch
-):
-    first_to_append(monkeypatch, lambda: table.plan(images / "a.png", options=ReadOptions(invert="auto")))
-    with pytest.raises(RequestError, match="made with invert auto"):
+def test_late_planner_with_other_options_is_refused(table: Table, images: Path, monkeypatch: pytest.MonkeyPatch):
+    plan_in_between(monkeypatch, lambda: table.plan(images / "a.png", options=ReadOptions(invert="auto")))
+    with pytest.raises(RequestError, match="invert auto"):
         table.plan(images / "b.png")
 
 
-def test_planner_does_not_try_forever(table: Table, images: Path, monkeypatch: pytest.MonkeyPatch):
+def test_planner_gives_up_after_repeated_conflicts(table: Table, images: Path, monkeypatch: pytest.MonkeyPatch):
     def refuse(*arguments: Any) -> None:
-        raise SwapConflict("another was first")
+        raise SwapConflict("another process was first")
 
     monkeypatch.setattr(planning, "append_batch", refuse)
     monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
@@ -300,7 +295,7 @@ def test_planner_does_not_try_forever(table: Table, images: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_many_planners_at_once_plan_every_image_exactly_once(table: Table, tmp_path: Path, seed: int):
+def test_many_concurrent_planners_plan_every_image_exactly_once(table: Table, tmp_path: Path, seed: int):
     chance = np.random.default_rng(seed)
     touch(tmp_path / "images", *(f"{number:02d}.png" for number in range(20)))
     inputs = [chance.choice(20, 8, replace=False) for _ in range(6)]
@@ -310,5 +305,5 @@ def test_many_planners_at_once_plan_every_image_exactly_once(table: Table, tmp_p
 
     with ThreadPoolExecutor(len(inputs)) as threads:
         list(threads.map(plan, inputs))
-    asked_for = sorted({number for numbers in inputs for number in numbers.tolist()})
-    assert table.planned() == [f"file://{tmp_path}/images/{number:02d}.png" for number in asked_for]
+    requested = sorted({number for numbers in inputs for number in numbers.tolist()})
+    assert table.planned() == [f"file://{tmp_path}/images/{number:02d}.png" for number in requested]

@@ -1,4 +1,4 @@
-"""A trained model becomes one version, however often it is registered, and champion unless the champion is better."""
+"""A checkpoint becomes one version however often it is registered, and champion unless it is worse."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from infra.storage.checkpoints import WEIGHTS, write_checkpoint
 from infra.storage.model_registry import ModelRegistry
 from infra.storage.object_store import ObjectStore, open_store
 from tasks.training.register import register_model
-from tasks.training.trained_run import TrainedRun
+from tasks.training.run import TrainedRun
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
 def trained(
     store: ObjectStore, run_id: str = "run", epoch: int = 1, weights: bytes = b"weights", data_version: str = "tests@1"
 ) -> TrainedRun:
-    """A run as `train network` leaves it, whose last checkpoint is of this epoch."""
+    """A finished run whose last checkpoint is of this epoch."""
     write_checkpoint(
         store,
         run_id=run_id,
@@ -47,7 +47,7 @@ def trained(
 
 
 def result_with(correct: int) -> TestResult:
-    """Of 100 images, so many were classified rightly."""
+    """A result on 100 images."""
     bins = Reliability(np.full(15, 10), np.full(15, 0.5), np.full(15, 0.5))
     evaluation = Evaluation(
         images=100,
@@ -66,14 +66,14 @@ def versions(store: ObjectStore) -> list[int]:
     return ModelRegistry(store).versions()
 
 
-def test_checkpoint_that_is_registered_twice_is_one_version(store: ObjectStore):
+def test_checkpoint_registered_twice_is_one_version(store: ObjectStore):
     run = trained(store)
     first, second = (register_model.fn(run, result_with(90)) for _ in range(2))
     assert versions(store) == [1]
     assert second == first
 
 
-def test_checkpoint_that_others_came_after_is_still_its_own_version(store: ObjectStore):
+def test_checkpoint_registered_again_after_others_is_the_same_version(store: ObjectStore):
     run = trained(store)
     first = register_model.fn(run, result_with(90))
     register_model.fn(trained(store, run_id="other"), result_with(80))
@@ -87,13 +87,13 @@ def test_later_epoch_of_a_run_is_another_version(store: ObjectStore):
     assert versions(store) == [1, 2]
 
 
-def test_other_run_with_the_same_weights_is_another_version(store: ObjectStore):
+def test_same_weights_of_another_run_are_another_version(store: ObjectStore):
     register_model.fn(trained(store), result_with(90))
     register_model.fn(trained(store, run_id="other"), result_with(90))
     assert versions(store) == [1, 2]
 
 
-def test_epoch_that_was_trained_anew_to_other_weights_is_another_version(store: ObjectStore):
+def test_retrained_epoch_with_other_weights_is_another_version(store: ObjectStore):
     register_model.fn(trained(store), result_with(90))
     for stat in list(store.list("runs/run/checkpoints/")):
         store.delete(stat.key)
@@ -101,22 +101,26 @@ def test_epoch_that_was_trained_anew_to_other_weights_is_another_version(store: 
     assert versions(store) == [1, 2]
 
 
-def test_version_that_does_as_well_as_the_champion_takes_its_place(store: ObjectStore):
+def test_equally_good_version_becomes_champion(store: ObjectStore):
     register_model.fn(trained(store), result_with(90))
-    assert register_model.fn(trained(store, run_id="other"), result_with(90)).champion == 2
+    registration = register_model.fn(trained(store, run_id="other"), result_with(90))
+    assert registration.champion == 2
+    assert registration.standing == "champion"
 
 
-def test_version_that_does_worse_leaves_the_champion(store: ObjectStore):
+def test_worse_version_does_not_become_champion(store: ObjectStore):
     register_model.fn(trained(store), result_with(90))
-    assert register_model.fn(trained(store, run_id="other"), result_with(89)).champion == 1
+    registration = register_model.fn(trained(store, run_id="other"), result_with(89))
+    assert registration.champion == 1
+    assert "version 1" in registration.standing
 
 
-def test_version_that_does_worse_on_other_images_is_champion(store: ObjectStore):
+def test_worse_version_on_other_test_images_becomes_champion(store: ObjectStore):
     register_model.fn(trained(store), result_with(90))
     assert register_model.fn(trained(store, run_id="other", data_version="tests@2"), result_with(50)).champion == 2
 
 
-def test_newest_version_is_the_candidate_whether_champion_or_not(store: ObjectStore):
+def test_newest_version_is_candidate_even_if_it_is_not_champion(store: ObjectStore):
     register_model.fn(trained(store), result_with(90))
     register_model.fn(trained(store, run_id="other"), result_with(80))
     candidate = ModelRegistry(store).alias("candidate")

@@ -1,4 +1,4 @@
-"""The report of a training run is one page that shows what it should, to everybody, and takes any text."""
+"""The report of a training run is one accessible page with all results, and handles any text."""
 
 import base64
 import io
@@ -33,7 +33,7 @@ from infra.storage.object_store import ObjectStore, open_store
 from tasks.summaries import TrainingSummary
 from tasks.training.register import register_model
 from tasks.training.report import write_report
-from tasks.training.trained_run import TrainedRun
+from tasks.training.run import TrainedRun
 
 METRICS: dict[str, list[Any]] = {
     "epoch": [1, 2, 3],
@@ -86,11 +86,11 @@ class Element:
     tag: str
     attributes: dict[str, str | None]
     text: str = ""
-    """All text inside."""
+    """Text of the element and of all elements in it."""
 
 
 class Page(HTMLParser):
-    """The elements of a page; fails where one is not closed."""
+    """Parse a page into its elements, and check that all are closed."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -119,12 +119,12 @@ class Page(HTMLParser):
         return [" ".join(element.text.split()) for element in self.all(tag)]
 
     def rows(self, caption: str) -> list[list[str]]:
-        """The texts in the rows of a table, its head first."""
+        """Texts of the cells of a table by row, starting with the head."""
         [table] = [element for element in self.all("table") if element.text.strip().startswith(caption)]
-        begin = self.elements.index(table) + 1
-        end = next((n for n in range(begin, len(self.elements)) if self.elements[n].tag == "table"), None)
+        start = self.elements.index(table) + 1
+        end = next((n for n in range(start, len(self.elements)) if self.elements[n].tag == "table"), None)
         rows: list[list[str]] = []
-        for element in self.elements[begin:end]:
+        for element in self.elements[start:end]:
             if element.tag == "tr":
                 rows.append([])
             elif element.tag in {"td", "th"}:
@@ -137,22 +137,23 @@ def parsed(page: str) -> Page:
     return Page(page)
 
 
-# For everybody, everywhere
+# Accessibility
 
 
-def test_page_needs_nothing_beside_it(parsed: Page, page: str):
+def test_page_is_self_contained(parsed: Page, page: str):
     targets = [element.attributes.get(name) for element in parsed.elements for name in ("src", "href", "xlink:href")]
     assert {target[:5] for target in targets if target and not target.startswith("#")} == {"data:"}
     assert re.findall(r"url\((?!#)|@import", page) == []
     assert parsed.all("script") + parsed.all("link") == []
 
 
-def test_page_says_what_it_is(parsed: Page):
+def test_title_and_heading_name_the_run(parsed: Page):
     assert parsed.elements[0].attributes == {"lang": "en"}
-    assert parsed.texts("title")[0] == parsed.texts("h1")[0] == f"Training run {RUN.run_id}"
+    assert parsed.texts("title")[0] == parsed.texts("h1")[0]
+    assert RUN.run_id in parsed.texts("h1")[0]
 
 
-def test_every_picture_is_told_in_words(parsed: Page):
+def test_every_picture_has_a_text_alternative(parsed: Page):
     pictures = [element.attributes.get("alt") for element in parsed.all("img")]
     pictures += [element.attributes.get("aria-label") for element in parsed.all("div", role="img")]
     assert len(pictures) == 24 + 4
@@ -160,59 +161,61 @@ def test_every_picture_is_told_in_words(parsed: Page):
     assert len(parsed.all("svg")) == len(parsed.all("div", role="img"))
 
 
-def test_every_table_has_a_caption_and_its_headers_a_scope(parsed: Page):
+def test_tables_have_captions_and_headers_have_a_scope(parsed: Page):
     assert len(parsed.all("caption")) == len(parsed.all("table")) == 7
     assert {element.attributes.get("scope") for element in parsed.all("th")} == {"row", "col"}
 
 
-def test_every_id_is_there_once(parsed: Page):
+def test_ids_are_unique(parsed: Page):
     ids = [element.attributes["id"] for element in parsed.elements if "id" in element.attributes]
     assert len(ids) == len(set(ids)) > 0
 
 
-def test_page_is_the_same_when_it_is_written_again(page: str, result: TestResult):
+def test_page_is_deterministic(page: str, result: TestResult):
     assert render_report(RUN, result) == page
 
 
 @pytest.mark.parametrize(
     "hostile", ["</title><script>alert(1)</script>", '" onload="alert(1)', "{{ 7 * 7 }}", "$x_^$ &amp;"]
 )
-def test_any_text_stands_as_it_is(hostile: str, result: TestResult):
+def test_any_text_appears_unchanged(hostile: str, result: TestResult):
     run = ReportedRun(
         run_id=hostile, facts={hostile: hostile}, recipe={hostile: hostile}, metrics=METRICS | {hostile: [1, 2, 3]}
     )
     found = Page(render_report(run, result))
-    assert found.texts("h1") == [f"Training run {hostile}"]
+    assert hostile in found.texts("h1")[0]
     assert [hostile, hostile] in found.rows("Where it comes from")
     assert found.all("script") == []
     assert not any("onload" in element.attributes for element in found.elements)
 
 
-# What it tells
+# Contents
 
 
-def test_headline_figures_are_those_of_the_test_images(parsed: Page, result: TestResult):
+def test_headline_has_the_results_on_the_test_images(parsed: Page, result: TestResult):
     before, after = result.uncalibrated, result.evaluation
-    assert parsed.texts("dd") == [
+    expected = [
         f"{after.accuracy:.2%}",
-        f"{after.correct} of 300 test images",
+        f"{after.correct} of 300 ",
         f"{after.log_loss:.4g} nats",
-        f"{before.log_loss:.4g} before calibration",
+        f"{before.log_loss:.4g} ",
         f"{after.calibration_error:.2%}",
-        f"{before.calibration_error:.2%} before calibration",
+        f"{before.calibration_error:.2%} ",
         f"{result.temperature:.4g}",
-        "fitted on 200 validation images",
+        " 200 ",
     ]
+    assert all(value in text for value, text in zip(expected, parsed.texts("dd"), strict=True))
 
 
-def test_curves_are_of_training_and_validation(parsed: Page):
+def test_curves_show_training_and_validation(parsed: Page):
     loss, accuracy = (element.text for element in parsed.all("svg")[:2])
-    assert ("Loss, nats" in loss, "Accuracy" in accuracy) == (True, True)
+    assert ("Loss" in loss, "Accuracy" in accuracy) == (True, True)
     assert all(name in picture for name in ("training", "validation") for picture in (loss, accuracy))
-    assert "training 0.4321, validation 0.5432" in str(parsed.all("div", role="img")[0].attributes["aria-label"])
+    label = str(parsed.all("div", role="img")[0].attributes["aria-label"])
+    assert all(value in label for value in ("0.4321", "0.5432"))
 
 
-def test_epochs_are_there_in_figures(parsed: Page):
+def test_metrics_of_all_epochs_are_in_a_table(parsed: Page):
     rows = parsed.rows("Metrics by epoch")
     assert rows[0] == [name.replace("_", " ") for name in METRICS]
     assert rows[3] == ["3", "0.4321", "0.85", "3", "1e-08", "0.5432", "0.8"]
@@ -227,19 +230,19 @@ def test_epochs_are_there_in_figures(parsed: Page):
     ],
     ids=["older", "one epoch", "gaps"],
 )
-def test_metrics_may_be_fewer_or_have_gaps(metrics: dict[str, list[Any]], result: TestResult):
+def test_metrics_can_be_incomplete(metrics: dict[str, list[Any]], result: TestResult):
     found = Page(render_report(replace(RUN, metrics=metrics), result))
     assert len(found.rows("Metrics by epoch")) == len(metrics["epoch"]) + 1
     assert ("validation" in found.all("svg")[0].text) == ("validation_loss" in metrics)
 
 
-def test_confusion_has_every_count(parsed: Page, result: TestResult):
+def test_confusion_matrix_has_every_count(parsed: Page, result: TestResult):
     head, *rows = parsed.rows("Rows are true classes")
     assert head[1:] == [row[0] for row in rows] == list(CLASS_NAMES)
     assert [[int(count) for count in row[1:]] for row in rows] == result.confusion
 
 
-def test_classes_have_their_precision_and_recall(parsed: Page, result: TestResult):
+def test_each_class_has_precision_and_recall(parsed: Page, result: TestResult):
     _, *rows = parsed.rows("Precision and recall")
     precision, recall = result.evaluation.precision, result.evaluation.recall
     counts = np.sum(result.confusion, axis=1)
@@ -249,70 +252,69 @@ def test_classes_have_their_precision_and_recall(parsed: Page, result: TestResul
     ]
 
 
-def test_bins_are_there_in_figures(parsed: Page, result: TestResult):
+def test_reliability_bins_are_in_a_table(parsed: Page, result: TestResult):
     for caption, evaluation in (("Before", result.uncalibrated), ("After", result.evaluation)):
         _, *rows = parsed.rows(caption)
         assert [int(row[1]) for row in rows] == [count for count in evaluation.reliability.counts if count]
 
 
-def test_confidently_wrong_images_are_shown_with_both_classes(parsed: Page, result: TestResult, images: LabelledImages):
+def test_confident_errors_are_shown_with_both_classes(parsed: Page, result: TestResult, images: LabelledImages):
     items = parsed.texts("li")
     assert len(items) == 24
     for element, text, error in zip(parsed.all("img"), items, result.evaluation.confident_errors, strict=True):
-        said, true = CLASS_NAMES[error.predicted], CLASS_NAMES[error.label]
-        assert text == f"{said} {error.confidence:.2%} is {true} test image {error.index}"
-        assert element.attributes["alt"] == f"Test image {error.index}, {true}, taken for {said}"
+        classes_and_number = (CLASS_NAMES[error.predicted], CLASS_NAMES[error.label], str(error.index))
+        assert all(words in text for words in (*classes_and_number, f"{error.confidence:.2%}"))
+        assert all(words in str(element.attributes["alt"]) for words in classes_and_number)
         png = base64.b64decode(str(element.attributes["src"]).removeprefix("data:image/png;base64,"))
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), images.images[error.index])
 
 
-def test_recipe_and_origin_are_told(parsed: Page):
+def test_recipe_and_facts_are_shown(parsed: Page):
     assert parsed.rows("Recipe") == [["epochs", "3"], ["learning rate", "0.04"], ["flip", "True"]]
     assert parsed.rows("Where it comes from") == [[name, value] for name, value in RUN.facts.items()]
 
 
-def test_uncalibrated_model_is_told_as_such(network: NeuralNetwork, images: LabelledImages):
+def test_page_of_an_uncalibrated_model_compares_nothing(network: NeuralNetwork, images: LabelledImages):
     none = LabelledImages(np.empty((0, 28, 28), np.uint8), np.empty(0, np.int64))
     uncalibrated = calibrate_and_evaluate(network, none, images, torch.device("cpu"))
     found = Page(render_report(RUN, uncalibrated))
-    assert "not fitted: no validation images" in found.texts("dd")
     assert len(found.all("svg")) == 3
-    assert not any("before calibration" in text for text in found.texts("dd"))
+    assert not any("before" in text for text in found.texts("dd"))
 
 
-def test_flawless_model_has_no_errors_to_show(result: TestResult):
+def test_page_of_a_flawless_model_shows_no_errors(result: TestResult):
     flawless = replace(result, evaluation=replace(result.evaluation, confident_errors=()), error_pictures=())
-    assert "None: all test images were classified rightly." in Page(render_report(RUN, flawless)).texts("p")
+    assert Page(render_report(RUN, flawless)).all("img") == []
 
 
 # Pictures
 
 
 def points(svg: bytes, color: str) -> list[list[tuple[float, ...]]]:
-    """The unbroken stretches of the one line in a colour."""
+    """Points of the only line in a colour, one list per unbroken stretch."""
     [path] = re.findall(rf'<path d="([^"]+)" clip-path="[^>]*stroke: var\(--{color}', svg.decode())
     return [[tuple(map(float, point.split())) for point in piece.split("L")] for piece in path.split("M")[1:]]
 
 
-def test_curve_goes_through_its_values():
+def test_curve_passes_through_its_values():
     [stretch] = points(draw_curves([1, 2, 4], {"training": [0.9, 0.5, 0.3]}, "Loss"), "second")
     x, y = zip(*stretch, strict=True)
     assert (x[2] - x[0]) / (x[1] - x[0]) == pytest.approx(3)
     assert (y[2] - y[0]) / (y[1] - y[0]) == pytest.approx(1.5)
-    assert y[0] < y[2], "the largest is on top"
+    assert y[0] < y[2], "the largest value is at the top"
 
 
-def test_curve_has_a_gap_where_there_is_no_value():
+def test_curve_has_a_gap_at_a_missing_value():
     svg = draw_curves([1, 2, 3, 4, 5], {"training": [1.0, 0.9, None, 0.7, 0.6]}, "Loss")
     assert [len(stretch) for stretch in points(svg, "second")] == [2, 2]
 
 
-def test_epochs_are_ticked_by_whole_numbers():
+def test_ticks_of_epochs_are_whole_numbers():
     svg = draw_curves([1], {"training": [0.5]}, "Loss").decode()
     assert re.findall(r">(\d+)</text>", svg) == ["1"]
 
 
-def test_reliability_has_a_dot_a_bin_at_its_confidence_and_accuracy():
+def test_reliability_diagram_has_a_dot_for_each_bin():
     counts, shares = np.zeros(15, np.int64), np.full(15, np.nan)
     confidence, accuracy = shares.copy(), shares.copy()
     counts[[1, 7, 13]] = 5
@@ -332,11 +334,11 @@ def test_reliability_has_a_dot_a_bin_at_its_confidence_and_accuracy():
     ],
     ids=["curves", "reliability"],
 )
-def test_picture_is_an_svg_file_whose_colours_a_page_may_set(svg: bytes):
-    assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"  # noqa: S314 (of our own making)
+def test_page_can_set_the_colours_of_a_picture(svg: bytes):
+    assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"  # noqa: S314 (our own file)
     colors = re.findall(r"(var\(--\w+, )?#[0-9a-f]{6}\b", svg.decode())
     assert colors
-    assert all(colors), "each as the value of a variable that is not set"
+    assert all(colors), "every colour is the default of a variable"
     assert b"DOCTYPE" not in svg
 
 
@@ -350,7 +352,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
 
 
 def trained(store: ObjectStore, network: NeuralNetwork) -> TrainedRun:
-    """A run of three epochs as `train network` leaves it."""
+    """A finished run of three epochs with its metrics."""
     write_checkpoint(
         store,
         run_id="run",
@@ -376,9 +378,7 @@ def trained(store: ObjectStore, network: NeuralNetwork) -> TrainedRun:
     )
 
 
-def test_registered_version_has_the_temperature_and_the_metrics(
-    store: ObjectStore, network: NeuralNetwork, result: TestResult
-):
+def test_registered_version_has_temperature_and_metrics(store: ObjectStore, network: NeuralNetwork, result: TestResult):
     version = register_model.fn(trained(store, network), result).version
     assert version.temperature == result.temperature
     assert version.metrics == {
@@ -389,7 +389,7 @@ def test_registered_version_has_the_temperature_and_the_metrics(
     }
 
 
-def test_report_is_beside_the_run_and_tells_of_its_version(
+def test_report_is_in_the_folder_of_the_run_and_names_the_version(
     store: ObjectStore, network: NeuralNetwork, result: TestResult
 ):
     run = trained(store, network)
@@ -397,21 +397,20 @@ def test_report_is_beside_the_run_and_tells_of_its_version(
     assert uri == f"{store.root}/runs/run/report/index.html"
     found = Page(store.read("runs/run/report/index.html").decode())
     facts = dict(found.rows("Where it comes from"))
-    assert facts["model"] == "fashion-mnist, version 1 (champion)"
+    assert all(words in facts["model"] for words in ("fashion-mnist", "version 1", "champion"))
     assert facts["data"] == "tests@1"
     assert found.rows("Recipe") == [["epochs", "3"]]
     assert len(found.rows("Metrics by epoch")) == 4
 
 
-def test_report_is_written_anew_when_the_run_is_resumed(store: ObjectStore, network: NeuralNetwork, result: TestResult):
+def test_report_is_overwritten_when_the_run_is_resumed(store: ObjectStore, network: NeuralNetwork, result: TestResult):
     run = trained(store, network)
-    for _ in range(2):
-        write_report.fn(run, result, register_model.fn(run, result))
-    facts = dict(Page(store.read("runs/run/report/index.html").decode()).rows("Where it comes from"))
-    assert facts["model"] == "fashion-mnist, version 1 (champion)"
+    store.create("runs/run/report/index.html", b"an earlier report")
+    write_report.fn(run, result, register_model.fn(run, result))
+    assert Page(store.read("runs/run/report/index.html").decode()).texts("h1")
 
 
-# What the command line prints
+# Output of the command line
 
 
 @pytest.fixture
@@ -421,7 +420,7 @@ def summary(store: ObjectStore, network: NeuralNetwork, result: TestResult) -> T
     return TrainingSummary(dataset=dataset, run=run, result=result, registration=register_model.fn(run, result))
 
 
-def test_json_has_calibration_and_report(store: ObjectStore, summary: TrainingSummary, result: TestResult):
+def test_json_contains_calibration_and_report(store: ObjectStore, summary: TrainingSummary, result: TestResult):
     figures = training_record(summary, load_settings())
     assert figures["calibration_error"] == result.evaluation.calibration_error
     assert figures["temperature"] == result.temperature
@@ -429,7 +428,7 @@ def test_json_has_calibration_and_report(store: ObjectStore, summary: TrainingSu
 
 
 def printed(summary: TrainingSummary, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """The rows, each on a line however narrow the terminal."""
+    """Printed lines, with runs of spaces replaced by one."""
     print_training(summary, load_settings())
     return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
 
@@ -438,18 +437,18 @@ def test_calibration_error_is_printed_before_and_after(
     summary: TrainingSummary, result: TestResult, capsys: pytest.CaptureFixture[str]
 ):
     before, after = result.uncalibrated.calibration_error, result.evaluation.calibration_error
-    expected = f"calibration error {before:.2%} -> {after:.2%} at temperature {result.temperature:.3f}"
-    assert expected in printed(summary, capsys)
+    [line] = [line for line in printed(summary, capsys) if line.startswith("calibration error")]
+    assert all(value in line for value in (f"{before:.2%}", f"{after:.2%}", f"{result.temperature:.3f}"))
 
 
-def test_place_of_the_report_is_printed(
-    store: ObjectStore, summary: TrainingSummary, capsys: pytest.CaptureFixture[str]
-):
+def test_uri_of_the_report_is_printed(store: ObjectStore, summary: TrainingSummary, capsys: pytest.CaptureFixture[str]):
     assert f"report {store.root}/runs/run/report/index.html" in printed(summary, capsys)
 
 
-def test_uncalibrated_model_is_printed_as_such(summary: TrainingSummary, capsys: pytest.CaptureFixture[str]):
+def test_only_one_calibration_error_is_printed_for_an_uncalibrated_model(
+    summary: TrainingSummary, capsys: pytest.CaptureFixture[str]
+):
     uncalibrated = replace(summary.result, evaluation=summary.result.uncalibrated, temperature=1.0, validation_images=0)
-    error = f"{uncalibrated.uncalibrated.calibration_error:.2%}"
     lines = printed(replace(summary, result=uncalibrated), capsys)
-    assert f"calibration error {error}, not calibrated: no validation images" in lines
+    [line] = [line for line in lines if line.startswith("calibration error")]
+    assert re.findall(r"[\d.]+%", line) == [f"{uncalibrated.uncalibrated.calibration_error:.2%}"]
