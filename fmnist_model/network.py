@@ -12,7 +12,8 @@ from fmnist_model.weights import check_weights
 class NeuralNetwork(nn.Module):
     """A multilayer perceptron 784-512-512-10 with ReLU.
 
-    Its state dict has the tutorial's keys (`linear_relu_stack.0.weight` and so on), so that weights load either way.
+    Its state dict has the tutorial's keys (`linear_relu_stack.0.weight` and so on), so you can load the weights of one
+    into the other.
     """
 
     def __init__(self) -> None:
@@ -27,10 +28,10 @@ class NeuralNetwork(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classify images.
+        """Compute the logits of images.
 
         Args:
-            x: float `[n, 28, 28]` or `[n, 1, 28, 28]`, 0 black to 1 white.
+            x: images, float `[n, 28, 28]` or `[n, 1, 28, 28]`, 0 black to 1 white.
 
         Returns:
             Logits, `[n, 10]`, in the order of `CLASS_NAMES`.
@@ -40,11 +41,11 @@ class NeuralNetwork(nn.Module):
         return logits
 
 
-def logits_of(network: NeuralNetwork, images: Tensor) -> Tensor:
-    """What `network(images)` returns, by the matrix products that the device is best at; gradients flow.
+def compute_logits(network: NeuralNetwork, images: Tensor) -> Tensor:
+    """Compute `network(images)` with the fastest matrix products of the device. The result has gradients.
 
-    On CPUs these are oneDNN's: they use AVX-512 wherever there is any, while those of MKL, PyTorch's default, do not on
-    AMD's. One thread of an EPYC 9005 trains on 45,000 images a second instead of 28,000.
+    On CPUs these are oneDNN's, which use AVX-512 on every CPU that has it. MKL, PyTorch's default, doesn't use it on
+    AMD CPUs. With oneDNN, one thread of an EPYC 9005 trains on 45,000 images per second instead of 28,000.
     """
     on_cpu = images.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if on_cpu and len(images):
@@ -55,7 +56,7 @@ def logits_of(network: NeuralNetwork, images: Tensor) -> Tensor:
 
 
 def save_weights(network: nn.Module) -> bytes:
-    """Serialize a network's weights as safetensors, in float32 and on no device in particular."""
+    """Serialize a network's weights as a safetensors file, in float32 and independent of the device."""
     from safetensors.torch import save
 
     state = {
@@ -66,14 +67,14 @@ def save_weights(network: nn.Module) -> bytes:
 
 
 def load_weights(data: bytes, origin: str) -> NeuralNetwork:
-    """Make a network with the weights in a safetensors file, ready to classify.
+    """Load a network from a safetensors file, in evaluation mode.
 
     Args:
-        data: the file's bytes.
-        origin: where they come from, for messages.
+        data: content of the file.
+        origin: where the file comes from, for error messages.
 
     Raises:
-        InvalidWeights: as `check_weights` says.
+        InvalidWeights: the file is not a safetensors file or holds weights of another network. See `check_weights`.
     """
     from safetensors.torch import load
 
@@ -84,6 +85,6 @@ def load_weights(data: bytes, origin: str) -> NeuralNetwork:
 
 
 def best_device() -> torch.device:
-    """The accelerator PyTorch finds, else the CPU."""
+    """Return the accelerator that PyTorch finds, or else the CPU."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return accelerator if accelerator is not None else torch.device("cpu")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from infra.cluster.prometheus import Counter, Gauge
 
 if TYPE_CHECKING:
-    from fmnist_model.training.loop import StepProgress
+    from fmnist_model.training.progress import StepProgress
 
 IMAGES = Counter(
     "fmnist_images_total",

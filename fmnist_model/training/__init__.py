@@ -1,1 +1,1 @@
-"""Train the network: recipe, augmentation, optimizer step and loop."""
+"""Train the network: recipe, augmentation, optimizer step and training loop."""

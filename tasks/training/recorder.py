@@ -23,7 +23,9 @@ from tasks.prometheus import (
 from tasks.training.run import RunToTrain, TrainedRun, TrainingJob
 
 if TYPE_CHECKING:
-    from fmnist_model.training.loop import EpochMetrics, Snapshot, StepProgress, TrainingRun
+    from fmnist_model.training.loop import TrainingRun
+    from fmnist_model.training.progress import EpochMetrics, StepProgress
+    from fmnist_model.training.snapshot import Snapshot
 
 _log = logging.getLogger(__name__)
 

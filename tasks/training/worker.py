@@ -66,7 +66,8 @@ def train_worker(config: dict[str, TrainingJob]) -> TrainedRun | Exception | Non
     import torch.distributed
     from ray.train.torch import get_device
 
-    from fmnist_model.training.loop import TrainingDiverged, TrainingRun
+    from fmnist_model.training.divergence import TrainingDiverged
+    from fmnist_model.training.loop import TrainingRun
 
     job, context, device = config["job"], ray.train.get_context(), get_device()
     rank, workers = context.get_world_rank(), context.get_world_size()

@@ -1,4 +1,4 @@
-"""Ranks together go where one alone goes, however many they are."""
+"""Several ranks train like a single one."""
 
 from dataclasses import replace
 from itertools import islice
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from fmnist_model.dataset import LabelledImages, from_table
 from fmnist_model.network import NeuralNetwork
-from fmnist_model.training.loop import TrainingDiverged, TrainingRun
+from fmnist_model.training.divergence import TrainingDiverged
+from fmnist_model.training.loop import TrainingRun
 from fmnist_model.training.recipe import PRESETS, TrainingRecipe
 from tests.unit.fmnist_model.images.striped_images import stripes, vector
 from tests.unit.fmnist_model.training.toy_training import CPU, RECIPE, train
@@ -34,7 +35,7 @@ def data_for(recipe: TrainingRecipe) -> LabelledImages:
 
 
 def first_hundred_losses(data: Path, group: dist.ProcessGroup | None = None) -> Any:
-    """Of the preset `full` on a sixth of Fashion-MNIST, and with as many steps as on the whole."""
+    """Train by the preset `full` on a sixth of Fashion-MNIST, for as many steps as on the whole data set."""
     with np.load(data) as arrays:
         images = LabelledImages(arrays["images"], arrays["labels"])
     run = TrainingRun(replace(PRESETS["full"], epochs=360), images, CPU, group)
@@ -43,7 +44,7 @@ def first_hundred_losses(data: Path, group: dist.ProcessGroup | None = None) -> 
 
 
 def own_momenta(run: TrainingRun) -> dict[int, Tensor]:
-    """Of the hidden layers' matrices that this rank alone does, by number."""
+    """Momenta of the hidden layers' matrices that this rank updates, by number of the matrix."""
     optimizer: Any = run._step.optimizers[0]
     matrices = enumerate(optimizer.param_groups[0]["params"])
     return {
@@ -54,7 +55,7 @@ def own_momenta(run: TrainingRun) -> dict[int, Tensor]:
 
 
 def train_as_rank(rank: int, folder: Path, fashion_mnist: Path) -> None:
-    """What each of four processes runs: first all four of them train together, then ranks 0 and 1."""
+    """Run one of four processes: first all four train together, then ranks 0 and 1."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=4)
     for group in (dist.group.WORLD, dist.new_group([0, 1])):
@@ -78,7 +79,7 @@ def train_as_rank(rank: int, folder: Path, fashion_mnist: Path) -> None:
 
 @pytest.fixture(scope="module")
 def fashion_mnist(data_store: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first part of its training images."""
+    """The first file of Fashion-MNIST's training images, as NumPy arrays."""
     file = tmp_path_factory.mktemp("data") / "train.npz"
     [part, *_] = sorted(Path(data_store.removeprefix("file://")).glob("datasets/*/train/*.parquet"))
     data = from_table([pq.read_table(part)], str(part))
@@ -88,14 +89,14 @@ def fashion_mnist(data_store: str, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory, fashion_mnist: Path) -> Path:
-    """A folder with what each rank of two and of four processes was left with."""
+    """A folder with the results of each rank, of two and of four processes."""
     folder = tmp_path_factory.mktemp("ranks")
     torch.multiprocessing.spawn(train_as_rank, (folder, fashion_mnist), nprocs=4)
     return folder
 
 
 @pytest.fixture(scope="module")
-def alone() -> dict[str, tuple[Tensor, list[tuple[float, float, int]]]]:
+def single() -> dict[str, tuple[Tensor, list[tuple[float, float, int]]]]:
     outcomes = {}
     for name, recipe in SHARED.items():
         run, epochs = train(recipe, data_for(recipe))
@@ -104,31 +105,31 @@ def alone() -> dict[str, tuple[Tensor, list[tuple[float, float, int]]]]:
 
 
 @pytest.fixture(scope="module")
-def losses_alone(fashion_mnist: Path) -> Any:
+def single_losses(fashion_mnist: Path) -> Any:
     return first_hundred_losses(fashion_mnist)
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_first_hundred_losses_are_those_of_one_alone(ranks: Path, losses_alone: Any, world_size: int):
-    together = torch.load(ranks / f"losses-{world_size}-0", weights_only=False)
-    assert len(together) == 100
-    np.testing.assert_allclose(together, losses_alone, rtol=1e-4)
+def test_first_hundred_losses_are_those_of_a_single_rank(ranks: Path, single_losses: Any, world_size: int):
+    losses = torch.load(ranks / f"losses-{world_size}-0", weights_only=False)
+    assert len(losses) == 100
+    np.testing.assert_allclose(losses, single_losses, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", [name for name in SHARED if name != "fewer images than ranks"])
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_ranks_together_go_where_one_alone_goes(ranks: Path, alone: Any, world_size: int, name: str):
-    """Within what Muon makes of rounding: directions of which a small batch says nothing move by bfloat16's noise."""
-    together, single = torch.load(ranks / f"{name}-{world_size}-0")["weights"], alone[name][0]
-    begin = vector(TrainingRun(SHARED[name], data_for(SHARED[name]), CPU).network)
-    assert (together - single).norm() < 0.2 * (single - begin).norm()
+def test_weights_are_close_to_those_of_a_single_rank(ranks: Path, single: Any, world_size: int, name: str):
+    """They can't be equal: where a small batch has no gradient, Muon amplifies the rounding errors of bfloat16."""
+    weights, expected = torch.load(ranks / f"{name}-{world_size}-0")["weights"], single[name][0]
+    initial = vector(TrainingRun(SHARED[name], data_for(SHARED[name]), CPU).network)
+    assert (weights - expected).norm() < 0.2 * (expected - initial).norm()
 
 
 @pytest.mark.parametrize("name", SHARED)
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_ranks_together_report_the_curve_of_one_alone(ranks: Path, alone: Any, world_size: int, name: str):
-    together = torch.load(ranks / f"{name}-{world_size}-0")["epochs"]
-    np.testing.assert_allclose(together, alone[name][1], rtol=1e-3)
+def test_metrics_are_those_of_a_single_rank(ranks: Path, single: Any, world_size: int, name: str):
+    epochs = torch.load(ranks / f"{name}-{world_size}-0")["epochs"]
+    np.testing.assert_allclose(epochs, single[name][1], rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", SHARED)
@@ -140,8 +141,8 @@ def test_all_ranks_end_with_the_same_weights(ranks: Path, world_size: int, name:
 
 @pytest.mark.parametrize("name", SHARED)
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_state_that_ranks_together_saved_is_taken_up_by_one_alone(ranks: Path, world_size: int, name: str):
-    """As an elastic run does whose workers are fewer or more after a restart."""
+def test_single_rank_loads_the_state_of_several(ranks: Path, world_size: int, name: str):
+    """An elastic run may have fewer or more workers after a restart."""
     saved = (ranks / f"{name}-{world_size}-state").read_bytes()
     run = TrainingRun(SHARED[name], data_for(SHARED[name]), CPU).load_state(NeuralNetwork(), saved)
     muon = run._step.optimizers[0]
@@ -152,15 +153,15 @@ def test_state_that_ranks_together_saved_is_taken_up_by_one_alone(ranks: Path, w
 
 @pytest.mark.parametrize("name", SHARED)
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_saved_momenta_are_those_of_the_ranks_that_have_them(ranks: Path, world_size: int, name: str):
+def test_saved_state_has_the_momenta_of_every_rank(ranks: Path, world_size: int, name: str):
     saved = torch.load(ranks / f"{name}-{world_size}-state", weights_only=True)["optimizers"][0]["state"]
-    of_ranks = [torch.load(ranks / f"{name}-{world_size}-{rank}")["momenta"] for rank in range(world_size)]
-    assert sorted(number for own in of_ranks for number in own) == [0, 1]
-    for own in of_ranks:
+    by_rank = [torch.load(ranks / f"{name}-{world_size}-{rank}")["momenta"] for rank in range(world_size)]
+    assert sorted(number for own in by_rank for number in own) == [0, 1]
+    for own in by_rank:
         for number, momentum in own.items():
             assert torch.equal(saved[number]["momentum_buffer"], momentum)
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_divergence_is_told_on_every_rank(ranks: Path, world_size: int):
+def test_divergence_is_raised_on_every_rank(ranks: Path, world_size: int):
     assert all((ranks / f"diverged-{world_size}-{rank}").exists() for rank in range(world_size))

@@ -1,11 +1,12 @@
-"""Training that is over in seconds."""
+"""A training run that takes seconds."""
 
 from functools import cache
 
 import torch
 
 from fmnist_model.dataset import LabelledImages
-from fmnist_model.training.loop import EpochMetrics, TrainingRun
+from fmnist_model.training.loop import TrainingRun
+from fmnist_model.training.progress import EpochMetrics
 from fmnist_model.training.recipe import TrainingRecipe
 from tests.unit.fmnist_model.images.striped_images import stripes
 
@@ -31,5 +32,5 @@ def train(recipe: TrainingRecipe, data: LabelledImages | None = None) -> tuple[T
 
 @cache
 def trained(recipe: TrainingRecipe) -> tuple[TrainingRun, list[EpochMetrics]]:
-    """The outcome for those who only look at it: on a slow CPU Muon takes 70 ms a step, whatever the batch."""
+    """Train once for all tests that only read the result. On a slow CPU, a step of Muon takes 70 ms."""
     return train(recipe)
