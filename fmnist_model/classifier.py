@@ -1,4 +1,4 @@
-"""Pixels in, predictions out: the network as batch inference uses it."""
+"""Classify pixels, as batch inference does."""
 
 import numpy as np
 import torch
@@ -11,31 +11,34 @@ from fmnist_model.network import NeuralNetwork
 from fmnist_model.predictions import Predictions
 from fmnist_model.training.augmentation import scale
 
-_CPU_BATCH = 512
-"""Images a forward pass. One thread classifies 125,000 to 133,000 a second in passes of 256 or 512. In passes of 1,024
-or more it is 99,000 to 133,000: the allocator may get the memory of each from the kernel anew (1.5 page faults an
-image)."""
+_CPU_BATCH_SIZE = 512
+"""Images per forward pass. One thread classifies 125,000 to 133,000 images per second in passes of 256 or 512, and
+99,000 to 133,000 in passes of 1,024 or more. There the allocator may request memory from the kernel in every pass (1.5
+page faults per image)."""
 
-_ACCELERATOR_BATCH = 65_536
-"""Images a forward pass: 51 MB to copy, and more than enough to fill any accelerator."""
+_ACCELERATOR_BATCH_SIZE = 65_536
+"""Images per forward pass: 51 MB to copy, and more than enough to fill any accelerator."""
 
 
 class Classifier:
-    """A network ready to classify, with the weights it has when the classifier is made.
+    """A network prepared for inference. Later changes of the network's weights may not reach the classifier.
 
-    On CPUs the weights are oneDNN's: its matrix products use AVX-512 on every CPU that has it, while those of MKL,
-    PyTorch's default, do not on AMD's (one thread of an EPYC 9005: 133,000 images a second instead of 68,000). On all
-    devices numbers are float32, and no class differs; on a GPU, copying the pixels costs more than the arithmetic.
+    On CPUs it uses oneDNN's matrix products, which use AVX-512 on every CPU that has it. MKL, PyTorch's default,
+    doesn't use it on AMD CPUs. With oneDNN, one thread of an EPYC 9005 classifies 133,000 images per second instead of
+    68,000.
+
+    All devices compute in float32 and predict the same classes. Lower precision would gain nothing on a GPU, where
+    copying the pixels takes longer than the arithmetic.
     """
 
     def __init__(self, network: NeuralNetwork, device: torch.device, temperature: float = 1.0) -> None:
-        """Make a classifier.
+        """Move the network to the device and prepare its weights.
 
         Args:
-            network: is moved to the device.
+            network: the network to use. It is moved to the device.
             device: where to run.
-            temperature: divides the logits before the softmax (Guo et al., arXiv:1706.04599); it changes probabilities
-                and no class.
+            temperature: divisor of the logits before the softmax (Guo et al., arXiv:1706.04599). It changes
+                probabilities, but not predicted classes.
         """
         self._network = network.to(device).eval()
         self._device = device
@@ -49,27 +52,27 @@ class Classifier:
         """Classify images.
 
         Args:
-            pixels: uint8 `[n, 28, 28]`, 0 black to 255 white.
+            pixels: images, uint8 `[n, 28, 28]`, 0 black to 255 white.
         """
-        batch = _CPU_BATCH if self._device.type == "cpu" else _ACCELERATOR_BATCH
+        size = _CPU_BATCH_SIZE if self._device.type == "cpu" else _ACCELERATOR_BATCH_SIZE
         with torch.inference_mode():
-            # Nothing waits for an accelerator before the results of all batches: it works while the next is copied.
-            parts = [self._forward(pixels[first : first + batch]) for first in range(0, len(pixels), batch)]
+            # Don't wait for an accelerator here, so that it computes one batch while the next is copied.
+            parts = [self._forward(pixels[first : first + size]) for first in range(0, len(pixels), size)]
             logits = torch.cat(parts) if parts else torch.empty((0, len(CLASS_NAMES)))
-            # Not of the probabilities: the temperature may make two of them round to the same.
+            # Take the classes from the logits, since the temperature may round two probabilities to the same number.
             winners, tempered = logits.argmax(1), (logits / self._temperature).softmax(1)
             classes, probabilities = winners.cpu().numpy(), tempered.cpu().numpy()
         confidence = probabilities[np.arange(len(probabilities)), classes]
         return Predictions(classes.astype(np.int8), confidence, probabilities)
 
     def _forward(self, pixels: NDArray[np.uint8]) -> Tensor:
-        # PyTorch warns of arrays that can't be written, as raw pixels from Arrow are.
+        # PyTorch warns about read-only arrays, and raw pixels from Arrow are read-only.
         images = torch.from_numpy(np.require(pixels, requirements=("C", "W")))
         if self._onednn_weights is not None:
             inputs = scale(images.flatten(1)).to_mkldnn()
             logits: Tensor = functional_call(self._network.linear_relu_stack, self._onednn_weights, inputs).to_dense()
         elif self._device.type == "cuda":
-            # Copies from pinned memory need no waiting for; PyTorch keeps the memory until the copy is made.
+            # A copy from pinned memory can be asynchronous. PyTorch keeps the memory until it is finished.
             logits = self._network(scale(images.pin_memory().to(self._device, non_blocking=True)))
         else:
             logits = self._network(scale(images.to(self._device)))

@@ -1,4 +1,4 @@
-"""What a network is, and what it makes of a few images, layer by layer: the walk of PyTorch's tutorial.
+"""Describe a network and what each of its layers does to a few images, like PyTorch's tutorial.
 
 Source: https://pytorch.org/tutorials/beginner/basics/buildmodel_tutorial.html
 """
@@ -20,7 +20,7 @@ from fmnist_model.classes import CLASS_NAMES, IMAGE_SIZE
 from fmnist_model.training.augmentation import scale
 
 _FIRST_VALUES = 5
-"""So many values of a parameter are told."""
+"""Values to show of each parameter."""
 
 
 @dataclass(frozen=True)
@@ -28,28 +28,28 @@ class LayerDescription:
     """What one layer did to the batch."""
 
     name: str
-    """As in the network's state dict: `linear_relu_stack.0`."""
+    """Name in the network's state dict, such as `linear_relu_stack.0`."""
     kind: str
-    """Name of its class: `Linear`."""
+    """Name of the layer's class, such as `Linear`."""
     input_shape: tuple[int, ...]
     """`[n, …]`."""
     output_shape: tuple[int, ...]
     """`[n, …]`."""
     zeroed_share: float | None
-    """Of a ReLU: the share of the batch's activations that are zero after it, 0 to 1. Of any other layer: None."""
+    """Share of the batch's activations that are zero after a ReLU, 0 to 1. None for other layers."""
 
 
 @dataclass(frozen=True)
 class ImageDescription:
-    """What the network makes of one image."""
+    """The network's prediction for one image."""
 
     name: str
     logits: tuple[float, ...]
     """`[10]`, in class order."""
     probabilities: tuple[float, ...]
-    """`[10]`, softmax of the logits over the temperature."""
+    """`[10]`, in class order: softmax of the logits divided by the temperature."""
     predicted_class: int
-    """0 to 9."""
+    """Number of the most probable class, 0 to 9."""
     predicted_label: str
     """Name of the predicted class."""
     confidence: float
@@ -65,35 +65,35 @@ class ParameterDescription:
     count: int
     """Number of values."""
     first_values: tuple[float, ...]
-    """The first five in row-major order, or all where there are fewer."""
+    """The first five values in row-major order, or all values if there are fewer."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """A network, and what it makes of a batch of images."""
+    """A network and its predictions for a batch of images."""
 
     origin: str
     """Where the weights come from."""
     device: str
-    """What the forward pass ran on: `cpu`, `cuda`, `cuda:1`."""
+    """Device of the forward pass, such as `cpu`, `cuda` or `cuda:1`."""
     structure: str
-    """As PyTorch prints it; several lines."""
+    """The network as PyTorch prints it, in several lines."""
     temperature: float
-    """By which logits are divided before the softmax."""
+    """Divisor of the logits before the softmax."""
     input_shape: tuple[int, ...] | None
-    """Of the batch, `[n, 28, 28]`; None without images."""
+    """Shape of the batch, `[n, 28, 28]`. None without images."""
     layers: tuple[LayerDescription, ...]
-    """In the order in which they ran; empty without images."""
+    """Layers in the order in which they ran. Empty without images."""
     images: tuple[ImageDescription, ...]
-    """`n`, in the order of the batch."""
+    """`n` predictions, in the order of the batch."""
     parameters: tuple[ParameterDescription, ...]
     total_parameters: int
     """Number of values in all parameters."""
 
     def to_json(self) -> dict[str, Any]:
-        """The same as dicts, lists, numbers and strings; a number that is not finite, which JSON lacks, is None."""
-        figures: dict[str, Any] = _jsonable(dataclasses.asdict(self))
-        return {"class_names": list(CLASS_NAMES), **figures}
+        """Convert to dicts, lists, numbers and strings. Infinities and NaN, which JSON lacks, become None."""
+        fields: dict[str, Any] = _jsonable(dataclasses.asdict(self))
+        return {"class_names": list(CLASS_NAMES), **fields}
 
 
 def describe(
@@ -105,26 +105,27 @@ def describe(
     *,
     temperature: float = 1.0,
 ) -> Description:
-    """Run a network on a batch of images and tell what happens at each layer.
+    """Run a network on a batch of images and record what each layer does.
 
     Args:
-        network: takes float `[n, 28, 28]`, 0 to 1, and returns logits `[n, 10]`. It stays as it is: a copy moves to
-            the device, and runs as in classification (dropout off).
-        pixels: uint8 `[n, 28, 28]`, 0 black to 255 white; `n` may be 0, for structure and parameters alone.
-        image_names: `n`, for people.
-        origin: where the weights come from, for people.
+        network: a network from float `[n, 28, 28]`, 0 to 1, to logits `[n, 10]`. It is not changed: a copy runs on the
+            device in evaluation mode, with dropout off.
+        pixels: images, uint8 `[n, 28, 28]`, 0 black to 255 white. Pass no images to describe only structure and
+            parameters.
+        image_names: `n` names to show.
+        origin: where the weights come from, to show.
         device: where to run.
-        temperature: divides the logits before the softmax (Guo et al., arXiv:1706.04599).
+        temperature: divisor of the logits before the softmax (Guo et al., arXiv:1706.04599).
 
     Raises:
-        ValueError: `pixels` has another shape or type, there are more or fewer names than images, or the network
-            returns something else than logits `[n, 10]`.
+        ValueError: `pixels` has another shape or type, the number of names differs from the number of images, or the
+            network does not return logits `[n, 10]`.
     """
     n = len(pixels)
     if pixels.dtype != np.uint8 or pixels.shape != (n, IMAGE_SIZE, IMAGE_SIZE):
-        raise ValueError(f"images are {pixels.dtype} {list(pixels.shape)} instead of uint8 [n, 28, 28].")
+        raise ValueError(f"The images are {pixels.dtype} {list(pixels.shape)} instead of uint8 [n, 28, 28].")
     if len(image_names) != n:
-        raise ValueError(f"{len(image_names)} names for {n} images.")
+        raise ValueError(f"There are {len(image_names)} names for {n} images. Pass one name per image.")
     device = torch.device(device)
     network = copy.deepcopy(network).to(device).eval()
     layers: list[LayerDescription] = []
@@ -149,7 +150,7 @@ def describe(
 
 @contextmanager
 def _recording(network: nn.Module, layers: list[LayerDescription]) -> Iterator[None]:
-    """Append to `layers` each module that runs and has no modules inside."""
+    """Append each module that runs to `layers`, except modules that contain others."""
     hooks = [
         module.register_forward_hook(_recorder(name, layers))
         for name, module in network.named_modules()
@@ -164,7 +165,7 @@ def _recording(network: nn.Module, layers: list[LayerDescription]) -> Iterator[N
 
 def _recorder(name: str, layers: list[LayerDescription]) -> Any:
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        # From the output alone, and now: a ReLU with inplace=True has overwritten its input.
+        # Count zeros in the output, since a ReLU with inplace=True has overwritten its input.
         zeroed_share = (output == 0).double().mean().item() if isinstance(module, nn.ReLU) else None
         kind = type(module).__name__
         layers.append(LayerDescription(name, kind, tuple(inputs[0].shape), tuple(output.shape), zeroed_share))
@@ -174,9 +175,9 @@ def _recorder(name: str, layers: list[LayerDescription]) -> Any:
 
 def _describe_images(logits: Tensor, names: Sequence[str], temperature: float) -> tuple[ImageDescription, ...]:
     if logits.shape != (len(names), len(CLASS_NAMES)):
-        raise ValueError(f"the network returned {list(logits.shape)} instead of logits [{len(names)}, 10].")
+        raise ValueError(f"The network returned {list(logits.shape)} instead of logits [{len(names)}, 10].")
     probabilities = (logits / temperature).softmax(1)
-    # The winner by the logits: the temperature may make two probabilities round to the same.
+    # Take the class from the logits, since the temperature may round two probabilities to the same number.
     rows = zip(names, logits.tolist(), probabilities.tolist(), logits.argmax(1).tolist(), strict=True)
     return tuple(
         ImageDescription(

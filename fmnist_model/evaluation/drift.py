@@ -1,29 +1,34 @@
-"""How far the mix of predicted classes moved from one batch to the next."""
+"""Measure how far the mix of predicted classes moved from one batch to the next."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 MOVED_SOME, MOVED_MUCH = 0.1, 0.25
-"""The customary limits: below the first nothing to speak of, from the second on a population of another kind.
+"""The usual thresholds of the index. Below the first, the mix is stable. From the second, the population has changed.
 
 Source: N. Siddiqi, Credit Risk Scorecards, Wiley 2006, chapter 11.
 """
 
 
 def population_stability_index(before: Sequence[int], after: Sequence[int]) -> float:
-    """Population stability index of two mixes: the sum over classes of (p - q) ln(p / q); 0 where they are the same.
+    """Compute the population stability index of two class mixes: the sum over classes of (p - q) ln(p / q).
 
-    A class that one of them lacks counts there as half an image, or the logarithm would be infinite.
+    A class without images counts as half an image, because the logarithm would otherwise be infinite.
 
     Args:
-        before: images a class, q.
-        after: likewise, in the same order, p.
+        before: images per class, whose shares are q.
+        after: images per class in the same order, whose shares are p.
+
+    Returns:
+        0 if both mixes are the same, otherwise more.
 
     Raises:
-        ValueError: one of them has no images, or they have not the same classes.
+        ValueError: a mix has no images, or the mixes have different numbers of classes.
     """
-    if len(before) != len(after) or not sum(before) or not sum(after):
-        raise ValueError("a mix needs images, and two need the same classes")
+    if len(before) != len(after):
+        raise ValueError(f"The mixes have {len(before)} and {len(after)} classes. Both need the same classes.")
+    if not sum(before) or not sum(after):
+        raise ValueError(f"The mixes have {sum(before)} and {sum(after)} images. Both need at least one.")
     q, p = (np.maximum(np.asarray(counts, float), 0.5) / sum(counts) for counts in (before, after))
     return float(((p - q) * np.log(p / q)).sum())

@@ -1,4 +1,4 @@
-"""How well a network classifies labelled images."""
+"""Evaluate a network on labelled images."""
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.dataset import LabelledImages
 from fmnist_model.evaluation.calibration import fit_temperature
 from fmnist_model.evaluation.results import (
-    MOST_CONFIDENT_ERRORS,
+    MAX_CONFIDENT_ERRORS,
     RELIABILITY_BINS,
     Evaluation,
     Misclassified,
@@ -21,19 +21,19 @@ from fmnist_model.images.decode import encode_png
 from fmnist_model.network import NeuralNetwork
 from fmnist_model.training.augmentation import scale
 
-_BATCH = 4096
+_BATCH_SIZE = 4096
 
 
 def evaluate(
     network: NeuralNetwork, data: LabelledImages, device: torch.device, temperature: float = 1.0
 ) -> Evaluation:
-    """Classify all images and compare with their labels.
+    """Classify all images and compare the predictions with their labels.
 
     Args:
-        network: is moved to the device.
+        network: the network to evaluate. It is moved to the device.
         data: at least one image.
         device: where to run.
-        temperature: divides the logits before the softmax; it changes probabilities and no class.
+        temperature: divisor of the logits before the softmax. It changes probabilities, but not predicted classes.
     """
     return evaluate_logits(predict_logits(network, data.images, device), torch.from_numpy(data.labels), temperature)
 
@@ -41,11 +41,11 @@ def evaluate(
 def calibrate_and_evaluate(
     network: NeuralNetwork, validation: LabelledImages | None, test: LabelledImages, device: torch.device
 ) -> TestResult:
-    """Fit the temperature on one set of images, and evaluate on another with it and without.
+    """Fit the temperature on validation images, then evaluate on test images with and without it.
 
     Args:
-        network: is moved to the device.
-        validation: images that the network was not trained on; without any, the temperature is 1.
+        network: the network to evaluate. It is moved to the device.
+        validation: images that the network was not trained on. Without any, the temperature is 1.
         test: at least one image.
         device: where to run.
     """
@@ -65,21 +65,21 @@ def calibrate_and_evaluate(
 
 
 def predict_logits(network: NeuralNetwork, images: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """The network's logits, as they are before any temperature.
+    """Compute the network's logits, before any temperature.
 
     Args:
-        network: is moved to the device.
+        network: the network to run. It is moved to the device.
         images: uint8 `[n, 28, 28]`, 0 black to 255 white.
         device: where to run.
 
     Returns:
-        float32 `[n, 10]`, on the CPU: what is computed from them is small, and in float64, which not all devices have.
+        float32 `[n, 10]` on the CPU, because the metrics are computed in float64, which some devices lack.
     """
     network = network.to(device).eval()
     with torch.inference_mode():
         logits = torch.empty((len(images), len(CLASS_NAMES)), device=device)
-        for first in range(0, len(images), _BATCH):
-            batch = slice(first, first + _BATCH)
+        for first in range(0, len(images), _BATCH_SIZE):
+            batch = slice(first, first + _BATCH_SIZE)
             logits[batch] = network(scale(torch.from_numpy(images[batch]).to(device)))
     return logits.cpu()
 
@@ -88,9 +88,9 @@ def evaluate_logits(logits: Tensor, labels: Tensor, temperature: float = 1.0) ->
     """Compare logits with the true classes.
 
     Args:
-        logits: `[n, 10]`, `n` at least 1.
-        labels: int64 `[n]`, on the same device.
-        temperature: divides the logits before the softmax.
+        logits: `[n, 10]`, for at least one image.
+        labels: true classes, int64 `[n]`, on the same device.
+        temperature: divisor of the logits before the softmax.
     """
     tempered = logits.double() / temperature
     predicted = logits.argmax(1)
@@ -107,18 +107,19 @@ def evaluate_logits(logits: Tensor, labels: Tensor, temperature: float = 1.0) ->
     )
 
 
-def _reliability(confidence: Tensor, right: Tensor) -> Reliability:
+def _reliability(confidence: Tensor, correct: Tensor) -> Reliability:
     inner_bounds = torch.arange(1, RELIABILITY_BINS, dtype=confidence.dtype, device=confidence.device)
     bins = torch.bucketize(confidence, inner_bounds / RELIABILITY_BINS)
-    counts, confidences, rights = (
-        torch.bincount(bins, weights, RELIABILITY_BINS).cpu().numpy() for weights in (None, confidence, right.double())
+    counts, confidences, corrects = (
+        torch.bincount(bins, weights, RELIABILITY_BINS).cpu().numpy()
+        for weights in (None, confidence, correct.double())
     )
-    with np.errstate(invalid="ignore"):
-        return Reliability(counts, confidences / counts, rights / counts)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN in an empty bin
+        return Reliability(counts, confidences / counts, corrects / counts)
 
 
 def _confident_errors(confidence: Tensor, predicted: Tensor, labels: Tensor) -> tuple[Misclassified, ...]:
     wrong = (predicted != labels).nonzero()[:, 0]
-    worst = wrong[confidence[wrong].argsort(descending=True, stable=True)[:MOST_CONFIDENT_ERRORS]]
+    worst = wrong[confidence[wrong].argsort(descending=True, stable=True)[:MAX_CONFIDENT_ERRORS]]
     columns = (worst, labels[worst], predicted[worst], confidence[worst])
     return tuple(Misclassified(*row) for row in zip(*(column.tolist() for column in columns), strict=True))

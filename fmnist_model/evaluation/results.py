@@ -1,4 +1,4 @@
-"""What an evaluation measures."""
+"""Results of an evaluation."""
 
 from dataclasses import dataclass, field
 
@@ -8,32 +8,33 @@ from numpy.typing import NDArray
 from fmnist_model.classes import CLASS_NAMES
 
 RELIABILITY_BINS = 15
-"""Of equal width, as Guo et al. have them."""
+"""Number of confidence bins of equal width, as in Guo et al. (arXiv:1706.04599)."""
 
-MOST_CONFIDENT_ERRORS = 24
-"""So many are kept."""
+MAX_CONFIDENT_ERRORS = 24
+"""Maximum number of wrongly classified images that an evaluation keeps."""
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """How often predictions of a given confidence are right, in 15 bins of equal width from 0 to 1.
+    """Accuracy of predictions by their confidence, in 15 bins of equal width from 0 to 1.
 
-    A bin holds the confidences above its lower bound and up to its upper one. Source: Guo et al., On Calibration of
-    Modern Neural Networks (arXiv:1706.04599), section 2.
+    A bin includes its upper bound, but not its lower bound. Source: Guo et al., On Calibration of Modern Neural
+    Networks (arXiv:1706.04599), section 2.
     """
 
     counts: NDArray[np.int64]
     """`[15]`: images in each bin."""
     confidence: NDArray[np.float64]
-    """`[15]`: mean over the bin's images; NaN where there are none."""
+    """`[15]`: mean confidence of each bin's images, 0 to 1. NaN in an empty bin."""
     accuracy: NDArray[np.float64]
-    """`[15]`: share of the bin's images classified rightly; NaN where there are none."""
+    """`[15]`: share of each bin's images that are classified correctly, 0 to 1. NaN in an empty bin."""
 
     @property
     def calibration_error(self) -> float:
-        """Expected calibration error: the mean over all images of how far their bin's accuracy is from its confidence.
+        """Expected calibration error, 0 to 1. NaN without images.
 
-        0 to 1; NaN where there is no image. Source: the same, equation 3.
+        It is the distance between accuracy and confidence of a bin, averaged over all images. Source: Guo et al.,
+        equation 3.
         """
         gaps = np.abs(self.accuracy - self.confidence)
         return float(np.nansum(self.counts * gaps) / self.counts.sum()) if self.counts.any() else float("nan")
@@ -41,16 +42,16 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Misclassified:
-    """An image that was given a class which is not its own."""
+    """An image whose predicted class is wrong."""
 
     index: int
-    """Its number among the images, from 0."""
+    """Index of the image, from 0."""
     label: int
-    """Its class, 0 to 9."""
+    """True class, 0 to 9."""
     predicted: int
-    """The class it was given."""
+    """Predicted class, 0 to 9."""
     confidence: float
-    """Probability of that class."""
+    """Probability of the predicted class."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,14 @@ class Evaluation:
     log_loss: float
     """Mean negative log-likelihood of the true class, in nats."""
     confusion: NDArray[np.int64]
-    """`[10, 10]`: rows are true classes, columns predicted ones."""
+    """`[10, 10]`: images by true class (row) and predicted class (column)."""
     reliability: Reliability
     confident_errors: tuple[Misclassified, ...]
-    """The most confident first, 24 at most."""
+    """Up to 24 wrongly classified images, the most confident first."""
 
     @property
     def accuracy(self) -> float:
-        """Share of the images whose most probable class is the true one."""
+        """Share of the images that are classified correctly, 0 to 1."""
         return self.correct / self.images
 
     @property
@@ -79,30 +80,31 @@ class Evaluation:
 
     @property
     def recall(self) -> dict[str, float]:
-        """Share of each class's images that were found, by class name; NaN for a class without images."""
+        """Share of each class's images that are predicted as that class, by class name. NaN without such images."""
         return _by_class(self.confusion.diagonal(), self.confusion.sum(axis=1))
 
     @property
     def precision(self) -> dict[str, float]:
-        """Share of the images given each class that belong to it, by class name; NaN for a class never predicted."""
+        """Share of each class's predictions that are correct, by class name. NaN for a class never predicted."""
         return _by_class(self.confusion.diagonal(), self.confusion.sum(axis=0))
 
 
 @dataclass(frozen=True)
 class TestResult:
-    """A network's results on the test images, before and after its probabilities were calibrated."""
+    """A network's results on the test images, before and after calibrating its probabilities."""
 
     evaluation: Evaluation
-    """With the probabilities at the temperature."""
+    """Results with calibrated probabilities."""
     uncalibrated: Evaluation
-    """With those at temperature 1; the classes are the same."""
+    """Results at temperature 1. The predicted classes are the same."""
     temperature: float
+    """Divisor of the logits before the softmax."""
     validation_images: int
-    """On which the temperature was fitted; without any, it is 1."""
+    """Number of images that the temperature was fitted on. Without any, the temperature is 1."""
     error_pictures: tuple[bytes, ...] = field(repr=False)
-    """PNG files of the evaluation's `confident_errors`."""
+    """PNG files of the images in `evaluation.confident_errors`."""
 
-    __test__ = False  # no test class, whatever its name begins with
+    __test__ = False  # pytest takes classes named Test... for tests
 
     @property
     def images(self) -> int:
@@ -111,17 +113,17 @@ class TestResult:
 
     @property
     def correct(self) -> int:
-        """Number of images classified rightly."""
+        """Number of test images that are classified correctly."""
         return self.evaluation.correct
 
     @property
     def accuracy(self) -> float:
-        """Share of the images classified rightly."""
+        """Share of the test images that are classified correctly, 0 to 1."""
         return self.evaluation.accuracy
 
     @property
     def confusion(self) -> list[list[int]]:
-        """Rows are true classes, columns predicted ones."""
+        """Images by true class (row) and predicted class (column), `[10, 10]`."""
         rows: list[list[int]] = self.evaluation.confusion.tolist()
         return rows
 

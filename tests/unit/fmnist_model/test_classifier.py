@@ -1,4 +1,4 @@
-"""The classifier says what its network says, on each device and however the images are cut into passes."""
+"""The classifier predicts what its network predicts, on every device and for any number of images."""
 
 import numpy as np
 import pytest
@@ -12,15 +12,13 @@ from fmnist_model.network import NeuralNetwork
 CPU = torch.device("cpu")
 DEVICES = [
     CPU,
-    pytest.param(
-        torch.device("cuda"), marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-    ),
+    pytest.param(torch.device("cuda"), marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")),
 ]
 
 
 @pytest.fixture(scope="module")
 def pixels() -> NDArray[np.uint8]:
-    """Two clear classes: a bright half above, or below, under noise."""
+    """Noisy images of two classes, with a bright upper or lower half."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 100, (5_000, 28, 28), dtype=np.uint8)
     upper = rng.random(5_000) < 0.5
@@ -31,7 +29,7 @@ def pixels() -> NDArray[np.uint8]:
 
 @pytest.fixture(scope="module")
 def network(pixels: NDArray[np.uint8]) -> NeuralNetwork:
-    """A network that has learned to tell them apart."""
+    """A network that has learned to separate the two classes, which it calls 3 and 7."""
     torch.manual_seed(0)
     network = NeuralNetwork()
     optimizer = torch.optim.Adam(network.parameters())
@@ -46,7 +44,7 @@ def network(pixels: NDArray[np.uint8]) -> NeuralNetwork:
 
 @pytest.fixture(scope="module")
 def expected(network: NeuralNetwork, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Probabilities in double precision."""
+    """The network's probabilities, computed in double precision."""
     doubled = NeuralNetwork().double()
     doubled.load_state_dict(network.state_dict())
     with torch.inference_mode():
@@ -78,7 +76,7 @@ def test_classes_are_the_same_without_onednn(
 
 @pytest.mark.parametrize("device", DEVICES, ids=str)
 @pytest.mark.parametrize("temperature", [0.05, 1.7, 20])
-def test_temperature_divides_the_logits_and_changes_no_class(
+def test_temperature_changes_probabilities_but_not_classes(
     device: torch.device, temperature: float, network: NeuralNetwork, pixels: NDArray[np.uint8]
 ):
     doubled = NeuralNetwork().double()
@@ -103,7 +101,7 @@ def test_temperature_divides_the_logits_without_onednn(
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=str)
-def test_class_is_kept_where_the_temperature_rounds_two_probabilities_to_the_same(device: torch.device):
+def test_class_is_that_of_the_logits_if_two_probabilities_round_to_the_same(device: torch.device):
     network = NeuralNetwork()
     with torch.no_grad():
         network.linear_relu_stack[4].weight.zero_()
@@ -116,7 +114,7 @@ def test_class_is_kept_where_the_temperature_rounds_two_probabilities_to_the_sam
 
 
 @pytest.mark.parametrize("n", [1, 511, 512, 513, 5_000])
-def test_images_are_classified_in_order_whatever_their_number(
+def test_images_are_classified_in_order_across_batches(
     n: int, network: NeuralNetwork, pixels: NDArray[np.uint8], expected: NDArray[np.float64]
 ):
     predictions = Classifier(network, CPU).classify(pixels[:n])
@@ -124,12 +122,12 @@ def test_images_are_classified_in_order_whatever_their_number(
     np.testing.assert_array_equal(predictions.classes, expected[:n].argmax(axis=1))
 
 
-def test_same_images_give_the_same_bits_again(network: NeuralNetwork, pixels: NDArray[np.uint8]):
+def test_same_images_give_exactly_the_same_probabilities(network: NeuralNetwork, pixels: NDArray[np.uint8]):
     first, second = (Classifier(network, CPU).classify(pixels).probabilities for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
 
-def test_network_stays_as_it_was(network: NeuralNetwork, pixels: NDArray[np.uint8]):
+def test_classifying_leaves_the_network_unchanged(network: NeuralNetwork, pixels: NDArray[np.uint8]):
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     Classifier(network, CPU).classify(pixels[:10])
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())

@@ -1,4 +1,4 @@
-"""The network is the tutorial's, to the letter, and its weights are safetensors that fit it."""
+"""The network is that of the tutorial, and loads only weights that fit it."""
 
 import pickle
 import subprocess
@@ -18,7 +18,7 @@ from tests.unit.fmnist_model.tutorial_network import TutorialNetwork
 
 
 class Planted:
-    """Unpickled, it creates a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -42,7 +42,7 @@ def test_network_is_importable_from_the_package():
     assert fmnist_model.NeuralNetwork is NeuralNetwork
 
 
-def test_package_has_no_other_attribute():
+def test_unknown_attribute_of_the_package_is_refused():
     with pytest.raises(AttributeError, match="NeuralNetwrok"):
         _ = fmnist_model.NeuralNetwrok
 
@@ -61,7 +61,7 @@ def test_parameters_have_the_tutorials_shapes(network: NeuralNetwork):
     assert shapes == {name: tensor.shape for name, tensor in TutorialNetwork().state_dict().items()}
 
 
-def test_shapes_checked_without_torch_are_the_networks(network: NeuralNetwork):
+def test_expected_shapes_are_those_of_the_network(network: NeuralNetwork):
     assert {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()} == PARAMETER_SHAPES
 
 
@@ -77,7 +77,7 @@ def test_seeded_initial_weights_are_the_tutorials():
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (7, 28, 28), (7, 1, 28, 28), (0, 28, 28)])
-def test_weights_of_the_tutorial_give_its_logits_here(network: NeuralNetwork, shape: tuple[int, ...]):
+def test_network_with_the_tutorials_weights_returns_its_logits(network: NeuralNetwork, shape: tuple[int, ...]):
     reference = TutorialNetwork()
     network.load_state_dict(reference.state_dict())
     batch = torch.rand(shape)
@@ -85,7 +85,7 @@ def test_weights_of_the_tutorial_give_its_logits_here(network: NeuralNetwork, sh
 
 
 @pytest.mark.parametrize("shape", [(7, 28, 28), (7, 1, 28, 28)])
-def test_weights_from_here_give_the_same_logits_in_the_tutorial(network: NeuralNetwork, shape: tuple[int, ...]):
+def test_tutorial_with_the_networks_weights_returns_its_logits(network: NeuralNetwork, shape: tuple[int, ...]):
     reference = TutorialNetwork()
     reference.load_state_dict(network.state_dict())
     batch = torch.rand(shape)
@@ -97,7 +97,7 @@ def test_channel_dimension_changes_no_logit(network: NeuralNetwork):
     assert torch.equal(network(batch), network(batch[:, None]))
 
 
-def test_network_returns_logits_and_not_probabilities(network: NeuralNetwork):
+def test_network_returns_logits_instead_of_probabilities(network: NeuralNetwork):
     assert network(torch.rand(5, 28, 28)).min() < 0
 
 
@@ -110,14 +110,14 @@ def test_same_weights_are_saved_as_the_same_bytes(network: NeuralNetwork):
     assert save_weights(network) == save_weights(load_weights(save_weights(network), "model.safetensors"))
 
 
-def test_weights_saved_by_the_tutorials_network_load_here():
+def test_saved_weights_of_the_tutorial_load_unchanged():
     reference = TutorialNetwork()
     loaded = load_weights(save_weights(reference), "tutorial.safetensors")
     batch = torch.rand(3, 28, 28)
     assert torch.equal(loaded(batch), reference(batch))
 
 
-def test_loaded_network_is_ready_to_classify(network: NeuralNetwork):
+def test_loaded_network_is_in_evaluation_mode(network: NeuralNetwork):
     assert not load_weights(save_weights(network), "model.safetensors").training
 
 
@@ -128,15 +128,13 @@ def test_half_precision_weights_load_as_float32(weights: dict[str, Tensor]):
 
 def test_tensor_of_another_shape_is_refused_by_name(weights: dict[str, Tensor]):
     weights["linear_relu_stack.4.weight"] = torch.zeros(11, 512)
-    with pytest.raises(
-        InvalidWeights, match=r"linear_relu_stack\.4\.weight has shape \[11, 512\] instead of \[10, 512\]"
-    ):
+    with pytest.raises(InvalidWeights, match=r"linear_relu_stack\.4\.weight.*\[11, 512\].*\[10, 512\]"):
         load_weights(save(weights), "a.safetensors")
 
 
 def test_transposed_tensor_is_refused_by_name(weights: dict[str, Tensor]):
     weights["linear_relu_stack.0.weight"] = torch.zeros(784, 512)
-    with pytest.raises(InvalidWeights, match=r"linear_relu_stack\.0\.weight has shape \[784, 512\]"):
+    with pytest.raises(InvalidWeights, match=r"linear_relu_stack\.0\.weight.*\[784, 512\]"):
         load_weights(save(weights), "a.safetensors")
 
 
@@ -153,14 +151,14 @@ def test_extra_tensor_is_refused_by_name(weights: dict[str, Tensor]):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_value_that_is_not_finite_is_refused_by_name(weights: dict[str, Tensor], value: float):
+def test_tensor_that_is_not_finite_is_refused_by_name(weights: dict[str, Tensor], value: float):
     weights["linear_relu_stack.2.weight"][5, 7] = value
-    with pytest.raises(InvalidWeights, match=r"a\.safetensors: linear_relu_stack\.2\.weight has values .* not finite"):
+    with pytest.raises(InvalidWeights, match=r"a\.safetensors.*linear_relu_stack\.2\.weight.*finite"):
         load_weights(save(weights), "a.safetensors")
 
 
 @pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.complex64, torch.bfloat16])
-def test_tensors_of_another_type_are_refused(weights: dict[str, Tensor], kind: torch.dtype):
+def test_tensors_of_an_unexpected_type_are_refused(weights: dict[str, Tensor], kind: torch.dtype):
     with pytest.raises(InvalidWeights, match=r"a\.safetensors.*type.*float32"):
         load_weights(save({name: tensor.to(kind) for name, tensor in weights.items()}), "a.safetensors")
 
@@ -178,7 +176,7 @@ def test_truncated_file_is_refused_by_name(network: NeuralNetwork, kept: float):
         load_weights(data[: int(len(data) * kept)], "a.safetensors")
 
 
-def test_pickle_in_the_place_of_weights_is_refused(tmp_path: Path):
+def test_pickle_is_refused(tmp_path: Path):
     with pytest.raises(InvalidWeights, match=r"a\.safetensors"):
         load_weights(pickle.dumps(Planted(tmp_path / "planted")), "a.safetensors")
 
@@ -194,4 +192,4 @@ def test_planted_pickle_is_never_executed(tmp_path: Path, saved_by: str):
         load_weights(source.read_bytes(), "a.safetensors")
     assert not planted.exists()
     torch.load(source, weights_only=False) if saved_by == "torch" else pickle.loads(source.read_bytes())  # noqa: S301
-    assert planted.exists(), "the pickle was not armed, so the test above shows nothing"
+    assert planted.exists(), "the pickle does nothing, so this test proves nothing"

@@ -1,4 +1,4 @@
-"""The temperature is the one with the least log loss, whatever the logits."""
+"""The fitted temperature minimizes the log loss."""
 
 import hypothesis.strategies as st
 import numpy as np
@@ -14,7 +14,7 @@ SEEDS = st.integers(0, 2**31)
 
 
 def drawn(seed: int, n: int = 200, true_temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Logits, and labels drawn by their probabilities at a temperature."""
+    """Random logits, and labels drawn from their probabilities at a temperature."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(n, 10, generator=generator, dtype=torch.float64) * 2
     labels = torch.multinomial((logits / true_temperature).softmax(1), 1, generator=generator)[:, 0]
@@ -26,7 +26,7 @@ def log_loss(logits: Tensor, labels: Tensor, temperature: float) -> float:
 
 
 @pytest.mark.parametrize("true_temperature", [0.3, 1.0, 4.0])
-def test_temperature_has_the_least_log_loss_of_a_fine_grid(true_temperature: float):
+def test_temperature_is_the_best_of_a_fine_grid(true_temperature: float):
     logits, labels = drawn(1, true_temperature=true_temperature)
     grid = np.geomspace(0.05, 20, 4_001)
     losses = [log_loss(logits, labels, temperature) for temperature in grid]
@@ -37,13 +37,13 @@ def test_temperature_has_the_least_log_loss_of_a_fine_grid(true_temperature: flo
 
 
 @pytest.mark.parametrize("true_temperature", [0.5, 1.0, 3.0])
-def test_temperature_by_which_labels_were_drawn_is_found(true_temperature: float):
+def test_temperature_of_the_labels_distribution_is_found(true_temperature: float):
     assert fit_temperature(*drawn(2, 50_000, true_temperature)) == pytest.approx(true_temperature, rel=0.03)
 
 
 @settings(deadline=None)
 @given(seed=SEEDS, n=st.integers(1, 50), spread=st.floats(0, 1e4))
-def test_log_loss_is_never_worse_than_before(seed: int, n: int, spread: float):
+def test_calibration_never_increases_the_log_loss(seed: int, n: int, spread: float):
     generator = torch.Generator().manual_seed(seed)
     logits = (torch.randn(n, 10, generator=generator) * spread).float()
     labels = torch.randint(0, 10, (n,), generator=generator)
@@ -53,12 +53,12 @@ def test_log_loss_is_never_worse_than_before(seed: int, n: int, spread: float):
 
 @settings(deadline=None)
 @given(seed=SEEDS, factor=st.floats(0.25, 4))
-def test_logits_times_k_give_k_times_the_temperature(seed: int, factor: float):
+def test_temperature_scales_with_the_logits(seed: int, factor: float):
     logits, labels = drawn(seed)
     assert fit_temperature(logits * factor, labels) == pytest.approx(factor * fit_temperature(logits, labels), rel=1e-9)
 
 
-def test_logits_moved_by_the_same_for_all_classes_change_nothing():
+def test_constant_added_to_the_logits_does_not_change_the_temperature():
     logits, labels = drawn(3)
     assert fit_temperature(logits + 1_000, labels) == pytest.approx(fit_temperature(logits, labels), rel=1e-9)
 
@@ -74,12 +74,12 @@ def test_logits_that_are_always_wrong_give_the_highest_temperature():
 
 
 @pytest.mark.parametrize("logits", [torch.full((5, 10), 0.1), torch.eye(5, 10) * 1e5], ids=["constant", "certain"])
-def test_logits_that_no_temperature_improves_keep_theirs(logits: Tensor):
+def test_temperature_is_one_if_no_temperature_is_better(logits: Tensor):
     assert fit_temperature(logits, torch.arange(5)) == 1
 
 
-def test_no_image_is_refused():
-    with pytest.raises(ValueError, match="no image to fit"):
+def test_fit_without_images_is_refused():
+    with pytest.raises(ValueError, match="without images"):
         fit_temperature(torch.empty(0, 10), torch.empty(0, dtype=torch.int64))
 
 
@@ -87,5 +87,5 @@ def test_no_image_is_refused():
 def test_logits_that_are_not_finite_are_refused(value: float):
     logits, labels = drawn(4)
     logits[7, 3] = value
-    with pytest.raises(ValueError, match="not all finite"):
+    with pytest.raises(ValueError, match="finite"):
         fit_temperature(logits, labels)

@@ -1,4 +1,4 @@
-"""The population stability index of two class mixes."""
+"""The population stability index measures how far a class mix moved."""
 
 import math
 
@@ -17,23 +17,23 @@ def test_index_is_the_sum_over_classes():
 
 
 @given(mixes, st.integers(1, 1000))
-def test_same_mix_of_another_size_has_not_moved(mix: list[int], times: int):
+def test_size_of_a_batch_does_not_change_the_index(mix: list[int], times: int):
     mix = [count + 1 for count in mix]
     assert population_stability_index(mix, [times * count for count in mix]) == pytest.approx(0, abs=1e-9)
 
 
 @given(mixes, mixes)
-def test_index_is_finite_and_the_same_both_ways(before: list[int], after: list[int]):
+def test_index_is_finite_and_symmetric(before: list[int], after: list[int]):
     index = population_stability_index(before, after)
     assert math.isfinite(index)
     assert index == pytest.approx(population_stability_index(after, before))
 
 
-def test_mix_of_other_classes_moved_much():
+def test_mix_of_other_classes_has_moved_much():
     assert population_stability_index([100, 0], [0, 100]) > MOVED_MUCH
 
 
 @pytest.mark.parametrize(("before", "after"), [([0, 0], [1, 2]), ([1, 2], [0, 0]), ([1], [1, 2])])
 def test_mixes_that_can_not_be_compared_are_refused(before: list[int], after: list[int]):
-    with pytest.raises(ValueError, match="a mix needs images"):
+    with pytest.raises(ValueError, match="mixes"):
         population_stability_index(before, after)
