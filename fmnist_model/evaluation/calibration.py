@@ -28,7 +28,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         A temperature from 0.05 to 20. It is 1 if all temperatures are equally good.
 
     Raises:
-        ValueError: there are no images, or a logit is not finite.
+        ValueError: `logits` is empty, or a logit is not finite.
     """
     if not len(labels):
         raise ValueError("The temperature can't be fitted without images.")

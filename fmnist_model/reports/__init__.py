@@ -1,1 +1,1 @@
-"""Report pages, their charts and their markdown."""
+"""Reports on training runs and batches, as HTML pages and as markdown, with their charts."""

@@ -1,4 +1,4 @@
-"""Pictures of how a network was trained, what it confuses, how far it can be trusted and what it predicts, as SVG."""
+"""Draw training curves, reliability, confusion, class mix and galleries of images as SVG."""
 
 import base64
 import io
@@ -22,32 +22,33 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _STROKES = (("-", SECOND), ("--", WINNER))
-"""Curves differ by their strokes as well as by their colours."""
+"""Strokes and colors of the curves, so that you can tell them apart without seeing colors."""
 
-_MARKED_EPOCHS = 40
-"""Up to so many, each value is marked."""
+_MAX_MARKED_EPOCHS = 40
+"""Maximum number of epochs whose values are marked with dots."""
 
-_TILES_A_ROW = 5
+_TILES_PER_ROW = 5
 _TILE_WIDTH, _TILE_PICTURE, _TILE_LINE = 134, 84, 16
-"""Pixels; a picture is as high as it is wide."""
+"""Width of a tile, width and height of its picture, and height of a line of text, in pixels."""
 
-_UNTOLD = ("Creator", "Date", "Format", "Type")
-"""What matplotlib would put into the file besides."""
+_OMITTED_METADATA = ("Creator", "Date", "Format", "Type")
+"""Metadata that matplotlib would write, some of which changes from run to run."""
 
 _VARIABLES = {INK: "ink", QUIET: "quiet", WINNER: "winner", OTHER: "other", SECOND: "second"}
+"""CSS variables of the colors."""
 
 
 def draw_curves(epochs: Sequence[int], curves: Mapping[str, Sequence[float | None]], title: str) -> bytes:
-    """Draw how a figure went from epoch to epoch.
+    """Draw a metric by epoch.
 
     Args:
         epochs: `n` numbers of epochs.
-        curves: one or two by name, `n` values each; where one is None or not finite, the curve has a gap.
-        title: what the figure is, with its unit.
+        curves: one or two curves by name, with `n` values each. A value that is None or not finite leaves a gap.
+        title: name of the metric, with its unit.
 
     Returns:
-        An SVG file, 5.2 by 3.2 inches, to be shown by itself or to be part of a page. The page may set its colours by
-        the CSS variables `--ink`, `--quiet`, `--winner`, `--other` and `--second`.
+        An SVG file, 5.2 by 3.2 inches, to show by itself or within a page. A page can set its colors with the CSS
+        variables `--ink`, `--quiet`, `--winner`, `--other` and `--second`.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -56,7 +57,7 @@ def draw_curves(epochs: Sequence[int], curves: Mapping[str, Sequence[float | Non
     axes = figure.add_subplot()
     for (name, values), (stroke, color) in zip(curves.items(), _STROKES, strict=False):
         points = [math.nan if value is None or not math.isfinite(value) else value for value in values]
-        marker = "o" if len(epochs) <= _MARKED_EPOCHS else None
+        marker = "o" if len(epochs) <= _MAX_MARKED_EPOCHS else None
         axes.plot(epochs, points, stroke, color=color, linewidth=2, marker=marker, markersize=4, label=name)
     _style(axes, title, "epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -65,10 +66,14 @@ def draw_curves(epochs: Sequence[int], curves: Mapping[str, Sequence[float | Non
 
 
 def draw_reliability(reliability: Reliability, title: str) -> bytes:
-    """Draw the accuracy in each bin of confidence, over the images in it; on the diagonal, confidence is accuracy.
+    """Draw a reliability diagram above a histogram of confidence. On the diagonal, confidence equals accuracy.
+
+    Args:
+        reliability: images, mean confidence and accuracy of each bin.
+        title: title of the diagram.
 
     Returns:
-        An SVG file, 4.4 by 4.8 inches, as `draw_curves` makes them.
+        An SVG file, 4.4 by 4.8 inches, with the CSS variables of `draw_curves`.
     """
     from matplotlib.figure import Figure
 
@@ -91,14 +96,14 @@ def draw_reliability(reliability: Reliability, title: str) -> bytes:
 
 
 def draw_confusion(confusion: NDArray[np.int64], title: str) -> bytes:
-    """Draw a confusion matrix, shaded by the root of each count's share of its row; zeros are left out.
+    """Draw a confusion matrix without its zeros, shaded by the square root of each count's share of its row.
 
     Args:
-        confusion: `[10, 10]`, rows are true classes, columns predicted ones.
-        title: what it is of.
+        confusion: `[10, 10]`, images by true class (row) and predicted class (column).
+        title: title of the chart.
 
     Returns:
-        An SVG file, 6.6 by 5.4 inches, as `draw_curves` makes them.
+        An SVG file, 6.6 by 5.4 inches, with the CSS variables of `draw_curves`.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
@@ -125,14 +130,14 @@ def draw_confusion(confusion: NDArray[np.int64], title: str) -> bytes:
 
 
 def draw_class_mix(mixes: Mapping[str, Sequence[int]], title: str) -> bytes:
-    """Draw the shares of the classes, for one batch or for two side by side.
+    """Draw the share of each class in one batch, or in two side by side.
 
     Args:
-        mixes: by a name, images of each class, in class order; the one that matters first.
-        title: what they are shares of.
+        mixes: images per class, in class order, by name of the batch. The most important batch comes first.
+        title: title of the chart.
 
     Returns:
-        An SVG file, 6.2 by 3.6 inches, as `draw_curves` makes them.
+        An SVG file, 6.2 by 3.6 inches, with the CSS variables of `draw_curves`.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
@@ -154,32 +159,35 @@ def draw_class_mix(mixes: Mapping[str, Sequence[int]], title: str) -> bytes:
 
 @dataclass(frozen=True)
 class Tile:
-    """An image among others, with what is to be said of it below."""
+    """An image in a gallery."""
 
     pixels: NDArray[np.uint8] | None
-    """`[28, 28]`; None where there is no picture."""
+    """`[28, 28]`. None if the image can't be shown."""
     lines: Sequence[str]
-    """Short ones: the first is set bold."""
+    """Short lines of text below the image. The first one is bold."""
     wrong: bool = False
-    """Whether the last line is to be seen at first sight."""
+    """Whether to highlight the last line."""
     name: str = ""
-    """By which it is referred to elsewhere; beside the picture."""
+    """Short name next to the image, to refer to it elsewhere."""
 
 
 def draw_gallery(tiles: Sequence[Tile]) -> bytes:
-    """Draw images side by side, five in a row, each at three times its size and with its lines below.
+    """Draw images in rows of five, each at three times its size with its text below.
+
+    Args:
+        tiles: at least one image.
 
     Returns:
-        An SVG file, 670 pixels wide, with the images inside, as `draw_curves` makes them.
+        An SVG file, 670 pixels wide, with embedded images and the CSS variables of `draw_curves`.
     """
     most_lines = max(len(tile.lines) for tile in tiles)
     height = _TILE_PICTURE + most_lines * _TILE_LINE + 20
-    rows = math.ceil(len(tiles) / _TILES_A_ROW)
+    rows = math.ceil(len(tiles) / _TILES_PER_ROW)
     drawn = []
     for number, tile in enumerate(tiles):
-        row, column = divmod(number, _TILES_A_ROW)
+        row, column = divmod(number, _TILES_PER_ROW)
         drawn.append(f'<g transform="translate({column * _TILE_WIDTH + 8} {row * height + 8})">{_tile(tile)}</g>')
-    size = f'width="{_TILES_A_ROW * _TILE_WIDTH}" height="{rows * height}"'
+    size = f'width="{_TILES_PER_ROW * _TILE_WIDTH}" height="{rows * height}"'
     style = f"font-family: sans-serif; font-size: 12px; fill: var(--ink, {INK})"
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} style="{style}">{"".join(drawn)}</svg>'.encode()
 
@@ -203,7 +211,7 @@ def _tile(tile: Tile) -> str:
 
 
 def standalone(svg: bytes) -> bytes:
-    """Make a picture one that shows the same on any page: with its own colours, on a white ground."""
+    """Replace the CSS variables of a picture by its own colors and give it a white background, so it fits any page."""
     text = re.sub(r"var\(--\w+, (#[0-9a-f]{6})\)", r"\1", svg.decode())
     return re.sub(r"(<svg\b[^>]*>)", r'\1<rect width="100%" height="100%" fill="#ffffff"/>', text, count=1).encode()
 
@@ -224,11 +232,13 @@ def _svg(figure: "Figure", title: str) -> bytes:
     import matplotlib as mpl
 
     buffer = io.BytesIO()
-    # Letters as letters; and the same names inside for the same picture, others than in one with another title.
+    # Write text as text. The salt makes the ids depend on the title alone: the same each time, and unique in a page.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(_UNTOLD) | {"Title": title})
+        figure.savefig(
+            buffer, format="svg", transparent=True, metadata=dict.fromkeys(_OMITTED_METADATA) | {"Title": title}
+        )
     text = buffer.getvalue().decode()
-    # Nothing refers to these names, and in a page each must be there once.
+    # Remove matplotlib's other ids. Nothing refers to them, and they would not be unique in a page.
     text = re.sub(r' id="[\w.]+_\d+"', "", text[text.index("<svg") :])
     for color, name in _VARIABLES.items():
         text = text.replace(color, f"var(--{name}, {color})")

@@ -1,39 +1,45 @@
-"""Markdown with tables and pictures in it, as Prefect's UI shows it: any text in it stands as it is."""
+"""Write markdown with tables and pictures for Prefect's UI, with any text shown literally."""
 
 import base64
 import re
 import string
 from collections.abc import Collection, Iterable, Sequence
 
-from fmnist_model.reports.page import visible
+from fmnist_model.reports.page import printable
 
-_SIGNS = "".join(set(string.punctuation) - set(",./%-"))
-"""What may be of markdown's or HTML's own signs, and is itself behind a backslash."""
+_SPECIAL = "".join(set(string.punctuation) - set(",./%-"))
+"""Characters that may have a meaning in markdown or HTML."""
 
 
-def plain(text: str) -> str:
-    """Text that is to stand as it is, on one line, in a paragraph or a table."""
-    # Not by their numbers, which Prefect's older pages, the first that one sees, show as such.
-    return re.sub(f"[{re.escape(_SIGNS)}]", r"\\\g<0>", visible(text))
+def escaped(text: str) -> str:
+    """Escape text for a paragraph or a table cell, and put it on one line."""
+    # Use backslashes, because Prefect's older UI, which is the default, shows numeric character references literally.
+    return re.sub(f"[{re.escape(_SPECIAL)}]", r"\\\g<0>", printable(text))
 
 
 def code(text: str) -> str:
-    """The same in letters of equal width: names and addresses."""
-    # Not between backticks, where no sign can be put behind a backslash.
-    return f"<code>{plain(text)}</code>"
+    """Escape a name or an address, and set it in a monospace font."""
+    # Don't use backticks, because a backslash escapes nothing between them.
+    return f"<code>{escaped(text)}</code>"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], numeric: Collection[str] = ()) -> str:
-    """A table; head and cells are markdown. The columns whose heads are `numeric` are set right."""
+    """Write a table.
+
+    Args:
+        head: names of the columns, as markdown.
+        rows: cells of each row, as markdown.
+        numeric: names of the columns to align right.
+    """
     lines = [head, ["--:" if name in numeric else ":--" for name in head], *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def facts(rows: Iterable[tuple[str, str]]) -> str:
-    """A table of names, which are text, and values, which are markdown."""
-    return "\n".join(["| | |", "| :-- | :-- |", *(f"| {plain(name)} | {value} |" for name, value in rows)])
+def facts_table(rows: Iterable[tuple[str, str]]) -> str:
+    """Write a table of facts: names, as text, and their values, as markdown."""
+    return "\n".join(["| | |", "| :-- | :-- |", *(f"| {escaped(name)} | {value} |" for name, value in rows)])
 
 
 def svg_picture(svg: bytes, description: str) -> str:
-    """An SVG file as a picture."""
-    return f"![{plain(description)}](data:image/svg+xml;base64,{base64.b64encode(svg).decode()})"
+    """Embed an SVG file as a picture with a description."""
+    return f"![{escaped(description)}](data:image/svg+xml;base64,{base64.b64encode(svg).decode()})"

@@ -1,10 +1,10 @@
-"""Colours that the project's pictures share."""
+"""Colors of all charts."""
 
 INK, QUIET = "#1f2933", "#5f6c7b"
-"""Of text, and of text and lines that stand back."""
+"""Text, and secondary text and lines."""
 
 WINNER, OTHER = "#c2410c", "#9db2c6"
 """What the eye should find first, and what surrounds it."""
 
 SECOND = "#2f6690"
-"""A line beside one in `WINNER`."""
+"""A second line or bar next to one in `WINNER`."""

@@ -1,4 +1,4 @@
-"""Pictures of what a network predicts."""
+"""Plot images with their predicted probabilities."""
 
 import io
 import math
@@ -16,41 +16,41 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_PICTURES = 24
-"""So many images fit in one picture: 3 in a row, 8 rows."""
+MAX_IMAGES = 24
+"""Maximum number of images in a plot: 8 rows of 3."""
 
 _DOTS_PER_INCH = 100
 _TILE_WIDTH, _TILE_HEIGHT = 5.2, 2.55
 _MARGIN, _GAP, _NOTE_HEIGHT = 0.2, 0.35, 0.4
 _PICTURE_SIZE, _LABELS_WIDTH = 2.05, 1.1
-"""All in inches. A tile is two lines of title over a square image, the class names, and the bars."""
+"""Sizes in inches. A tile has a title of two lines above a square image, class names and bars."""
 
-_LEAST_SHARE = 0.0005
-"""Ten times "0.0%" would hide the shares that matter."""
+_MIN_SHARE_SHOWN = 0.0005
+"""Smallest probability to print next to its bar. Smaller ones would all read 0.0%."""
 
 
 def plot_predictions(pixels: NDArray[np.uint8], description: Description) -> bytes:
-    """Draw each image beside the probabilities of its ten classes.
+    """Plot each image next to the probabilities of its classes.
 
     Args:
-        pixels: uint8 `[n, 28, 28]`, the images that were described; of more than 24, the first 24 are drawn, and a
-            note says so.
-        description: of these images.
+        pixels: the described images, uint8 `[n, 28, 28]`. If there are more than 24, the plot shows the first 24 and a
+            note.
+        description: description of these images.
 
     Returns:
         A PNG file, 560 to 1,670 pixels wide.
 
     Raises:
-        ValueError: there is no image, or the description is of another number of images.
+        ValueError: `pixels` is empty, or the description has another number of images.
     """
     from matplotlib.figure import Figure
 
     n = len(description.images)
     if len(pixels) != n:
-        raise ValueError(f"{len(pixels)} images, but a description of {n}.")
+        raise ValueError(f"There are {len(pixels)} images, but the description has {n}. Pass the images it describes.")
     if not n:
-        raise ValueError("there is no image to draw.")
-    shown = min(n, MOST_PICTURES)
+        raise ValueError("A plot needs at least one image.")
+    shown = min(n, MAX_IMAGES)
     columns = _columns(shown)
     rows = math.ceil(shown / columns)
     note_height = _NOTE_HEIGHT if n > shown else 0.0
@@ -69,12 +69,12 @@ def plot_predictions(pixels: NDArray[np.uint8], description: Description) -> byt
 
 
 def _columns(n: int) -> int:
-    """Tiles in a row: a single one alone, two rows of two for four, else three."""
+    """Return the number of tiles per row: three, unless fewer look better."""
     return {1: 1, 2: 2, 4: 2}.get(n, 3)
 
 
 def _draw_tile(figure: "Figure", left: float, top: float, pixels: NDArray[np.uint8], image: ImageDescription) -> None:
-    """Draw one image with its title and bars; `left` and `top` are in inches from the figure's lower left corner."""
+    """Draw an image with its title and bars. `left` and `top` are in inches from the figure's lower left corner."""
     width, height = figure.get_size_inches()
     verdict = f"{image.predicted_label}  {image.confidence:.1%}"
     _draw_name(figure, left, top, image.name)
@@ -93,7 +93,7 @@ def _draw_bars(axes: "Axes", image: ImageDescription) -> None:
     classes = range(len(CLASS_NAMES))
     colors = [WINNER if number == image.predicted_class else OTHER for number in classes]
     bars = axes.barh(classes, image.probabilities, height=0.72, color=colors)
-    shares = [f"{share:.1%}" if share >= _LEAST_SHARE else "" for share in image.probabilities]
+    shares = [f"{share:.1%}" if share >= _MIN_SHARE_SHOWN else "" for share in image.probabilities]
     axes.bar_label(bars, shares, padding=3, fontsize=8, color=QUIET)
     axes.set_xlim(0, 1.3)  # room for "100.0%" right of a full bar
     axes.set_ylim(len(CLASS_NAMES) - 0.5, -0.5)  # class 0 on top
@@ -107,13 +107,13 @@ def _draw_bars(axes: "Axes", image: ImageDescription) -> None:
 
 
 def _draw_name(figure: "Figure", left: float, top: float, name: str) -> None:
-    """Write a name on one line, its beginning left out where it is too long: the end of a path tells more."""
+    """Draw a name on one line. Cut off its start if it is too long, because the end of a path says more."""
     width, height = figure.get_size_inches()
-    # A file's name may hold line breaks, and bytes that are no UTF-8.
+    # File names may contain line breaks and bytes that are not UTF-8.
     name = " ".join(name.split()).encode("utf-8", "replace").decode()
-    # A name between two dollar signs is no formula.
+    # Without parse_math, matplotlib doesn't read a name between two dollar signs as a formula.
     text = figure.text(left / width, top / height, name, fontsize=9, color=QUIET, va="top", parse_math=False)
-    with _unknown_letters_allowed():
+    with _missing_glyphs_ignored():
         while text.get_window_extent().width > _TILE_WIDTH * figure.dpi:
             name = name[max(1, len(name) // 20) :]
             text.set_text(f"…{name}")
@@ -121,11 +121,11 @@ def _draw_name(figure: "Figure", left: float, top: float, name: str) -> None:
 
 def _png(figure: "Figure") -> bytes:
     buffer = io.BytesIO()
-    with _unknown_letters_allowed():
+    with _missing_glyphs_ignored():
         figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH)
     return buffer.getvalue()
 
 
-def _unknown_letters_allowed() -> "warnings.catch_warnings[None]":
-    """Letters that the font lacks are drawn as boxes, without a warning for each."""
+def _missing_glyphs_ignored() -> "warnings.catch_warnings[None]":
+    """Silence the warnings about characters that the font lacks and that are drawn as boxes."""
     return warnings.catch_warnings(action="ignore", category=UserWarning)

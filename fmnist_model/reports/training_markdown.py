@@ -1,4 +1,4 @@
-"""The report of a training run in markdown, to be shown beside the run: what matters most of its page."""
+"""Write the most important parts of the report on a training run as markdown, for Prefect's UI."""
 
 import io
 
@@ -8,21 +8,21 @@ from numpy.typing import NDArray
 from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.evaluation.results import TestResult
 from fmnist_model.reports.charts import Tile, draw_confusion, draw_gallery, standalone
-from fmnist_model.reports.markdown import code, facts, plain, svg_picture
+from fmnist_model.reports.markdown import code, escaped, facts_table, svg_picture
 from fmnist_model.reports.page import percent
 from fmnist_model.reports.training_page import ReportedRun, curve_pictures, reliability_pictures
 
-_MOST_ERRORS = 15
-"""So many of the images that are most confidently wrong; the page has them all."""
+_MAX_ERRORS = 15
+"""Maximum number of confident errors to show. The page shows all of them."""
 
 
-def render_report_markdown(run: ReportedRun, result: TestResult, page: str) -> str:
-    """Write facts, curves, reliability, confusion and confident errors, some 200 KB with the pictures.
+def render_training_markdown(run: ReportedRun, result: TestResult, page: str) -> str:
+    """Render facts, curves, reliability, confusion and confident errors, about 200 KB with the pictures.
 
     Args:
-        run: as for `render_report`.
-        result: likewise.
-        page: address of the page.
+        run: the training run.
+        result: the trained network's results on the test images.
+        page: address of the full report.
     """
     pictures = [
         " ".join(svg_picture(standalone(drawn["svg"].encode()), drawn["alt"]) for drawn in row)
@@ -31,49 +31,52 @@ def render_report_markdown(run: ReportedRun, result: TestResult, page: str) -> s
     confusion = draw_confusion(result.evaluation.confusion, "Test images: true class by predicted class")
     return "\n\n".join(
         [
-            facts(_facts(run, result, page)),
+            facts_table(_facts(run, result, page)),
             "## Training",
             pictures[0],
             "## Calibration",
-            "Where a bar and its dot lie on the dashed line, confidence is accuracy.",
+            "Confidence equals accuracy where the dots lie on the dashed line.",
             pictures[1],
             "## Confusion",
-            svg_picture(standalone(confusion), "Confusion matrix. Its page has it as a table."),
-            "## Most confidently wrong",
+            svg_picture(standalone(confusion), "Confusion matrix. The full report has it as a table."),
+            "## Most confident errors",
             _errors(result),
         ]
     )
 
 
 def _facts(run: ReportedRun, result: TestResult, page: str) -> list[tuple[str, str]]:
-    found = result.evaluation
-    calibration = f"{percent(found.calibration_error)}, not calibrated: no validation images"
+    evaluation = result.evaluation
+    calibration = f"{percent(evaluation.calibration_error)}, not calibrated: no validation images"
     if result.validation_images:
         before = percent(result.uncalibrated.calibration_error)
         calibration = (
-            f"{before} before calibration, {percent(found.calibration_error)} after it "
+            f"{before} before calibration, {percent(evaluation.calibration_error)} after "
             f"(temperature {result.temperature:.3f})"
         )
-    told = [(name, plain(run.facts[name])) for name in ("model", "workers", "speed") if name in run.facts]
     return [
-        ("test accuracy", f"**{percent(found.accuracy)}** ({found.correct:,} of {found.images:,} images)"),
+        (
+            "test accuracy",
+            f"**{percent(evaluation.accuracy)}** ({evaluation.correct:,} of {evaluation.images:,} images)",
+        ),
         ("calibration error", calibration),
-        *told,
+        *((name, escaped(run.facts[name])) for name in ("model", "workers", "throughput") if name in run.facts),
         ("run", code(run.run_id)),
-        ("whole report", code(page)),
+        ("full report", code(page)),
     ]
 
 
 def _errors(result: TestResult) -> str:
-    errors = list(zip(result.evaluation.confident_errors, result.error_pictures, strict=True))[:_MOST_ERRORS]
+    errors = list(zip(result.evaluation.confident_errors, result.error_pictures, strict=True))[:_MAX_ERRORS]
     if not errors:
-        return "None: all test images were classified rightly."
+        return "None. All test images are classified correctly."
     tiles = []
     for error, png in errors:
-        said, true = CLASS_NAMES[error.predicted], CLASS_NAMES[error.label]
-        tiles.append(Tile(_pixels(png), [f"{said} {error.confidence:.2%}", f"is {true}", f"test image {error.index}"]))
-    words = "Images that were given another class than their own with the highest confidence."
-    return svg_picture(standalone(draw_gallery(tiles)), words)
+        predicted, label = CLASS_NAMES[error.predicted], CLASS_NAMES[error.label]
+        lines = [f"{predicted} {error.confidence:.2%}", f"true: {label}", f"test image {error.index}"]
+        tiles.append(Tile(_pixels(png), lines))
+    description = "The wrongly classified images with the highest confidence."
+    return svg_picture(standalone(draw_gallery(tiles)), description)
 
 
 def _pixels(png: bytes) -> NDArray[np.uint8]:

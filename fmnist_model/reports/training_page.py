@@ -1,4 +1,4 @@
-"""The report of a training run: one HTML page that needs nothing beside it."""
+"""Write the report on a training run as an HTML page that loads nothing else."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -10,29 +10,31 @@ import numpy as np
 from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.evaluation.results import RELIABILITY_BINS, Evaluation, Reliability, TestResult
 from fmnist_model.reports.charts import draw_curves, draw_reliability
-from fmnist_model.reports.page import confusion_rows, figure, percent, render_page
+from fmnist_model.reports.page import confusion_rows, format_number, percent, render_page
 
 Metrics = Mapping[str, Sequence[Any]]
-"""Columns of a run's metrics by name, a value an epoch: `epoch`, `loss`, `accuracy` and any others."""
+"""Columns of a run's metrics by name, with one value per epoch: `epoch`, `loss`, `accuracy` and any others."""
 
 _CURVES = (("loss", "Loss, nats"), ("accuracy", "Accuracy"))
 
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """What a report tells of a run besides its results."""
+    """The training run that a report is about."""
 
     run_id: str
     facts: Mapping[str, str]
-    """Model version, data, code and the like, by name."""
+    """Model version, data, code and other provenance, by name."""
     recipe: Mapping[str, Any]
     metrics: Metrics
 
 
-def render_report(run: ReportedRun, result: TestResult) -> str:
-    """Write the page: figures, curves, reliability, classes, confusion, confident errors, recipe.
+def render_training_page(run: ReportedRun, result: TestResult) -> str:
+    """Render metrics, curves, reliability, classes, confusion, confident errors and recipe. Any text is escaped.
 
-    Whatever is told of the run or the result stands in it as text, whatever letters it has.
+    Args:
+        run: the training run.
+        result: the trained network's results on the test images.
     """
     return render_page(
         "training_page.html",
@@ -42,34 +44,30 @@ def render_report(run: ReportedRun, result: TestResult) -> str:
         classes=_classes(result.evaluation),
         confusion=confusion_rows(result.evaluation.confusion),
         curves=curve_pictures(run.metrics),
-        epochs=_rows(run.metrics),
+        epochs=_epochs(run.metrics),
         errors=_errors(result),
         reliability=reliability_pictures(result),
     )
 
 
 def curve_pictures(metrics: Metrics) -> list[dict[str, str]]:
-    """How loss and accuracy went: of each the `svg`, and `alt`, the same in words."""
+    """Draw loss and accuracy by epoch. Each picture has an `svg` and an `alt` text."""
     epochs = metrics["epoch"]
     pictures = []
     for column, title in _CURVES:
         columns = {"training": column, "validation": f"validation_{column}"}
         curves = {name: metrics[column] for name, column in columns.items() if column in metrics}
-        lasts = ", ".join(f"{name} {figure(values[-1])}" for name, values in curves.items())
-        alt = f"{title} by epoch, {len(epochs)} of them. In the last: {lasts}."
+        lasts = ", ".join(f"{name} {format_number(values[-1])}" for name, values in curves.items())
+        alt = f"{title}, in {len(epochs)} epochs. In the last epoch: {lasts}."
         pictures.append({"svg": draw_curves(epochs, curves, title).decode(), "alt": alt})
     return pictures
 
 
-def _rows(metrics: Metrics) -> list[list[str]]:
-    return [[figure(value) for value in row] for row in zip(*metrics.values(), strict=True)]
-
-
 def reliability_pictures(result: TestResult) -> list[dict[str, Any]]:
-    """Reliability before and after calibration: of each `title`, `svg`, `alt` (the same in words) and `bins`."""
-    found = {"Before": result.uncalibrated, "After": result.evaluation}
+    """Draw reliability before and after calibration. Each picture has a `title`, an `svg`, an `alt` text and `bins`."""
+    evaluations = {"Before": result.uncalibrated, "After": result.evaluation}
     if not result.validation_images:
-        found = {"Uncalibrated": result.evaluation}
+        evaluations = {"Uncalibrated": result.evaluation}
     return [
         {
             "title": title,
@@ -78,8 +76,12 @@ def reliability_pictures(result: TestResult) -> list[dict[str, Any]]:
             f"{percent(evaluation.calibration_error)}.",
             "bins": _bins(evaluation.reliability),
         }
-        for title, evaluation in found.items()
+        for title, evaluation in evaluations.items()
     ]
+
+
+def _epochs(metrics: Metrics) -> list[list[str]]:
+    return [[format_number(value) for value in row] for row in zip(*metrics.values(), strict=True)]
 
 
 def _bins(reliability: Reliability) -> list[tuple[str, int, str, str]]:

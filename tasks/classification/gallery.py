@@ -16,7 +16,7 @@ from fmnist_model.errors import InvalidDataset
 from fmnist_model.formats import pieces
 from fmnist_model.formats.interface import ContainerPiece
 from fmnist_model.images.decode import decode_images
-from fmnist_model.reports.batch import ShownImage
+from fmnist_model.reports.batch_page import ShownImage
 from infra.errors import RequestError
 from infra.storage.batch_plan import Piece, ShardInputs, find_plan
 from infra.storage.input_files import InputUnreadable

@@ -6,12 +6,12 @@ import duckdb
 
 from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.evaluation.drift import MOVED_MUCH, population_stability_index
-from fmnist_model.reports.batch import (
-    MixBefore,
+from fmnist_model.reports.batch_markdown import render_batch_markdown
+from fmnist_model.reports.batch_page import (
+    PreviousMix,
     QuarantineReason,
     ReportedBatch,
     ShownImage,
-    render_batch_markdown,
     render_batch_page,
 )
 from infra.orchestration.events import CLASS_MIX_MOVED, announce
@@ -72,7 +72,7 @@ def _gather(
     store: ObjectStore,
     manifest: BatchManifest,
     summary: dict[str, Any],
-    before: MixBefore | None,
+    before: PreviousMix | None,
     least: list[ShownImage],
 ) -> ReportedBatch:
     return ReportedBatch(
@@ -88,7 +88,7 @@ def _gather(
         counts=class_counts(summary),
         confidence=[summary["classes"].get(name, {"mean_confidence": None})["mean_confidence"] for name in CLASS_NAMES],
         mean_confidence=summary["mean_confidence"],
-        before=before,
+        previous=before,
         labelled=summary["labelled"],
         accuracy=summary["accuracy"],
         confusion=summary["confusion"],
@@ -97,13 +97,13 @@ def _gather(
     )
 
 
-def _mix_before(store: ObjectStore, manifest: BatchManifest, counts: list[int]) -> MixBefore | None:
+def _mix_before(store: ObjectStore, manifest: BatchManifest, counts: list[int]) -> PreviousMix | None:
     previous = previous_batch(store, manifest)
     if previous is None or not manifest.predicted:
         return None
     before = class_counts(summarize_rows(open_rows(store, [previous])))
     shift = ClassMixShift(previous.batch, manifest.batch, population_stability_index(before, counts))
-    return MixBefore(shift.before, before, shift.index, shift.verdict)
+    return PreviousMix(shift.before, before, shift.index, shift.verdict)
 
 
 def _reasons(store: ObjectStore, manifest: BatchManifest) -> list[QuarantineReason]:
@@ -146,7 +146,7 @@ def _facts(store: ObjectStore, manifest: BatchManifest) -> dict[str, str]:
 
 
 def _summary(batch: ReportedBatch) -> str:
-    mix = f" Class mix compared with the previous batch: {batch.before.verdict}." if batch.before else ""
+    mix = f" Class mix compared with the previous batch: {batch.previous.verdict}." if batch.previous else ""
     return (
         f"{batch.predicted:,} images predicted in table {batch.table}, {batch.quarantined:,} quarantined.{mix} "
         f"Batch {batch.batch}, {batch.model}."

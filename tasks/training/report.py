@@ -3,8 +3,8 @@
 import pyarrow.parquet as pq
 
 from fmnist_model.evaluation.results import TestResult
-from fmnist_model.reports.training_markdown import render_report_markdown
-from fmnist_model.reports.training_page import Metrics, ReportedRun, render_report
+from fmnist_model.reports.training_markdown import render_training_markdown
+from fmnist_model.reports.training_page import Metrics, ReportedRun, render_training_page
 from infra.settings import load_settings
 from infra.storage.checkpoints import read_record
 from infra.storage.object_store import ObjectStore, open_store
@@ -28,7 +28,7 @@ def write_report(run: TrainedRun, result: TestResult, registration: Registration
         recipe=registration.version.parameters,
         metrics=_read_metrics(store, run.run_id),
     )
-    page = render_report(reported, result)
+    page = render_training_page(reported, result)
     key = report_key(run.run_id)
     with store.publish(key) as stream:
         stream.write(page.encode())
@@ -43,7 +43,7 @@ def report_key(run_id: str) -> str:
 
 def _show(run: ReportedRun, result: TestResult, page: str) -> None:
     try:
-        markdown = render_report_markdown(run, result, page)
+        markdown = render_training_markdown(run, result, page)
     except Exception as error:  # noqa: BLE001 (the page is written, so no error in its summary may fail the run)
         run_log().warning("Can't make the report's artifact: %s: %s", type(error).__name__, error)
         return
@@ -65,7 +65,7 @@ def _facts(store: ObjectStore, run: TrainedRun, registration: Registration) -> d
         "code": record.provenance.code_version,
         "trained": f"{record.provenance.created_at:%Y-%m-%d %H:%M} UTC by {record.provenance.created_by}",
         "workers": f"{run.workers} on {run.device}",
-        "speed": f"{run.images_per_second:,.0f} images/s",
+        "throughput": f"{run.images_per_second:,.0f} images/s",
     }
 
 

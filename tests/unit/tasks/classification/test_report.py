@@ -25,15 +25,15 @@ from fmnist_model.predictions import (
     quarantine_batch,
     quarantine_schema,
 )
-from fmnist_model.reports.batch import (
-    MixBefore,
+from fmnist_model.reports.batch_markdown import render_batch_markdown
+from fmnist_model.reports.batch_page import (
+    PreviousMix,
     QuarantineReason,
     ReportedBatch,
     ShownImage,
-    render_batch_markdown,
     render_batch_page,
 )
-from fmnist_model.reports.markdown import code, plain
+from fmnist_model.reports.markdown import code, escaped
 from infra.orchestration.events import BATCH_COMMITTED, BATCH_OVER_ERROR_SHARE, CLASS_MIX_MOVED
 from infra.storage.batch_log import LoggedBatch, append_batch, committed_batches, mark_committed, read_batch_log
 from infra.storage.batch_plan import Piece, ShardInputs, cut_into_shards, write_plan
@@ -102,7 +102,7 @@ BATCH = ReportedBatch(
     counts=[100] * 10,
     confidence=[0.9] * 9 + [None],
     mean_confidence=0.9,
-    before=MixBefore("fedcba9876543210", [50] * 5 + [150] * 5, 0.3, "moved much"),
+    previous=PreviousMix("fedcba9876543210", [50] * 5 + [150] * 5, 0.3, "moved much"),
     labelled=200,
     accuracy=0.95,
     confusion=(19 * np.eye(10, dtype=int) + np.eye(10, k=1, dtype=int)).tolist(),
@@ -160,7 +160,7 @@ def test_image_without_pixels_shows_the_reason() -> None:
 
 
 INCOMPLETE: dict[str, ReportedBatch] = {
-    "no previous batch": replace(BATCH, before=None),
+    "no previous batch": replace(BATCH, previous=None),
     "no labels": replace(BATCH, labelled=0, accuracy=None, confusion=None, least_confident=[shown(label=None)]),
     "nothing quarantined": replace(BATCH, quarantined=0, predicted=1010, reasons=[]),
     "nothing predicted": replace(
@@ -170,7 +170,7 @@ INCOMPLETE: dict[str, ReportedBatch] = {
         counts=[0] * 10,
         confidence=[None] * 10,
         mean_confidence=None,
-        before=None,
+        previous=None,
         labelled=0,
         accuracy=None,
         confusion=None,
@@ -182,7 +182,7 @@ INCOMPLETE: dict[str, ReportedBatch] = {
 @pytest.mark.parametrize(
     ("batch", "missing"),
     [
-        (INCOMPLETE["no previous batch"], "share before"),
+        (INCOMPLETE["no previous batch"], "previous share"),
         (INCOMPLETE["no labels"], "Confusion"),
         (INCOMPLETE["nothing quarantined"], "Reasons"),
         (INCOMPLETE["nothing predicted"], "Least confident"),
@@ -228,7 +228,7 @@ def unescape(markdown: str) -> str:
 
 @pytest.mark.parametrize("hostile", [*HOSTILE, "|\\|`|``", "&lt;", "a\u202eb\x00c", "https://x.org", "# x", "~~x~~"])
 def test_any_name_in_markdown_is_plain_text(hostile: str) -> None:
-    written = plain(hostile)
+    written = escaped(hostile)
     assert not set(re.sub(r"\\[!-~]", "", written)) & set("|`<>[]()*_\\&\"'~#:\n\x00\u202e")
     assert unescape(written) == "".join(c if c.isprintable() else ascii(c)[1:-1] for c in hostile)
     assert code(hostile) == f"<code>{written}</code>"

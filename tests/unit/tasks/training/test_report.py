@@ -24,7 +24,7 @@ from fmnist_model.evaluation.evaluate import calibrate_and_evaluate
 from fmnist_model.evaluation.results import Reliability, TestResult
 from fmnist_model.network import NeuralNetwork, save_weights
 from fmnist_model.reports.charts import draw_curves, draw_reliability
-from fmnist_model.reports.training_page import ReportedRun, render_report
+from fmnist_model.reports.training_page import ReportedRun, render_training_page
 from infra.provenance import Provenance
 from infra.settings import load_settings
 from infra.storage.checkpoints import write_checkpoint
@@ -78,7 +78,7 @@ def result(network: NeuralNetwork, images: LabelledImages) -> TestResult:
 
 @pytest.fixture(scope="module")
 def page(result: TestResult) -> str:
-    return render_report(RUN, result)
+    return render_training_page(RUN, result)
 
 
 @dataclass
@@ -172,7 +172,7 @@ def test_ids_are_unique(parsed: Page):
 
 
 def test_page_is_deterministic(page: str, result: TestResult):
-    assert render_report(RUN, result) == page
+    assert render_training_page(RUN, result) == page
 
 
 @pytest.mark.parametrize(
@@ -182,9 +182,9 @@ def test_any_text_appears_unchanged(hostile: str, result: TestResult):
     run = ReportedRun(
         run_id=hostile, facts={hostile: hostile}, recipe={hostile: hostile}, metrics=METRICS | {hostile: [1, 2, 3]}
     )
-    found = Page(render_report(run, result))
+    found = Page(render_training_page(run, result))
     assert hostile in found.texts("h1")[0]
-    assert [hostile, hostile] in found.rows("Where it comes from")
+    assert [hostile, hostile] in found.rows("Provenance")
     assert found.all("script") == []
     assert not any("onload" in element.attributes for element in found.elements)
 
@@ -231,7 +231,7 @@ def test_metrics_of_all_epochs_are_in_a_table(parsed: Page):
     ids=["older", "one epoch", "gaps"],
 )
 def test_metrics_can_be_incomplete(metrics: dict[str, list[Any]], result: TestResult):
-    found = Page(render_report(replace(RUN, metrics=metrics), result))
+    found = Page(render_training_page(replace(RUN, metrics=metrics), result))
     assert len(found.rows("Metrics by epoch")) == len(metrics["epoch"]) + 1
     assert ("validation" in found.all("svg")[0].text) == ("validation_loss" in metrics)
 
@@ -271,20 +271,20 @@ def test_confident_errors_are_shown_with_both_classes(parsed: Page, result: Test
 
 def test_recipe_and_facts_are_shown(parsed: Page):
     assert parsed.rows("Recipe") == [["epochs", "3"], ["learning rate", "0.04"], ["flip", "True"]]
-    assert parsed.rows("Where it comes from") == [[name, value] for name, value in RUN.facts.items()]
+    assert parsed.rows("Provenance") == [[name, value] for name, value in RUN.facts.items()]
 
 
 def test_page_of_an_uncalibrated_model_compares_nothing(network: NeuralNetwork, images: LabelledImages):
     none = LabelledImages(np.empty((0, 28, 28), np.uint8), np.empty(0, np.int64))
     uncalibrated = calibrate_and_evaluate(network, none, images, torch.device("cpu"))
-    found = Page(render_report(RUN, uncalibrated))
+    found = Page(render_training_page(RUN, uncalibrated))
     assert len(found.all("svg")) == 3
     assert not any("before" in text for text in found.texts("dd"))
 
 
 def test_page_of_a_flawless_model_shows_no_errors(result: TestResult):
     flawless = replace(result, evaluation=replace(result.evaluation, confident_errors=()), error_pictures=())
-    assert Page(render_report(RUN, flawless)).all("img") == []
+    assert Page(render_training_page(RUN, flawless)).all("img") == []
 
 
 # Pictures
@@ -396,7 +396,7 @@ def test_report_is_in_the_folder_of_the_run_and_names_the_version(
     uri = write_report.fn(run, result, register_model.fn(run, result))
     assert uri == f"{store.root}/runs/run/report/index.html"
     found = Page(store.read("runs/run/report/index.html").decode())
-    facts = dict(found.rows("Where it comes from"))
+    facts = dict(found.rows("Provenance"))
     assert all(words in facts["model"] for words in ("fashion-mnist", "version 1", "champion"))
     assert facts["data"] == "tests@1"
     assert found.rows("Recipe") == [["epochs", "3"]]
