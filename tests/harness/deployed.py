@@ -54,7 +54,7 @@ def deployed(folder: Path, settings: dict[str, str], environment: dict[str, str]
         assert process.poll() is None, (folder / "server.log").read_text()
         with TemporaryDirectory() as checkout:
             definitions = Path(checkout) / "infra" / "deploy" / DEFINITIONS.name
-            definitions.parent.mkdir()
+            definitions.parent.mkdir(parents=True)
             shutil.copy(DEFINITIONS, definitions)
             for arguments in (pool, deploy):
                 done = subprocess.run(
