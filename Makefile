@@ -35,8 +35,11 @@ browser: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json 
 screenshots: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## Make the pictures of the README anew
 	@$(bin)/python -m tests.browser.screenshots docs
 
-chaos: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## Faults and kills, many rounds; short=1: few
-	@$(bin)/python -m pytest -s tests/chaos $(if $(short),--short)
+chaos_suites := $(patsubst tests/chaos/test_%.py,chaos-%,$(wildcard tests/chaos/test_*.py))
+chaos: $(chaos_suites) ## Faults and kills, many rounds; short=1: few
+.PHONY: $(chaos_suites)
+$(chaos_suites): chaos-%: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json
+	@$(bin)/python -m pytest -s tests/chaos/test_$*.py $(if $(short),--short)
 
 deployment: .venv/.installed-dev ## Test the container image's parts, Compose and the Kubernetes manifests
 	@$(bin)/python -m pytest tests/deploy

@@ -29,7 +29,7 @@ from tasks.dataset import NAME, import_dataset
 from tasks.training.splits import load_split
 from tests.benchmarks.classification import make_model
 from tests.harness.cluster import Cluster, ray_cluster
-from tests.harness.commands import FMNIST, outside
+from tests.harness.commands import FMNIST, user_environment
 
 RESULTS = Path(__file__).parent / "results" / "cluster.json"
 LAYOUTS = {"one_node": (2,), "two_nodes": (1, 1)}
@@ -63,7 +63,7 @@ def figures(cluster: Cluster, folder: Path, *arguments: str) -> dict[str, Any]:
 
 def environment(cluster: Cluster, folder: Path) -> dict[str, str]:
     settings = {"FMNIST_STORE": f"file://{folder}/store", "FMNIST_STATE_DIR": f"{folder}/state"}
-    return outside() | settings | cluster.environment
+    return user_environment() | settings | cluster.environment
 
 
 def measure(folder: Path, name: str, number: int) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Prefect's own pages in a real browser, before a real server, worker and Ray."""
+"""Share one `fmnist serve` and one browser between the tests of Prefect's UI."""
 
 import shutil
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ _PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--cancels", type=int, default=2, help="how many runs to cancel at random moments")
+    parser.addoption("--cancels", type=int, default=2, help="number of runs to cancel at random moments")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -32,7 +32,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, data_store: str) -> Iterato
 
 @pytest.fixture(scope="session")
 def re_score(served: Served) -> str:
-    """The first model was trained, which made it champion: the run of `classify` that this started, when it is done."""
+    """Wait until the first model is trained, and return the run of `classify` that the new champion started."""
     [first] = [run["id"] for run in served.runs("train") if run["name"] == "first-model"]
     assert served.wait(first) == "Completed", served.messages(first)
     [run] = until(lambda: served.runs("classify"), 60)
@@ -42,7 +42,7 @@ def re_score(served: Served) -> str:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    program = installed() or _install()
+    program = find_chromium() or _install()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         try:
@@ -59,18 +59,18 @@ def page(browser: Browser, tmp_path: Path) -> Iterator[Page]:
     try:
         yield page
     finally:
-        page.screenshot(path=tmp_path / "last.png")  # for the one who looks for what went wrong
+        page.screenshot(path=tmp_path / "last.png")  # shows what went wrong
         context.close()
 
 
-def installed() -> str | None:
-    """Chromium, where it is installed."""
+def find_chromium() -> str | None:
+    """Return the path of Chromium if it is installed."""
     return next(filter(None, map(shutil.which, _PROGRAMS)), None)
 
 
 def _install() -> str:
-    """Chromium, where this is CI; else skip."""
+    """Install Chromium in CI. Elsewhere, skip the test."""
     install("chromium", "Chromium")
-    program = installed()
+    program = find_chromium()
     assert program is not None
     return program

@@ -1,4 +1,4 @@
-"""Make the pictures of Prefect's pages that the README and the docs show.
+"""Take the screenshots of Prefect's UI that the README and the docs show.
 
 python -m tests.browser.screenshots FOLDER
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
-from tests.browser.conftest import installed
+from tests.browser.conftest import find_chromium
 from tests.browser.pages import newest_first, open_form, open_run
 from tests.conftest import TEST_DATA
 from tests.harness.served import Served, serving, until
@@ -19,7 +19,7 @@ SIZE = {"width": 1300, "height": 1000}
 
 
 def take(page: Page, served: Served, folder: Path) -> None:
-    """A run at work, the form, and the report of a batch."""
+    """Take a running flow, the form, and the report of a batch."""
     [first] = [run["id"] for run in served.runs("train") if run["name"] == "first-model"]
     served.wait_for_progress(first, "train", beyond=60)
     open_run(page, served, first, "Logs")
@@ -42,14 +42,14 @@ def take(page: Page, served: Served, folder: Path) -> None:
 
 
 def main() -> None:
-    """Serve, look, and write."""
+    """Run `fmnist serve`, and write the screenshots to the folder."""
     folder = Path(sys.argv[1])
     with (
         tempfile.TemporaryDirectory() as name,
         serving(Path(name), TEST_DATA.as_uri()) as served,
         sync_playwright() as playwright,
     ):
-        browser = playwright.chromium.launch(executable_path=installed(), args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
         page = browser.new_page(viewport=SIZE)
         page.set_default_timeout(60_000)
         take(page, served, folder)

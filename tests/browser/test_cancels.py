@@ -1,4 +1,4 @@
-"""Runs that are cancelled at random moments leave nothing on the cluster, and what they did is gone on with."""
+"""Cancel runs at random moments. They must leave nothing on the cluster, and a retry must complete their work."""
 
 import random
 import time
@@ -9,7 +9,7 @@ from tests.harness.served import FINAL, Served, until
 EMPTY_SECONDS = 15
 
 
-def test_cancelled_run_leaves_ray_empty_and_the_next_one_is_not_held_up(
+def test_cancelled_run_leaves_ray_empty_and_delays_no_other_run(
     served: Served, re_score: str, cancel_seed: int
 ) -> None:
     draw = random.Random(cancel_seed)
@@ -29,7 +29,7 @@ def test_cancelled_run_leaves_ray_empty_and_the_next_one_is_not_held_up(
 
 
 def running_at_a_random_moment(name: str, draw: random.Random, served: Served, seed: int) -> str:
-    """A run under way; one that is done before the moment comes is followed by another."""
+    """Start runs until one is still running at a random moment, and return it."""
     for attempt in range(10):
         parameters: dict[str, Any] = (
             {"preset": "full"}
@@ -41,14 +41,14 @@ def running_at_a_random_moment(name: str, draw: random.Random, served: Served, s
         time.sleep(draw.uniform(0, 25 if name == "train" else 8))
         if (state := served.state(run)) not in FINAL:
             return run
-        print(f"seed {seed}: {name} was {state} before it could be cancelled; once more")
-    raise AssertionError(f"seed {seed}: {name} is always done before it can be cancelled")
+        print(f"seed {seed}: {name} was {state} before it could be cancelled, retrying")
+    raise AssertionError(f"seed {seed}: {name} always ends before it can be cancelled")
 
 
-def test_run_cancelled_while_its_process_begins_leaves_ray_empty(
+def test_run_cancelled_while_its_process_starts_leaves_ray_empty(
     served: Served, re_score: str, cancel_seed: int
 ) -> None:
-    """It may have joined Ray by then, and its flow has not begun."""
+    """Cancel before the flow starts. The process may have connected to Ray by then."""
     draw = random.Random(cancel_seed)
     name = draw.choice(["train", "classify"])
     run = served.start(name, **({} if name == "train" else {"table": f"cancelled-early-{cancel_seed}"}))
@@ -59,12 +59,12 @@ def test_run_cancelled_while_its_process_begins_leaves_ray_empty(
     until(lambda: not served.ray_leftovers() and not served.flow_processes(), EMPTY_SECONDS)
     empty = time.monotonic() - began
     assert served.wait(run) == "Cancelled"
-    print(f"seed {cancel_seed}: {name} cancelled as it began, Ray empty after {empty:.1f} s")
+    print(f"seed {cancel_seed}: {name} cancelled at its start, Ray empty after {empty:.1f} s")
 
 
 def test_run_cancelled_while_its_workers_start_leaves_ray_empty(served: Served, re_score: str) -> None:
     run = served.start("train", preset="full")
-    # It outlives the run's own processes, to remove the placement group.
+    # The cleaner outlives the run's own processes, to remove the placement group.
     until(lambda: any("Cleaner" in title for title in served.ray_work()), 60)
     served.set_state(run, "CANCELLING", "Cancelling")
     until(lambda: not served.ray_leftovers() and not served.flow_processes(), EMPTY_SECONDS)

@@ -1,6 +1,9 @@
-"""A lost server, a lost worker, a lost flow process: the work goes on or ends, and can be gone on with."""
+"""Kill the server, the worker or a flow's process. The work must continue, or end and be resumed by a retry."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -8,12 +11,14 @@ from tests.harness.served import Served, until
 
 EMPTY_SECONDS = 15
 SILENT_SECONDS = 120
-"""Without a heartbeat, after which a run is held for lost."""
+"""Time without a heartbeat after which the server takes a run for lost."""
+SHORT_SILENT_SECONDS = 45
+"""The same for the tests. It is longer than the 30 s between two heartbeats."""
 LEASE_SECONDS = 60
-"""For which the turn of a run stays taken whose process could not give it back."""
+"""Time for which a killed run keeps others from training."""
 
 
-def test_run_outlives_server_and_worker_and_is_cancelled_without_them(served: Served, re_score: str) -> None:
+def test_run_outlives_server_and_worker_and_can_be_cancelled_without_them(served: Served, re_score: str) -> None:
     run = served.start("train", preset="full")
     served.wait_for_progress(run, "train", beyond=1)
     served.server().kill()
@@ -30,25 +35,30 @@ def test_run_outlives_server_and_worker_and_is_cancelled_without_them(served: Se
     until(lambda: not served.flow_processes(), EMPTY_SECONDS)
 
 
+def test_lost_runs_are_found_by_the_heartbeats_that_they_miss(served: Served) -> None:
+    assert heartbeat_automation(served)["trigger"]["within"] == SILENT_SECONDS
+
+
 @pytest.mark.timeout(720)
 def test_run_whose_process_is_killed_is_crashed_and_resumed_by_a_retry(served: Served, re_score: str) -> None:
     until(served.has_worker, 20)  # another test may have killed it
-    run = served.start("train", preset="full")
-    served.wait_for_progress(run, "train", beyond=10)
-    served.worker().kill()  # or it would say at once that the run has crashed
-    kill_process_of(run, served)
-    assert served.wait(run, seconds=SILENT_SECONDS + 60) == "Crashed"
-    assert served.run(run)["state"]["message"] == "The run's process is gone. A retry goes on with it."
+    with short_silence(served) as automation:
+        run = served.start("train", preset="full")
+        served.wait_for_progress(run, "train", beyond=10)
+        served.worker().kill()  # otherwise it would report the crash at once
+        kill_process_of(run, served)
+        assert served.wait(run, seconds=SHORT_SILENT_SECONDS + 60) == "Crashed"
+    assert served.run(run)["state"]["message"] == automation["actions"][0]["message"]
 
     before = served.messages(run)
     served.set_state(run, "SCHEDULED", "AwaitingRetry")
     until(lambda: served.messages(run).count("Rank 0 of 2 trains") == 2, LEASE_SECONDS + 90)
     again = until(lambda: served.messages(run).removeprefix(before).partition("[rank 0] Epoch ")[2], 60)
-    assert int(again.split()[0]) > 3  # it went on, and did not begin anew
+    assert int(again.split()[0]) > 3  # the run resumed instead of starting over
 
     kill_process_of(run, served)
-    assert served.wait(run, seconds=60) == "Crashed"  # as the worker says, which is there again
-    # It says so once more, two seconds later, and would say so of a retry that is quicker.
+    assert served.wait(run, seconds=60) == "Crashed"  # the worker is back, and reports the crash
+    # The worker reports it again two seconds later. That report would crash a retry that comes earlier.
     until(lambda: "Check whether the flow run" in served.messages(run), 60)
     served.set_state(run, "SCHEDULED", "AwaitingRetry")
     until(lambda: served.messages(run).count("Rank 0 of 2 trains") == 3, LEASE_SECONDS + 90)
@@ -57,8 +67,29 @@ def test_run_whose_process_is_killed_is_crashed_and_resumed_by_a_retry(served: S
 
 
 def kill_process_of(run: str, served: Served) -> None:
-    """Kill the only flow run's process, and see that Ray ends what it did."""
+    """Kill the only flow run's process, and check that Ray ends its work."""
     [process] = served.flow_processes()
     assert served.state(run) == "Running"
     process.kill()
     until(lambda: not served.ray_leftovers(), EMPTY_SECONDS)
+
+
+def heartbeat_automation(served: Served) -> dict[str, Any]:
+    """Return the automation that marks a run as crashed when its heartbeats stop."""
+    automations = served.post("/automations/filter", {})
+    [found] = [one for one in automations if one["trigger"].get("after") == ["prefect.flow-run.heartbeat"]]
+    return dict(found)
+
+
+@contextmanager
+def short_silence(served: Served) -> Iterator[dict[str, Any]]:
+    """Have the server take a run for lost sooner than usual, and yield the automation."""
+    automation = heartbeat_automation(served)
+    path = f"/automations/{automation['id']}"
+    fields = {name: automation[name] for name in ("name", "description", "enabled", "trigger", "actions")}
+    short = fields | {"trigger": automation["trigger"] | {"within": SHORT_SILENT_SECONDS}}
+    assert served.api.put(path, json=short).is_success
+    try:
+        yield automation
+    finally:
+        assert served.api.put(path, json=fields).is_success

@@ -1,4 +1,4 @@
-"""The chaos suite's own store: on Ceph's gateway, behind a proxy whose faults each test sets."""
+"""The chaos suite's store: a bucket on Ceph's gateway, behind a proxy that injects the faults a test asks for."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,17 +14,19 @@ from tests.harness.s3_server import S3Server, faulty_proxy, isolate_aws
 FIRST_SEED = 20_261_123
 
 TIMEOUT_SECONDS = 1.0
-"""Without a byte, after which a request is given up here: hung connections should not take the suite's time."""
+"""S3 timeout of the suite. It is short, so that hung connections don't slow the suite down."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--short", action="store_true", help="few rounds of what takes long")
-    parser.addoption("--rounds", type=int, help="so many rounds of each test")
-    parser.addoption("--seed", type=int, default=FIRST_SEED, help="the first round's; the next ones follow it")
+    parser.addoption("--short", action="store_true", help="run few rounds of the slow tests")
+    parser.addoption("--rounds", type=int, help="number of rounds of each randomised test")
+    parser.addoption(
+        "--seed", type=int, default=FIRST_SEED, help="seed of the first round, later rounds count up from it"
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test with an argument `seed` once a seed; its mark `rounds` says how many."""
+    """Run a test that takes `seed` once per seed. Its mark `rounds` says how many."""
     if "seed" not in metafunc.fixturenames:
         return
     [mark] = metafunc.definition.iter_markers("rounds")
@@ -36,16 +38,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @dataclass
 class FaultyStore:
-    """A store on S3 whose way there fails on demand."""
+    """A store on S3 that is reached through a faulty proxy."""
 
     root: str
     faults: FaultSchedule
     server: S3Server
-    """The server itself."""
+    """The server behind the proxy."""
 
     @contextmanager
-    def past_the_proxy(self) -> Iterator[ObjectStore]:
-        """The store as it is, for looking at what was left."""
+    def without_proxy(self) -> Iterator[ObjectStore]:
+        """Open the store without the proxy, to look at its contents."""
         with pytest.MonkeyPatch.context() as monkeypatch:
             for name, value in self.server.environment.items():
                 monkeypatch.setenv(name, value)
@@ -73,5 +75,5 @@ def faulty_store(ceph_gateway: S3Server, session_folder: Path) -> Iterator[Fault
 
 @pytest.fixture(scope="session")
 def session_store(faulty_store: FaultyStore) -> str:
-    """Root of the session's store, in the place of the folder that the other suites use."""
+    """Root of the session's store. It replaces the folder that the other suites use."""
     return faulty_store.root

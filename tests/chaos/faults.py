@@ -1,4 +1,4 @@
-"""Faults of an S3 server and of the way to it, drawn by a seed."""
+"""Faults of an S3 server and of the network, drawn from a seed."""
 
 import random
 import threading
@@ -10,10 +10,10 @@ KINDS = ("reset", "answer lost", "500", "503 SlowDown", "cut short", "hung", "st
 
 
 class FaultSchedule:
-    """Lets a share of the requests go wrong, and counts what it did.
+    """Makes a share of the requests fail, and counts the faults.
 
-    The same seed draws the same faults for the same sequence of requests; where several processes ask at once, their
-    order is not the seed's to decide.
+    The same seed draws the same faults for the same sequence of requests. If several processes send requests at once,
+    their order varies from run to run.
     """
 
     def __init__(self, hang_seconds: float) -> None:
@@ -23,14 +23,14 @@ class FaultSchedule:
         self._share = 0.0
         self._listings: dict[str, bytes] = {}
         self.refuse_writes_to = ""
-        """Words in the path of what can't be written: each such PUT is answered with 500."""
+        """Part of a path. Every PUT to a path that contains it is answered with 500."""
         self.requests: Counter[str] = Counter()
-        """By method."""
+        """Number of requests per method."""
         self.faults: Counter[str] = Counter()
-        """By kind."""
+        """Number of faults per kind."""
 
     def begin(self, seed: int, share: float) -> None:
-        """Draw anew, and count from 0."""
+        """Restart the draws from this seed, and reset the counts."""
         with self._lock:
             self._random.seed(seed)
             self._share = share
@@ -39,7 +39,7 @@ class FaultSchedule:
             self.faults.clear()
 
     def before(self, exchange: Exchange) -> None:
-        """What goes wrong before the server sees the request."""
+        """Inject a fault before the server sees the request."""
         with self._lock:
             self.requests[exchange.method] += 1
             if self.refuse_writes_to and exchange.method == "PUT" and self.refuse_writes_to in exchange.path:
@@ -62,7 +62,7 @@ class FaultSchedule:
             exchange.answer_instead = int(kind[:3])
 
     def after(self, exchange: Exchange) -> None:
-        """What goes wrong on the way back."""
+        """Inject a fault into the answer."""
         stale = None
         if is_listing(exchange):
             with self._lock:
@@ -82,5 +82,5 @@ class FaultSchedule:
 
 
 def is_listing(exchange: Exchange) -> bool:
-    """Whether a request asks for a listing of objects."""
+    """Return whether a request lists objects."""
     return exchange.method == "GET" and "list-type=2" in exchange.path

@@ -1,6 +1,6 @@
-"""A cluster whose nodes share nothing but the network, and come and go; the store is on Ceph's gateway.
+"""Run jobs on a Ray cluster whose nodes join and die. The nodes share nothing but the network and an S3 store.
 
-The nodes have nothing of this project installed: it comes with the job.
+This project isn't installed on the nodes. It comes with the job.
 """
 
 import random
@@ -9,8 +9,9 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,7 +27,7 @@ from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.prediction_table import read_rows
 from tasks.training.splits import load_split
 from tests.harness.cluster import Cluster, ray_cluster
-from tests.harness.commands import typed
+from tests.harness.commands import start_command
 from tests.harness.deployed import deployed
 from tests.harness.s3_server import S3Server
 from tests.harness.served import FINAL, until
@@ -34,12 +35,14 @@ from tests.harness.served import FINAL, until
 pytest_plugins = ["tests.harness.gateways"]
 
 FILES, ROWS = 24, 20_000
-"""Parquet files to classify, and the images of each."""
+"""Number of Parquet files to classify, and of images in each."""
+_FAST_DETECTION = {"RAY_health_check_period_ms": "1000"}
+"""Have the head declare a killed node dead after 5 s. Ray's default takes 15 s."""
 
 
 @dataclass
 class Place:
-    """A cluster, and a store that it reaches."""
+    """A cluster and the settings of a store that it can reach."""
 
     cluster: Cluster
     settings: dict[str, str]
@@ -51,49 +54,47 @@ class Place:
 
 @dataclass
 class Running:
-    """A command that runs, and what it has said so far."""
+    """A command that runs in the background, and its output."""
 
     process: "subprocess.Popen[str]"
-    said: list[str]
+    lines: list[str]
+    """Printed lines that `until` hasn't seen yet."""
     reader: threading.Thread
-    """Of what it says."""
+    """Thread that appends to `lines`."""
 
     def until(self, sought: Callable[[str], bool], seconds: float) -> str:
-        """Wait for a line; only those since the last call are looked at."""
+        """Wait for a line. Looks only at lines printed since the last call."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            while self.said:
-                line = self.said.pop(0)
+            while self.lines:
+                line = self.lines.pop(0)
                 print(line, end="")
                 if sought(line):
                     return line
-            assert self.process.poll() is None, "the command ended first"
+            assert self.process.poll() is None, "the command ended before it printed the line"
             time.sleep(0.1)
-        raise AssertionError("the command did not say it")
+        raise AssertionError("the command did not print the line in time")
 
     def rest(self) -> str:
-        """What it has said since it was last waited for; it has ended."""
+        """Return what the command printed since the last `until`. Call it once the command has ended."""
         self.reader.join(timeout=10)
-        return "".join(self.said)
+        return "".join(self.lines)
 
-    def end(self, seconds: float) -> str:
-        """Wait for it to end well; what it printed."""
+    def succeed(self, seconds: float) -> None:
+        """Wait until the command ends with exit code 0."""
         self.process.wait(timeout=seconds)
-        said = self.rest()
-        assert self.process.returncode == 0, said
-        return said
+        assert self.process.returncode == 0, self.rest()
 
 
 @contextmanager
 def running(*arguments: str, **environment: str) -> Iterator[Running]:
-    process = typed(*arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **environment)
+    process = start_command(*arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **environment)
     assert process.stdout is not None
-    said: list[str] = []
-    reader = threading.Thread(target=said.extend, args=(process.stdout,), daemon=True)
+    lines: list[str] = []
+    reader = threading.Thread(target=lines.extend, args=(process.stdout,), daemon=True)
     reader.start()
-    found = Running(process, said, reader)
     try:
-        yield found
+        yield Running(process, lines, reader)
     finally:
         process.kill()
         process.wait()
@@ -104,7 +105,7 @@ def running(*arguments: str, **environment: str) -> Iterator[Running]:
 def place(ceph_gateway: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("cluster")
     settings = {"FMNIST_STORE": f"s3://{ceph_gateway.bucket}/cluster", "FMNIST_STATE_DIR": f"{folder}/state"}
-    with ray_cluster(folder, ceph_gateway.environment) as cluster:
+    with ray_cluster(folder, ceph_gateway.environment | _FAST_DETECTION) as cluster:
         yield Place(cluster, settings | ceph_gateway.environment)
 
 
@@ -117,15 +118,16 @@ def store(place: Place, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
 
 @dataclass
 class DeployedRun:
-    """The main job, started at a Prefect server and done by a worker, and what the server had of it."""
+    """Outcome of the main job, run by a worker for a Prefect server."""
 
     state: str
     messages: str
+    """Log lines at the server."""
 
 
 @pytest.fixture(scope="module")
 def deployed_run(place: Place, tmp_path_factory: pytest.TempPathFactory) -> DeployedRun:
-    """Nodes join when training waits for them, as a cluster's autoscaler would have them do."""
+    """Run the deployed main job. Nodes join once training waits for them, as an autoscaler would have them do."""
     settings = {name: value for name, value in place.environment.items() if name.startswith("FMNIST_")}
     grows = {"FMNIST_RAY_MAX_CPUS": "2"}
     secrets = {name: value for name, value in place.environment.items() if name not in settings}
@@ -135,7 +137,7 @@ def deployed_run(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Depl
         for name in ("one", "two"):
             place.cluster.add_node(name, cpus=1)
         state = prefect.wait(run, seconds=240)
-        # A worker's last lines may come after the state.
+        # A worker's last lines may arrive after the state.
         with suppress(AssertionError):
             until(lambda: "[rank 1] " in prefect.messages(run), 20)
         return DeployedRun(state, prefect.messages(run))
@@ -153,25 +155,25 @@ def test_deployed_main_job_has_one_row_for_each_test_image(deployed_run: Deploye
 
 
 def _test_images(store: ObjectStore) -> Iterator[str]:
-    """URIs, by the Parquet files themselves."""
+    """Derive the images' URIs from the Parquet files themselves."""
     for key in (stat.key for stat in store.list("datasets/fashion-mnist/test/")):
         filesystem, path = store.arrow(key)
         for row in range(pq.read_metadata(path, filesystem=filesystem).num_rows):
             yield f"{store.uri(key)}#row={row}"
 
 
-def test_nodes_that_did_the_deployed_main_job_have_no_copy_of_the_project(
-    deployed_run: DeployedRun, place: Place
-) -> None:
+def test_nodes_of_the_deployed_main_job_have_no_copy_of_the_project(deployed_run: DeployedRun, place: Place) -> None:
     assert [place.cluster.packages(name) for name in ("one", "two")] == [["ray"], ["ray"]]
 
 
-def test_what_a_training_worker_logs_is_in_the_log_at_the_server(deployed_run: DeployedRun) -> None:
+def test_log_of_a_training_worker_reaches_the_server(deployed_run: DeployedRun) -> None:
     assert "[rank 1] Rank 1 of 2 trains on cpu" in deployed_run.messages
 
 
 @pytest.mark.rounds(full=5, short=1)
-def test_training_goes_on_without_a_node_and_grows_when_one_joins(place: Place, store: ObjectStore, seed: int) -> None:
+def test_training_continues_without_a_node_and_grows_when_one_joins(
+    place: Place, store: ObjectStore, seed: int
+) -> None:
     ensure_nodes(place.cluster, 2)
     runs = set(list_runs(store))
     arguments = ("train", "--preset", "full", "--epochs", "60", "--workers", "1:2", "--keep-best", "100")
@@ -193,8 +195,9 @@ def test_training_goes_on_without_a_node_and_grows_when_one_joins(place: Place, 
 
 @pytest.mark.rounds(full=10, short=1)
 def test_node_that_dies_in_classification_loses_no_image(
-    place: Place, store: ObjectStore, images: str, seed: int
+    place: Place, store: ObjectStore, images: str, deployed_run: DeployedRun, seed: int
 ) -> None:
+    # The deployed run registered the model.
     ensure_nodes(place.cluster, 2)
     table = f"killed-{seed}"
     with running("classify", images, "--table", table, **place.environment) as command:
@@ -203,7 +206,7 @@ def test_node_that_dies_in_classification_loses_no_image(
         died = time.monotonic()
         command.until(lambda line: "Classifying into" in line, 60)
         print(f"seed {seed}: progress {time.monotonic() - died:.1f} s after a node's death")
-        command.end(240)
+        command.succeed(240)
     rows = read_rows(store, committed_batches(store, table), ["image"])
     assert len(rows) == pc.count_distinct(rows["image"]).as_py() == FILES * ROWS
 
@@ -214,34 +217,36 @@ def test_run_whose_head_is_lost_fails_and_is_resumed_on_another_cluster(
     ensure_nodes(place.cluster, 2)
     runs = set(list_runs(store))
     arguments = ("--preset", "quick", "--workers", "2", "--keep-best", "100")
-    with running("train", *arguments, **place.environment) as command:
-        command.until(lambda line: "epoch 3/" in line, 120)
-        for name in list(place.cluster.nodes):
-            place.cluster.kill(name)
-        command.process.wait(timeout=120)
-    said = command.rest()
-    print(said)
-    assert command.process.returncode == 1
-    [run_id] = set(list_runs(store)) - runs
-    assert f"--resume {run_id}" in said
-    assert "Traceback" not in said
-    with ray_cluster(tmp_path, ceph_gateway.environment) as other:
-        other.add_node("one", cpus=2)
+    with ExitStack() as stack:
+        with running("train", *arguments, **place.environment) as command:
+            command.until(lambda line: "epoch 3/" in line, 120)
+            for name in list(place.cluster.nodes):
+                place.cluster.kill(name)
+            # Start the other cluster while the command waits for the head to come back.
+            other = stack.enter_context(ray_cluster(tmp_path, ceph_gateway.environment))
+            other.add_node("one", cpus=2)
+            command.process.wait(timeout=120)
+        printed = command.rest()
+        print(printed)
+        assert command.process.returncode == 1
+        [run_id] = set(list_runs(store)) - runs
+        assert f"--resume {run_id}" in printed
+        assert "Traceback" not in printed
         arguments = ("train", "--resume", run_id, "--keep-best", "100")
         with running(*arguments, **place.settings, **other.environment) as command:
             command.until(lambda line: "Training: epoch" in line, 120)
-            command.end(120)
+            command.succeed(120)
     assert list_checkpoints(store, run_id) == list(range(1, 7))
 
 
 def ensure_nodes(cluster: Cluster, count: int) -> None:
-    """Let nodes with a CPU each join until there are so many."""
+    """Add nodes with one CPU each until there are `count`."""
     while len(cluster.nodes) <= count:  # the head is one
         cluster.add_node(f"node-{time.monotonic_ns()}", cpus=1)
 
 
 def kill_one(cluster: Cluster, seed: int) -> None:
-    """Have a node vanish that is not the head."""
+    """Kill a node other than the head."""
     name = random.Random(seed).choice([name for name in cluster.nodes if name != "head"])
     print(f"seed {seed}: {name} killed")
     cluster.kill(name)
@@ -249,17 +254,17 @@ def kill_one(cluster: Cluster, seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def images(place: Place, data_store: str) -> str:
-    """URI of a folder with images in the place's store."""
+    """Write images to the place's store, and return their folder's URI."""
     source = open_store(data_store)
     dataset = read_dataset(source, "fashion-mnist")
     assert dataset is not None
     pixels = load_split(source, dataset, "test").images
-    encoded = pa.table({"image": [encode_png(image) for image in pixels] * (ROWS // len(pixels))})
+    file = BytesIO()
+    pq.write_table(pa.table({"image": [encode_png(image) for image in pixels] * (ROWS // len(pixels))}), file)
     with pytest.MonkeyPatch.context() as monkeypatch:
         for name, value in place.settings.items():
             monkeypatch.setenv(name, value)
         store = open_store(place.settings["FMNIST_STORE"])
         for number in range(FILES):
-            with store.publish(f"images/{number:02d}.parquet") as stream:
-                pq.write_table(encoded, stream)
+            store.create(f"images/{number:02d}.parquet", file.getvalue())
     return f"{place.settings['FMNIST_STORE']}/images"

@@ -1,7 +1,7 @@
-"""Whatever is planned, killed, resumed, added, changed and removed, in whatever order: each image is in one row.
+"""Check that each image ends in exactly one row, whatever is planned, killed, resumed, added, changed or removed.
 
-A state machine drives the real planning, actors and commits over a table in a folder. Killing is an exception at a
-chosen write, before or after it is done; the tests beside this one kill processes.
+A state machine drives the real planning, actors and commits over a table in a folder. A kill is an exception before or
+after a chosen write. The other files in this folder kill processes.
 """
 
 import os
@@ -41,12 +41,12 @@ NAMES = st.sampled_from(["a.png", "b.png", "x/c.png", "x/d e.png", "x/ü.parquet
 
 
 class Killed(BaseException):
-    """The process ends here."""
+    """Stands for the end of the process."""
 
 
 @contextmanager
 def killed_at(write: int, *, done: bool) -> Iterator[None]:
-    """Be killed at the store's n-th write, before it or after; nothing happens where there are fewer."""
+    """Raise `Killed` before or after the store's n-th write. Fewer writes raise nothing."""
     left = [write]
 
     def reached() -> bool:
@@ -86,7 +86,7 @@ def killed_at(write: int, *, done: bool) -> Iterator[None]:
 
 
 class Table(RuleBasedStateMachine):
-    """What can happen to a table."""
+    """Everything that can happen to a table."""
 
     @initialize()
     def begin(self) -> None:
@@ -100,12 +100,12 @@ class Table(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "folder"):
-            self.finish()
+            self.run_undisturbed()
             shutil.rmtree(self.folder)
 
     @rule()
     def new_model(self) -> None:
-        """A new champion makes everything new."""
+        """Register a new champion. All images have to be classified again."""
         torch.manual_seed(len(self.registry.versions()))
         run_id = f"run-{len(self.registry.versions())}"
         files = {"model.safetensors": save_weights(NeuralNetwork())}
@@ -123,12 +123,12 @@ class Table(RuleBasedStateMachine):
 
     @rule(name=NAMES, broken=st.booleans())
     def write(self, name: str, broken: bool) -> None:
-        """A new file, or other bytes in one that was there."""
+        """Write a new file, or overwrite an existing one."""
         path = self.inputs / name
         path.parent.mkdir(parents=True, exist_ok=True)
         self.written += 1
         pixels = np.full((28, 28), self.written % 256, np.uint8)
-        data = b"no image" if broken else encode_png(pixels)
+        data = b"not an image" if broken else encode_png(pixels)
         if name.endswith(".parquet"):
             pq.write_table(pa.table({"image": [data, None, encode_png(pixels)][: 1 + self.written % 3]}), path)
         else:
@@ -137,14 +137,14 @@ class Table(RuleBasedStateMachine):
 
     @rule(name=NAMES)
     def remove(self, name: str) -> None:
-        """A file that is gone; the last one stays, since a folder without images is refused."""
+        """Remove a file. The last one stays, because a folder without images is refused."""
         found = [path for path in self.inputs.rglob("*.p*") if path.is_file()]
         if len(found) > 1:
             (self.inputs / name).unlink(missing_ok=True)
 
     @rule()
     def plan_only(self) -> None:
-        """Plan, and go no further."""
+        """Plan a batch, and leave it there."""
         self.plan()
 
     def plan(self) -> PlannedWork:
@@ -159,8 +159,8 @@ class Table(RuleBasedStateMachine):
             )
 
     @rule(name=NAMES)
-    def plan_beside_another(self, name: str) -> None:
-        """Another run plans, with one file more, between this one's look at the log and its own entry."""
+    def plan_while_another_run_plans(self, name: str) -> None:
+        """Have another run plan one more file after this run has read the log, and before it adds its entry."""
         left = [1]
 
         def meanwhile(*arguments: Any) -> None:
@@ -174,14 +174,14 @@ class Table(RuleBasedStateMachine):
             self.plan()
 
     @rule()
-    def finish(self) -> None:
-        """A run that is not disturbed: nothing is left to do after it."""
+    def run_undisturbed(self) -> None:
+        """Run without a kill. Nothing may be left to do afterwards."""
         self.run_to_the_end()
         assert self.plan().plans == []
 
     @rule(write=st.integers(1, 12), done=st.booleans())
     def killed_run(self, write: int, done: bool) -> None:
-        """A run that is killed somewhere."""
+        """Run, and be killed at a write."""
         try:
             with killed_at(write, done=done):
                 self.run_to_the_end()
@@ -190,7 +190,7 @@ class Table(RuleBasedStateMachine):
 
     @rule()
     def two_runs_at_once(self) -> None:
-        """Two runs that both classify every shard of the same batches, and both commit."""
+        """Have two runs classify every shard of the same batches, and both commit."""
         first, second = self.plan(), self.plan()
         for work in (first, second):
             self.classify_and_commit(work)
@@ -211,7 +211,7 @@ class Table(RuleBasedStateMachine):
 
     @invariant()
     def each_image_is_in_one_plan(self) -> None:
-        """In one version of its file, for a model."""
+        """Check that, per model, no image of a file's version is planned twice."""
         if not hasattr(self, "store"):
             return
         log = read_batch_log(self.store, TABLE)
@@ -227,7 +227,7 @@ class Table(RuleBasedStateMachine):
 
     @invariant()
     def every_image_of_a_committed_batch_is_in_one_row(self) -> None:
-        """Predicted, or quarantined, as often as it was planned."""
+        """Check that each planned image is predicted or quarantined exactly once."""
         if not hasattr(self, "store"):
             return
         for manifest in committed_batches(self.store, TABLE):

@@ -1,4 +1,4 @@
-"""Train and classify while requests to the store go wrong, then look at what was left."""
+"""Train and classify while requests to the store fail, then check what is in the store."""
 
 import pyarrow.compute as pc
 import pytest
@@ -16,14 +16,14 @@ from tests.chaos.conftest import FaultyStore
 pytest_plugins = ["tests.harness.gateways"]
 
 SHARE = 0.2
-"""Of the requests that go wrong."""
+"""Share of the requests that fail."""
 
 
 @pytest.mark.rounds(full=20, short=2)
-def test_runs_over_a_failing_store_end_right(running_services: None, faulty_store: FaultyStore, seed: int) -> None:
+def test_main_job_succeeds_over_a_failing_store(running_services: None, faulty_store: FaultyStore, seed: int) -> None:
     from flows.train_and_classify import train_and_classify
 
-    with faulty_store.past_the_proxy() as store:
+    with faulty_store.without_proxy() as store:
         before = ModelRegistry(store).versions()
     faulty_store.faults.begin(seed, SHARE)
     try:
@@ -34,7 +34,7 @@ def test_runs_over_a_failing_store_end_right(running_services: None, faulty_stor
         print(f"seed {seed}: {faulty_store.faults.requests.total()} requests, {dict(faulty_store.faults.faults)}")
         faulty_store.faults.begin(0, 0.0)
 
-    with faulty_store.past_the_proxy() as store:
+    with faulty_store.without_proxy() as store:
         check_checkpoints(store)
         check_versions(store, [*before, len(before) + 1])
         check_books(store)
@@ -43,13 +43,13 @@ def test_runs_over_a_failing_store_end_right(running_services: None, faulty_stor
         assert summary.checked.correct == summary.training.result.correct
 
 
-def test_checkpoint_that_can_not_be_written_fails_the_run_by_the_stores_message(
+def test_checkpoint_that_cannot_be_written_fails_the_run_with_the_stores_message(
     running_services: None, faulty_store: FaultyStore
 ) -> None:
     from flows.train import train
 
     faulty_store.faults.begin(0, 0.0)
-    with faulty_store.past_the_proxy() as store:
+    with faulty_store.without_proxy() as store:
         runs, versions = set(list_runs(store)), ModelRegistry(store).versions()
     faulty_store.faults.refuse_writes_to = "epoch-0002/"
     try:
@@ -61,8 +61,8 @@ def test_checkpoint_that_can_not_be_written_fails_the_run_by_the_stores_message(
 
     assert "InternalError by the proxy" in str(failure.value)
     assert faulty_store.root in str(failure.value)
-    assert refused >= 8  # it was tried again
-    with faulty_store.past_the_proxy() as store:
+    assert refused >= 8  # it was retried
+    with faulty_store.without_proxy() as store:
         [run_id] = set(list_runs(store)) - runs
         assert f"--resume {run_id}" in str(failure.value)
         assert list_checkpoints(store, run_id) == [1]
@@ -71,12 +71,14 @@ def test_checkpoint_that_can_not_be_written_fails_the_run_by_the_stores_message(
         assert list_checkpoints(store, run_id) == [1, 2, 3]
 
 
-def test_requests_are_by_the_shard_and_not_by_the_image(running_services: None, faulty_store: FaultyStore) -> None:
+def test_number_of_requests_grows_with_shards_and_not_with_images(
+    running_services: None, faulty_store: FaultyStore
+) -> None:
     from flows.classify import classify
     from flows.train import train
 
     faulty_store.faults.begin(0, 0.0)
-    with faulty_store.past_the_proxy() as store:
+    with faulty_store.without_proxy() as store:
         if ModelRegistry(store).alias("champion") is None:
             train(TrainParameters(preset="quick", workers="1", recipe=RecipeParameters(epochs=1)))
         dataset = read_dataset(store, "fashion-mnist")
@@ -92,7 +94,7 @@ def test_requests_are_by_the_shard_and_not_by_the_image(running_services: None, 
 
 
 def check_checkpoints(store: ObjectStore) -> None:
-    """Every checkpoint that is listed verifies, and each run has all of its epochs."""
+    """Check that every listed checkpoint can be read, and that each run has all of its epochs."""
     for run_id in list_runs(store):
         epochs = list_checkpoints(store, run_id)
         assert epochs in ([1, 2], [1, 2, 3])
@@ -102,7 +104,7 @@ def check_checkpoints(store: ObjectStore) -> None:
 
 
 def check_versions(store: ObjectStore, expected: list[int]) -> None:
-    """Versions have no gap, none stands for another's run, and the aliases point to some of them."""
+    """Check that versions have no gaps, each has its own run, and the aliases point to existing versions."""
     registry = ModelRegistry(store)
     assert registry.versions() == expected
     runs = [registry.version(number).run_id for number in expected]
@@ -114,7 +116,7 @@ def check_versions(store: ObjectStore, expected: list[int]) -> None:
 
 
 def check_books(store: ObjectStore) -> None:
-    """Every image of every batch is there once."""
+    """Check that every image of every batch is in exactly one row."""
     manifests = committed_batches(store, "fashion-mnist-test")
     assert len({manifest.model_version for manifest in manifests}) == len(manifests)
     for manifest in manifests:

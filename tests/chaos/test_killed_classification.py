@@ -1,6 +1,7 @@
-"""`fmnist classify` with a process of it killed at a random moment, then run again until it is done.
+"""Kill a process of `fmnist classify` at a random moment, then run the command again until it succeeds.
 
-In the end DuckDB finds every image once, across rows and quarantine, and the same rows as an undisturbed run made.
+Afterwards DuckDB must find every image exactly once across predictions and quarantine, with the same rows as after an
+undisturbed run.
 """
 
 import json
@@ -26,17 +27,17 @@ from infra.storage.datasets import read_dataset
 from infra.storage.object_store import open_store
 from tasks.training.splits import load_split
 from tests.benchmarks.classification import make_model
-from tests.harness.commands import FMNIST, outside
+from tests.harness.commands import FMNIST, user_environment
 
 FILES, LOOSE, BROKEN = 16, 300, 5
-"""Parquet files of 10,000 images each, loose files, and loose files that are no images."""
+"""Number of Parquet files of 10,000 images each, of loose image files, and of loose files that aren't images."""
 IMAGES = FILES * 10_000 + 2 * LOOSE + BROKEN
 VICTIMS = ("actor", "actor", "raylet", "command", "command")
 
 
 @dataclass(frozen=True)
 class Place:
-    """A store with a model, and images."""
+    """A folder with images and a store that holds a model."""
 
     folder: Path
 
@@ -48,7 +49,7 @@ class Place:
         return [FMNIST, "classify", f"{self.folder}/images", "--table", table, "--json"]
 
     def rows(self, table: str) -> list[tuple[Any, ...]]:
-        """All that readers find: image, class, confidence, and the reason where it was quarantined."""
+        """Read the table: image, class, confidence, and the reason if the image is quarantined."""
         found = []
         for path in (self.folder / "store/predictions" / table).glob("batch=*/_manifest.json"):
             manifest = json.loads(path.read_text())
@@ -70,8 +71,9 @@ def place(data_store: str, tmp_path_factory: pytest.TempPathFactory) -> Place:
     encoded = [encode_png(image) for image in pixels]
     images = folder / "images"
     (images / "loose").mkdir(parents=True)
-    for number in range(FILES):
-        pq.write_table(pa.table({"image": encoded}), images / f"{number:02d}.parquet", row_group_size=5000)
+    pq.write_table(pa.table({"image": encoded}), images / "00.parquet", row_group_size=5000)
+    for number in range(1, FILES):
+        shutil.copy(images / "00.parquet", images / f"{number:02d}.parquet")
     with tarfile.open(images / "some.tar", "w") as tar:
         for number, data in enumerate(encoded[:LOOSE]):
             path = images / "loose" / f"{number}.png"
@@ -85,8 +87,13 @@ def place(data_store: str, tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 @pytest.fixture(scope="module")
 def undisturbed(place: Place) -> list[tuple[Any, ...]]:
+    """Classify without a kill, and return the table's rows."""
     subprocess.run(
-        place.command("undisturbed"), env=outside() | place.environment, check=True, capture_output=True, timeout=200
+        place.command("undisturbed"),
+        env=user_environment() | place.environment,
+        check=True,
+        capture_output=True,
+        timeout=200,
     )
     rows = place.rows("undisturbed")
     assert len(rows) == len({row[0] for row in rows}) == IMAGES
@@ -94,37 +101,41 @@ def undisturbed(place: Place) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.rounds(full=50, short=3)
-def test_killed_run_is_finished_by_running_it_again(place: Place, undisturbed: list[Any], seed: int) -> None:
+def test_running_a_killed_command_again_completes_the_table(place: Place, undisturbed: list[Any], seed: int) -> None:
     chance = random.Random(seed)
     victim = chance.choice(VICTIMS)
     table = f"killed-{seed}"
-    ended = []
+    exit_codes = []
     with running(place, table) as process:
-        reached(process, chance.choice(["Starting Ray", "Starting the classifiers", "Classifying"]))
+        read_until(process, chance.choice(["Starting Ray", "Starting the classifiers", "Classifying"]))
         time.sleep(chance.uniform(0, 2))
         kill(process, victim)
-        ended.append(process.wait(timeout=200))
+        exit_codes.append(process.wait(timeout=200))
     for _ in range(3):
-        again = subprocess.run(  # noqa: PLW1510 (its exit code is looked at)
-            place.command(table), env=outside() | place.environment, capture_output=True, text=True, timeout=200
+        again = subprocess.run(  # noqa: PLW1510 (its exit code is checked below)
+            place.command(table),
+            env=user_environment() | place.environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
         )
-        ended.append(again.returncode)
+        exit_codes.append(again.returncode)
         assert "Traceback" not in again.stderr
         if again.returncode == 0:
             break
-    print(f"seed {seed}: {victim} killed, exit codes {ended}")
+    print(f"seed {seed}: {victim} killed, exit codes {exit_codes}")
 
-    assert ended[-1] == 0
+    assert exit_codes[-1] == 0
     assert place.rows(table) == undisturbed
     shutil.rmtree(place.folder / "store/predictions" / table)
 
 
 @contextmanager
 def running(place: Place, table: str) -> Iterator["subprocess.Popen[str]"]:
-    """The command, with an end to all that it started."""
+    """Run the command. Kill it and its children at the end of the block."""
     process = subprocess.Popen(
         place.command(table),
-        env=outside() | place.environment,
+        env=user_environment() | place.environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -140,8 +151,8 @@ def running(place: Place, table: str) -> Iterator["subprocess.Popen[str]"]:
                 child.kill()
 
 
-def reached(process: "subprocess.Popen[str]", stage: str) -> None:
-    """Wait until the command says so, or ends."""
+def read_until(process: "subprocess.Popen[str]", stage: str) -> None:
+    """Wait until the command prints a line that contains `stage`, or ends."""
     assert process.stderr is not None
     for line in process.stderr:
         if stage in line:
@@ -149,7 +160,7 @@ def reached(process: "subprocess.Popen[str]", stage: str) -> None:
 
 
 def kill(process: "subprocess.Popen[str]", victim: str) -> None:
-    """SIGKILL to the command itself, or to what runs for it and is there at the moment."""
+    """Send SIGKILL to the command itself, or to one of its actors or its raylet if that is running."""
     if victim == "command":
         process.kill()
         return

@@ -1,4 +1,4 @@
-"""Writers killed at random moments, on a folder and on Ceph: what a reader finds is whole."""
+"""Kill writers at random moments, on a folder and on Ceph. A reader must find whole objects only."""
 
 import hashlib
 import multiprocessing
@@ -18,13 +18,14 @@ from tests.harness.s3_server import S3Server
 pytest_plugins = ["tests.harness.gateways"]
 
 LARGE = 20 * 2**20
-"""Bytes; sent to S3 in three parts."""
+"""Bytes of a large object, which is sent to S3 in three parts."""
 
-# Children are forked from a server that has imported what they need, which spares each of them a second.
+# Writers are forked from a server that has imported their modules. That saves each of them a second.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload([__name__, "boto3"])
 
 found_whole = {"file": 0, "s3": 0}
+"""Number of whole objects and checkpoints found, per kind of store."""
 
 
 @pytest.fixture(params=["file", "s3"])
@@ -37,12 +38,12 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.rounds(full=50, short=50)
-def test_killed_upload_leaves_nothing_that_a_reader_takes_for_whole(store: ObjectStore, seed: int) -> None:
-    begun = PROCESSES.Event()
-    writer = PROCESSES.Process(target=write_for_ever, args=(dict(os.environ), store.root, begun))
+def test_reader_never_sees_part_of_a_killed_upload(store: ObjectStore, seed: int) -> None:
+    ready = PROCESSES.Event()
+    writer = PROCESSES.Process(target=write_forever, args=(dict(os.environ), store.root, ready))
     writer.start()
     try:
-        assert begun.wait(60)
+        assert ready.wait(60)
         time.sleep(random.Random(seed).uniform(0, 0.6))
     finally:
         writer.kill()
@@ -57,16 +58,16 @@ def test_killed_upload_leaves_nothing_that_a_reader_takes_for_whole(store: Objec
     assert set(store.list_folders("")) <= {"objects", "runs"}
 
 
-def test_writers_lived_long_enough_for_the_test_to_mean_something() -> None:
+def test_writers_finished_some_objects_before_they_were_killed() -> None:
     assert min(found_whole.values()) >= 5, found_whole
 
 
-def write_for_ever(environment: dict[str, str], root: str, begun: Any) -> None:
-    """Write checkpoints, and objects small and large whose keys tell their bytes, until killed."""
+def write_forever(environment: dict[str, str], root: str, ready: Any) -> None:
+    """Write checkpoints, and small and large objects named after their SHA-256, until killed."""
     os.environ.update(environment)
     store = open_store(root)
     store.check_conditional_writes()
-    begun.set()
+    ready.set()
     epoch = 0
     while True:
         small, large = os.urandom(3 * 2**20), os.urandom(LARGE)

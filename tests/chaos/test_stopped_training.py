@@ -1,4 +1,4 @@
-"""Training that can't go well is stopped by name, by all workers at once, and leaves no checkpoint."""
+"""Training that can't succeed stops on all workers with an error that says why, and leaves no checkpoint."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.harness.commands import fmnist, one_clear_line
 QUICK = ("train", "--preset", "quick", "--workers", "2")
 
 
-def test_training_images_that_lack_a_class_are_refused_by_name(own_store: dict[str, str]) -> None:
+def test_training_images_without_a_class_are_refused(own_store: dict[str, str]) -> None:
     store = Path(own_store["FMNIST_STORE"])
     record = store / "datasets/fashion-mnist/dataset.json"
     dataset = json.loads(record.read_text())
@@ -23,17 +23,19 @@ def test_training_images_that_lack_a_class_are_refused_by_name(own_store: dict[s
     record.write_text(json.dumps(dataset))
     result = fmnist(*QUICK, **own_store)
     assert result.returncode != 0
-    assert "The split train of fashion-mnist has no image of class 7 (Sneaker)" in one_clear_line(result)
+    line = one_clear_line(result)
+    assert "fashion-mnist" in line
+    assert "train" in line
+    assert "class 7 (Sneaker)" in line
     assert list(store.glob("runs/*/checkpoints/*")) == []
 
 
-def test_diverging_run_is_stopped_by_its_epoch_and_step_and_keeps_no_checkpoint_of_it(
-    own_store: dict[str, str],
-) -> None:
+def test_diverging_run_stops_at_once_and_keeps_no_checkpoint(own_store: dict[str, str]) -> None:
     result = fmnist(*QUICK, "--learning-rate", "10", **own_store)
     assert result.returncode == 1
     line = one_clear_line(result)
-    assert " stopped: The loss " in line
+    assert "stopped" in line
+    assert "loss" in line
     assert " epoch 1" in line
     assert " step " in line
     assert list(Path(own_store["FMNIST_STORE"]).glob("runs/*/checkpoints/*")) == []

@@ -1,4 +1,4 @@
-"""The image and Compose, without a container engine."""
+"""Build the image's files once, without a container engine."""
 
 import os
 from collections.abc import Iterator
@@ -13,11 +13,11 @@ from tests.harness.absent import missing
 
 @pytest.fixture(scope="session")
 def image() -> Iterator[Image]:
-    """The image's files, made by the steps of its Containerfile."""
+    """Run the steps of the Containerfile into a folder."""
     python = readable_python()
     if python is None:
-        missing("no Python 3.11 with venv that another user may run: sudo apt-get install --yes python3-venv")
-    # Not among pytest's own folders, which no other user may enter; with a short path, for Ray's sockets lie in it.
+        missing("no Python 3.11 or newer with venv that another user can run: sudo apt-get install --yes python3-venv")
+    # Other users can't enter pytest's own folders. The path is short, because Ray's sockets are in it.
     with TemporaryDirectory(prefix="image-") as folder:
         Path(folder).chmod(0o755)
         before = os.umask(0o022)

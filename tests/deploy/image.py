@@ -1,7 +1,7 @@
-"""The image without a container engine: the steps of its Containerfile, into a folder, and what that holds, run there.
+"""Build the image into a folder without a container engine, and run its programs there.
 
-COPY and the RUN steps of `install.sh` are done as they stand, with the paths of the image below the folder. What the
-steps before them do needs a root file system of its own: Debian's packages and the user's account.
+`COPY` and the `RUN` steps of `install.sh` are executed unchanged, except that the image's paths are below the folder.
+The other steps are left out, because Debian's packages and the user's account need a root file system.
 """
 
 import os
@@ -17,14 +17,14 @@ REPOSITORY = Path(__file__).parents[2]
 CONTAINERS = REPOSITORY / "infra" / "deploy" / "containers"
 PREFIX = "/opt/fmnist"
 USER_ID = 10001
-"""Of the image's user, as the tests run it where they are root; else they run it as themselves."""
+"""User id in the image. Tests that run as root use it, others run the image as themselves."""
 
-_OF_THE_IMAGE = re.compile(r"(?<![\w./-])(/opt/fmnist|/wheel|/var/lib/fmnist)(?![\w-])")
+_IMAGE_PATHS = re.compile(r"(?<![\w./-])(/opt/fmnist|/wheel|/var/lib/fmnist)(?![\w-])")
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """A line of a Containerfile, with those that continue it."""
+    """An instruction of a Containerfile, with its continuation lines joined."""
 
     word: str
     value: str
@@ -44,20 +44,20 @@ def instructions(file: Path = CONTAINERS / "Containerfile") -> list[Instruction]
 
 
 def copies() -> list[tuple[list[str], str]]:
-    """What is copied from the build's context, and where to."""
+    """Return the sources and the target of each `COPY` from the build context."""
     found = [shlex.split(step.value) for step in instructions() if step.word == "COPY" and "--from" not in step.value]
     return [(words[:-1], words[-1]) for words in found]
 
 
 @dataclass(frozen=True)
 class Image:
-    """A folder that holds what the image holds under /opt/fmnist, and one for what a container writes."""
+    """A folder with the image's `/opt/fmnist`, and with the folder that a container writes to."""
 
     root: Path
 
     @property
     def environment(self) -> dict[str, str]:
-        """As the image sets it."""
+        """Environment variables that the image sets."""
         found = dict(
             word.split("=", 1) for step in instructions() if step.word == "ENV" for word in shlex.split(step.value)
         )
@@ -67,11 +67,11 @@ class Image:
         }
 
     def inside(self, text: str) -> str:
-        """Paths of the image, as they are in the folder."""
-        return _OF_THE_IMAGE.sub(lambda found: f"{self.root}{found[0]}", text)
+        """Replace the image's paths in a text by paths in the folder."""
+        return _IMAGE_PATHS.sub(lambda found: f"{self.root}{found[0]}", text)
 
     def build(self, variant: str, python: Path) -> None:
-        """Do the steps."""
+        """Run the build steps."""
         folder = self.root / "build"
         folder.mkdir()
         for step in instructions():
@@ -88,21 +88,21 @@ class Image:
 
     @property
     def home(self) -> Path:
-        """All that may be written."""
+        """Folder that a container can write to."""
         return Path(self.inside("/var/lib/fmnist"))
 
     def give(self, folder: Path) -> None:
-        """Make the image's user the owner of what lies there."""
+        """Make the image's user the owner of a folder and its contents."""
         if os.geteuid() == 0:
             for path in (folder, *folder.rglob("*")):
                 os.chown(path, USER_ID, USER_ID)
 
     def command(self, *arguments: str) -> list[str]:
-        """The entrypoint without tini, which is process 1 of a container, with arguments."""
+        """Return the command line of the entrypoint, without tini, which is process 1 of a container."""
         return ["sh", self.inside(f"{PREFIX}/entrypoint.sh"), *arguments]
 
     def start(self, *arguments: str, log: Path | None = None, **variables: str) -> "subprocess.Popen[str]":
-        """Start the entrypoint as the image's user; what it prints goes to the log, or a pipe."""
+        """Start the entrypoint as the image's user. Its output goes to the log file, or to a pipe."""
         output = subprocess.PIPE if log is None else log.open("w")
         return subprocess.Popen(
             self.command(*arguments),
@@ -131,7 +131,7 @@ class Image:
 
 
 def readable_python() -> Path | None:
-    """A Python that the image's user may run: Debian's, as in the image, or this one."""
+    """Return a Python that the image's user can run: Debian's, as in the image, or this one."""
     for python in (Path("/usr/bin/python3"), Path(sys.executable).resolve()):
         if python.exists() and _can_run(python):
             return python

@@ -1,7 +1,7 @@
-"""What Prefect's Kubernetes worker asks Kubernetes for, to run a flow of the work pool in infra/deploy/kubernetes.
+"""Print the Job that Prefect's Kubernetes worker creates to run a flow.
 
-Run as a process with the environment of the worker's pod, it prints the Job. The worker is Prefect's own; in place of
-Kubernetes stands a server that keeps what it is sent.
+Run it with the environment of the worker's pod, and the work pool of infra/deploy/kubernetes. The worker is Prefect's
+own. A server that stores its request stands in for Kubernetes.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ async def _run(template: dict[str, Any], variables: dict[str, Any], url: str) ->
     from prefect_kubernetes.credentials import KubernetesClusterConfig
     from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
-    # What is not in the template, or not of its type, is refused here.
+    # This refuses variables that the template lacks, and values of the wrong type.
     configuration = await KubernetesWorkerJobConfiguration.from_template_and_values(
         base_job_template=template, values=variables
     )

@@ -1,4 +1,4 @@
-"""What infra/deploy/kubernetes asks of Kubernetes: the manifests that `kubectl` renders, and their pods."""
+"""Render the manifests of infra/deploy/kubernetes, and list their pods."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from tests.harness.absent import install
-from tests.harness.commands import outside
+from tests.harness.commands import user_environment
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "infra" / "deploy" / "kubernetes"
@@ -28,7 +28,7 @@ Manifest = dict[str, Any]
 
 @cache
 def manifests(overlay: str) -> list[Manifest]:
-    """The overlay, rendered."""
+    """Render an overlay with `kubectl kustomize`."""
     if shutil.which("kubectl") is None:
         install("kubernetes-client", "kubectl")
     command = ["kubectl", "kustomize", str(FOLDER / overlay)]
@@ -55,7 +55,7 @@ def node_groups(overlay: str) -> dict[str, Manifest]:
 
 
 def worker_environment() -> dict[str, str]:
-    """Variables of the pod of Prefect's worker, with secrets that can be told where they turn up."""
+    """Return the environment of the worker's pod, with secrets that are easy to find in other places."""
     [container] = named("base", "Deployment")["prefect-worker"]["spec"]["template"]["spec"]["containers"]
     of_the_pod = {"metadata.namespace": NAMESPACE, "metadata.name": "prefect-worker-1"}
     variables = {
@@ -68,7 +68,7 @@ def worker_environment() -> dict[str, str]:
 
 @contextmanager
 def prefect_kubernetes() -> Iterator[str]:
-    """A folder with Prefect's Kubernetes worker, which is not among this environment's packages."""
+    """Install Prefect's Kubernetes worker into a temporary folder. This environment doesn't have it."""
     with TemporaryDirectory() as folder:
         options = ["--quiet", "--no-deps", "--require-hashes", "--requirement", str(_LOCK), "--target", folder]
         uv = Path(sys.executable).with_name("uv")
@@ -78,15 +78,15 @@ def prefect_kubernetes() -> Iterator[str]:
 
 @cache
 def flow_job() -> Manifest:
-    """The Job of a flow run, as Prefect's worker sends it to Kubernetes."""
+    """Return the Job of a flow run, as Prefect's worker sends it to Kubernetes."""
     definitions = yaml.safe_load((ROOT / "infra" / "deploy" / "prefect.yaml").read_text())
     variables = definitions["definitions"]["pool"]["job_variables"]
     with TemporaryDirectory() as home, prefect_kubernetes() as packages:
-        # Nothing listens there: the worker's own log has nowhere to go, and need not.
+        # Nothing listens at this address. The worker's log isn't needed.
         own = {"HOME": home, "PREFECT_API_URL": "http://127.0.0.1:9/api", "PYTHONPATH": f"{ROOT}:{packages}"}
         done = subprocess.run(
             [sys.executable, "-m", "tests.deploy.kubernetes_job", FOLDER / "work-pool.json", json.dumps(variables)],
-            env=outside() | worker_environment() | own,
+            env=user_environment() | worker_environment() | own,
             cwd=home,
             capture_output=True,
             text=True,
@@ -105,7 +105,7 @@ class Pod:
     name: str
     template: Manifest
     is_service: bool
-    """Whether it is to stay up; otherwise it ends by itself."""
+    """Whether the pod has to stay up. Others end on their own."""
     added_labels: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -129,7 +129,7 @@ class Pod:
 
 @cache
 def pods(overlay: str) -> dict[str, Pod]:
-    """Every kind of pod there will be; Ray's with the labels that KubeRay adds."""
+    """Return every kind of pod by name. Ray's pods have the labels that KubeRay adds."""
     spec = ray_cluster(overlay)["spec"]
     cluster = {"ray.io/cluster": ray_cluster(overlay)["metadata"]["name"]}
     head = {"ray.io/node-type": "head", "ray.io/group": "headgroup"} | cluster
@@ -145,21 +145,21 @@ def pods(overlay: str) -> dict[str, Pod]:
 
 
 def all_pods() -> list[tuple[str, str]]:
-    """Overlay and pod, for parametrised tests: made without rendering anything."""
+    """Return all pairs of overlay and pod name, without rendering. Parametrised tests need them at collection."""
     names = {"base": ["cpu"], "gpu": ["cpu", "gpu"]}
     common = ["prefect-worker", "flow-run", "ray-head"]
     return [(overlay, pod) for overlay in OVERLAYS for pod in [*common, *(f"ray-{name}" for name in names[overlay])]]
 
 
 def locked_version(package: str) -> str:
-    """The version in requirements.lock."""
+    """Return a package's version in requirements.lock."""
     lines = (ROOT / "requirements.lock").read_text().splitlines()
     [version] = [line.split("==")[1].split()[0] for line in lines if line.startswith(f"{package}==")]
     return version
 
 
 def quantity(text: str | int) -> float:
-    """A number as Kubernetes writes it: 500m, 2, 4Gi."""
+    """Parse a Kubernetes quantity, such as 500m, 2 or 4Gi."""
     units = {"m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "k": 1e3, "M": 1e6, "G": 1e9}
     for unit, factor in units.items():
         if str(text).endswith(unit):

@@ -1,4 +1,4 @@
-"""The image: what its Containerfile says, what its build steps install, and its entrypoint as a Ray cluster."""
+"""Test the container image: its Containerfile, what its build steps install, and a Ray cluster of its entrypoint."""
 
 import fnmatch
 import json
@@ -29,13 +29,13 @@ def test_scripts_parse(script: str) -> None:
     subprocess.run(["sh", "-n", CONTAINERS / script], check=True)
 
 
-def test_image_runs_as_a_user_that_is_not_root() -> None:
+def test_image_does_not_run_as_root() -> None:
     last = max(step.stage for step in instructions())
     users = [step.value for step in instructions() if step.word == "USER" and step.stage == last]
     assert users == [f"{USER_ID}:{USER_ID}"]
 
 
-def test_what_is_copied_exists_and_is_not_ignored() -> None:
+def test_copied_files_exist_and_are_not_ignored() -> None:
     lines = [line for line in (CONTAINERS / "Containerfile.dockerignore").read_text().splitlines() if line[:1] != "#"]
     allowed = [line[1:] for line in lines if line.startswith("!")]
     assert lines[0] == "*"
@@ -51,18 +51,18 @@ def test_settings_and_bytecode_of_the_checkout_stay_out_of_the_image() -> None:
         assert any(fnmatch.fnmatch(name, pattern) for pattern in ignored if pattern.startswith("**/")), name
 
 
-def test_no_secret_is_an_argument_or_variable_of_the_image() -> None:
+def test_image_has_no_secret_in_its_arguments_and_variables() -> None:
     named = " ".join(step.value for step in instructions() if step.word in ("ARG", "ENV", "LABEL"))
     assert not re.search(r"token(?!ize)|secret|password|credential|access_key", named, re.IGNORECASE)
 
 
-def test_cpu_build_leaves_out_pytorch_and_what_it_alone_needs_of_cuda() -> None:
+def test_cpu_build_leaves_out_pytorch_and_its_cuda_packages() -> None:
     script = ["sh", str(CONTAINERS / "install.sh"), "cpu-lock"]
     kept = subprocess.run(script, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     left_out = _names((REPOSITORY / "requirements.lock").read_text()) - _names(kept)
     assert {"torch", "torchvision", "triton"} <= left_out
     assert _names(kept) >= {"numpy", "ray", "prefect", "sympy", "filelock"}
-    # Whatever PyTorch's wheel requires of CUDA is out, and nothing that others need is.
+    # Every CUDA package that PyTorch's wheel requires is left out, and no package that others need.
     cuda = {re.split(r"[^\w.-]", line)[0] for line in requires("torch") or [] if "nvidia" in line or "cuda" in line}
     assert cuda <= left_out
     assert all(name.startswith(("nvidia-", "cuda-", "torch", "triton")) for name in left_out), left_out
@@ -73,7 +73,7 @@ def _names(lock: str) -> set[str]:
     return set(re.findall(r"^([a-z0-9][a-z0-9-]*)==", lock, re.MULTILINE))
 
 
-def test_image_holds_what_the_lock_names_and_the_project(image: Image) -> None:
+def test_image_has_the_locked_packages_and_the_project(image: Image) -> None:
     program = (
         "import json, torch, importlib.metadata as found, infra.orchestration.deployments as d;"
         "names = ('ray', 'prefect', 'torch', 'torchvision', 'pyarrow', 'fastapi', 'fmnist-jobs');"
@@ -82,13 +82,13 @@ def test_image_holds_what_the_lock_names_and_the_project(image: Image) -> None:
     done = image.run("python", "-c", program)
     assert done.returncode == 0, done.stderr
     versions, module, has_deployments = json.loads(done.stdout)
-    assert versions == {name: version(name) for name in versions}  # of this environment, made from the same lock
+    assert versions == {name: version(name) for name in versions}  # this environment is made from the same lock
     assert module.startswith(image.inside(PREFIX))
     assert has_deployments
 
 
 def test_image_can_be_read_only(image: Image) -> None:
-    """Its bytecode is compiled, and its user can't write there."""
+    """Check that its bytecode is compiled, and that its user can't write to it."""
     compiled = next(Path(image.inside(PREFIX)).glob("lib/python3*/site-packages/ray/__pycache__/__init__.*.pyc"))
     assert compiled.stat().st_mtime > 0
     if os.geteuid() == 0:
@@ -96,10 +96,10 @@ def test_image_can_be_read_only(image: Image) -> None:
         assert done.returncode != 0
 
 
-def test_no_command_is_told_of_in_a_line(image: Image) -> None:
+def test_missing_command_is_refused(image: Image) -> None:
     done = image.run()
     assert done.returncode == 2
-    assert "Name a role or a command" in done.stderr
+    assert "role" in done.stderr
 
 
 def test_wrong_request_keeps_its_exit_code(image: Image) -> None:
@@ -109,7 +109,7 @@ def test_wrong_request_keeps_its_exit_code(image: Image) -> None:
 
 
 class _Cluster:
-    """A head and a node, each by the entrypoint, as the image's user, on this machine."""
+    """A head and a node on this machine, each started by the entrypoint as the image's user."""
 
     def __init__(self, image: Image, sockets: str, logs: Path) -> None:
         self._image = image
@@ -126,7 +126,7 @@ class _Cluster:
         self.processes: list[subprocess.Popen[str]] = []
 
     def add(self, role: str, *options: str) -> tuple["subprocess.Popen[str]", dict[str, str]]:
-        """Start a node and wait until it says that it is healthy."""
+        """Start a node, and wait until it is healthy."""
         own = self.settings | {"FMNIST_RAY_AGENT_PORT": str(free_port())}
         if role == "head":
             ports = [f"--port={self._port}", f"--dashboard-port={self.dashboard}"]
@@ -152,7 +152,7 @@ def cluster(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             running.add("node", "--num-cpus=1")
             yield running
         finally:
-            for process in reversed(running.processes):  # a node takes its leave of the head
+            for process in reversed(running.processes):  # the node first, so that it can sign off from the head
                 _end(process)
 
 
@@ -168,30 +168,33 @@ def test_training_runs_on_a_node_beside_the_driver(cluster: _Cluster, image: Ima
     assert (image.home / "store" / "models" / "fashion-mnist" / "aliases" / "champion.json").exists()
 
 
-def test_dashboard_and_health_of_the_head_answer_as_compose_asks(cluster: _Cluster, image: Image) -> None:
+def test_head_answers_health_checks_and_protects_its_dashboard(cluster: _Cluster, image: Image) -> None:
     done = image.run("wget", "-q", "-O", "-", f"http://127.0.0.1:{cluster.dashboard}/api/gcs_healthz")
     assert done.returncode == 0, done.stderr
     refused = image.run("wget", "-q", "-O", "-", f"http://127.0.0.1:{cluster.dashboard}/api/v0/nodes")
-    assert refused.returncode != 0  # without the token
+    assert refused.returncode != 0  # no token was sent
 
 
 def test_sigterm_ends_the_command_first_and_keeps_its_exit_code(cluster: _Cluster, image: Image) -> None:
-    with _driver(cluster, image, "trap 'echo ending; exit 7' TERM; echo begun; while :; do sleep 0.1; done") as driver:
+    with _driver(
+        cluster, image, "trap 'echo ending; exit 7' TERM; echo started; while :; do sleep 0.1; done"
+    ) as driver:
         node = _raylet(driver)
         driver.send_signal(signal.SIGTERM)
-        said, _ = driver.communicate(timeout=30)
-        assert "ending\n" in said
+        output, _ = driver.communicate(timeout=30)
+        assert "ending\n" in output
         assert driver.returncode == 7
         assert not node.is_running() or node.status() == psutil.STATUS_ZOMBIE
 
 
 def test_lost_node_ends_the_driver(cluster: _Cluster, image: Image) -> None:
-    """So that the container is started anew, rather than staying without a node."""
-    with _driver(cluster, image, "echo begun; exec sleep 300") as driver:
+    """Then the container is restarted, instead of staying up without a node."""
+    with _driver(cluster, image, "echo started; exec sleep 300") as driver:
         _raylet(driver).kill()
-        said, _ = driver.communicate(timeout=60)
+        output, _ = driver.communicate(timeout=60)
         assert driver.returncode == 1
-        assert "The Ray node of this container ended" in said
+        assert "Ray node" in output
+        assert "ended" in output
 
 
 @contextmanager
@@ -200,8 +203,8 @@ def _driver(cluster: _Cluster, image: Image, script: str) -> Iterator["subproces
     process = image.start("driver", "sh", "-c", script, **own)
     try:
         assert process.stdout is not None
-        while (line := process.stdout.readline()) != "begun\n":
-            assert line, "it ended before the command began"
+        while (line := process.stdout.readline()) != "started\n":
+            assert line, "the driver ended before its command started"
         yield process
     finally:
         _end(process)
@@ -214,7 +217,7 @@ def _raylet(process: "subprocess.Popen[str]") -> psutil.Process:
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
-    """As a container ends: what was started is told, and what is left then is killed."""
+    """End a process like a container: with SIGTERM, then with SIGKILL for it and its children."""
     with suppress(psutil.NoSuchProcess):
         below = psutil.Process(process.pid).children(recursive=True)
         process.terminate()

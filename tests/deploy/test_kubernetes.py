@@ -1,8 +1,8 @@
-"""infra/deploy/kubernetes, as far as it can be held against something without a cluster.
+"""Test infra/deploy/kubernetes as far as possible without a cluster.
 
-Kubernetes' own resources against its schemas, the RayCluster against KubeRay's fields, the Job of a flow run as
-Prefect's own worker makes it; and what no schema knows: rights, secrets, references, and what our image and entrypoint
-offer.
+The tests check Kubernetes' resources against its schemas, the RayCluster against KubeRay's, and the Job of a flow run
+as Prefect's worker creates it. They also check what no schema covers: permissions, secrets, references, and whether our
+image and entrypoint offer what the pods use.
 """
 
 import json
@@ -22,9 +22,9 @@ from tests.deploy import kubernetes_manifests as kubernetes
 from tests.deploy.kubernetes_manifests import FOLDER, NAMESPACE, OVERLAYS, ROOT, Manifest, Pod, pods, quantity
 
 VERSIONS = ("1.31", kubernetes_validate.latest_version())
-"""Of Kubernetes: older ones are no longer supported by KubeRay's."""
+"""Versions of Kubernetes. KubeRay doesn't support older ones."""
 RAY_SCHEMA = json.loads((Path(__file__).parent / "raycluster.schema.json").read_text())
-OBJECT_STORE = "/dev/shm"  # noqa: S108 # where Ray keeps it
+OBJECT_STORE = "/dev/shm"  # noqa: S108 # Ray keeps its object store there
 DOCUMENTATION = (ROOT / "docs" / "deploy.md").read_text()
 
 
@@ -37,35 +37,35 @@ def pod(request: pytest.FixtureRequest) -> Pod:
 every_pod = pytest.mark.parametrize("pod", kubernetes.all_pods(), indirect=True, ids="-".join)
 
 
-def test_every_pod_is_looked_at() -> None:
+def test_every_pod_is_checked() -> None:
     assert {(overlay, name) for overlay in OVERLAYS for name in pods(overlay)} == set(kubernetes.all_pods())
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_manifests_are_what_kubernetes_takes(overlay: str, version: str) -> None:
+def test_kubernetes_accepts_the_manifests(overlay: str, version: str) -> None:
     for manifest in kubernetes.manifests(overlay):
         if manifest["kind"] != "RayCluster":
             kubernetes_validate.validate(manifest, version, strict=True)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_ray_cluster_is_what_kuberay_takes(overlay: str) -> None:
+def test_kuberay_accepts_the_ray_cluster(overlay: str) -> None:
     jsonschema.validate(kubernetes.ray_cluster(overlay), RAY_SCHEMA)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @every_pod
-def test_pods_are_what_kubernetes_takes(pod: Pod, version: str) -> None:
+def test_kubernetes_accepts_the_pods(pod: Pod, version: str) -> None:
     template = deepcopy(pod.template)
-    for field in ("parallelism", "completions"):  # Prefect insists on them here, and Kubernetes drops them
+    for field in ("parallelism", "completions"):  # Prefect requires them here, and Kubernetes drops them
         template["spec"].pop(field, None)
     manifest = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "one"}, "template": template}
     kubernetes_validate.validate(manifest, version, strict=True)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_autoscaler_container_is_what_kubernetes_takes(version: str) -> None:
+def test_kubernetes_accepts_the_autoscaler_container(version: str) -> None:
     options = kubernetes.ray_cluster("base")["spec"]["autoscalerOptions"]
     container = {"name": "autoscaler"} | {
         field: options[field] for field in ("resources", "securityContext", "volumeMounts")
@@ -75,14 +75,14 @@ def test_autoscaler_container_is_what_kubernetes_takes(version: str) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_prefect_makes_a_job_that_kubernetes_takes(version: str) -> None:
+def test_kubernetes_accepts_the_job_that_prefect_creates(version: str) -> None:
     job = deepcopy(kubernetes.flow_job())
     for field in ("parallelism", "completions"):
         del job["spec"]["template"]["spec"][field]
     kubernetes_validate.validate(job, version, strict=True)
 
 
-def test_prefect_alone_tries_a_run_again() -> None:
+def test_only_prefect_retries_a_run() -> None:
     job = kubernetes.flow_job()["spec"]
     assert job["backoffLimit"] == 0
     assert job["template"]["spec"]["restartPolicy"] == "Never"
@@ -99,7 +99,7 @@ def test_jobs_outlast_the_longest_flow() -> None:
     assert kubernetes.flow_job()["spec"]["activeDeadlineSeconds"] > longest > 0
 
 
-def test_job_has_its_settings_and_no_secret_in_clear() -> None:
+def test_job_refers_to_its_secrets_and_holds_none() -> None:
     job = kubernetes.flow_job()
     assert "in-clear" not in json.dumps(job)
     by_reference = {
@@ -122,7 +122,7 @@ def test_settings_of_the_worker_do_not_move_the_jobs_folders() -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_no_secret_lies_in_the_repository(overlay: str) -> None:
+def test_repository_holds_no_secret(overlay: str) -> None:
     assert not kubernetes.of_kind(overlay, "Secret")
     text = json.dumps(kubernetes.manifests(overlay)) + (FOLDER / "work-pool.json").read_text()
     for name in re.findall(r'"name": "([A-Z_]*(?:TOKEN|KEY|AUTH_STRING|PASSWORD)[A-Z_]*)", "value"', text):
@@ -130,7 +130,7 @@ def test_no_secret_lies_in_the_repository(overlay: str) -> None:
 
 
 @every_pod
-def test_what_a_pod_refers_to_is_there(pod: Pod) -> None:
+def test_everything_a_pod_refers_to_exists(pod: Pod) -> None:
     accounts, settings = kubernetes.named("base", "ServiceAccount"), kubernetes.named("base", "ConfigMap")
     assert pod.spec["serviceAccountName"] in accounts
     for source in pod.container["envFrom"]:
@@ -152,7 +152,7 @@ def _secrets(pod: Pod) -> set[str]:
     return {name for name in [*sources, *keys] if name}
 
 
-def test_ray_has_one_token_for_nodes_and_drivers() -> None:
+def test_nodes_and_drivers_share_one_ray_token() -> None:
     options = kubernetes.ray_cluster("base")["spec"]["authOptions"]
     assert options == {"mode": "token", "secretName": "fmnist-ray"}
     # KubeRay asks for this key.
@@ -163,7 +163,7 @@ def test_ray_has_one_token_for_nodes_and_drivers() -> None:
 
 
 @every_pod
-def test_containers_may_do_next_to_nothing(pod: Pod) -> None:
+def test_containers_have_minimal_privileges(pod: Pod) -> None:
     _check_hardened(pod.container["securityContext"])
     assert pod.spec["securityContext"]["runAsNonRoot"] is True
     assert pod.spec["securityContext"]["runAsUser"] > 0
@@ -172,7 +172,7 @@ def test_containers_may_do_next_to_nothing(pod: Pod) -> None:
     assert all({"emptyDir", "projected"} & set(volume) for volume in pod.spec["volumes"])
 
 
-def test_autoscaler_may_do_next_to_nothing() -> None:
+def test_autoscaler_has_minimal_privileges() -> None:
     _check_hardened(kubernetes.ray_cluster("base")["spec"]["autoscalerOptions"]["securityContext"])
 
 
@@ -186,7 +186,7 @@ def _check_hardened(context: Manifest) -> None:
 
 
 @every_pod
-def test_containers_say_what_they_need_and_take_no_more(pod: Pod) -> None:
+def test_containers_have_requests_and_limits(pod: Pod) -> None:
     _check_resources(pod.container["resources"])
     for volume in pod.spec["volumes"]:
         if "emptyDir" in volume:
@@ -196,31 +196,31 @@ def test_containers_say_what_they_need_and_take_no_more(pod: Pod) -> None:
                 assert quantity(volume["emptyDir"]["sizeLimit"]) <= quantity(limit)
 
 
-def test_autoscaler_says_what_it_needs_and_takes_no_more() -> None:
+def test_autoscaler_has_requests_and_limits() -> None:
     resources = kubernetes.ray_cluster("base")["spec"]["autoscalerOptions"]["resources"]
     assert {"cpu", "memory"} <= set(resources["requests"]) & set(resources["limits"])
 
 
 def _check_resources(resources: Manifest) -> None:
-    asked, limits = resources["requests"], resources["limits"]
-    assert {"cpu", "memory", "ephemeral-storage"} <= set(asked)
-    assert set(asked) == set(limits)
-    for name, amount in asked.items():
+    requests, limits = resources["requests"], resources["limits"]
+    assert {"cpu", "memory", "ephemeral-storage"} <= set(requests)
+    assert set(requests) == set(limits)
+    for name, amount in requests.items():
         assert 0 < quantity(amount) <= quantity(limits[name]), name
 
 
 @every_pod
-def test_what_stays_up_is_watched(pod: Pod) -> None:
+def test_services_have_probes(pod: Pod) -> None:
     probes = {"startupProbe", "readinessProbe", "livenessProbe"}
     assert probes & set(pod.container) == (probes if pod.is_service else set())
 
 
 @every_pod
-def test_ray_writes_where_it_may(pod: Pod) -> None:
+def test_ray_writes_only_to_volumes(pod: Pod) -> None:
     if not pod.is_ray_node:
         return
     mounts = {mount["mountPath"]: mount["name"] for mount in pod.container["volumeMounts"]}
-    # The two folders that the image writes to, and Ray's object store.
+    # The two folders that the image writes to, and the one of Ray's object store.
     written = re.search(r"^VOLUME (\[.*\])$", _containerfile(), re.MULTILINE)
     assert written is not None
     assert set(mounts) == {*json.loads(written[1]), OBJECT_STORE}
@@ -237,10 +237,10 @@ def test_object_stores_fit_into_their_memory() -> None:
 
 
 @every_pod
-def test_only_prefects_worker_has_a_token_of_kubernetes(pod: Pod) -> None:
+def test_only_prefects_worker_has_a_kubernetes_token(pod: Pod) -> None:
     assert pod.spec["automountServiceAccountToken"] is (pod.name == "prefect-worker")
     tokens = {volume["name"] for volume in pod.spec["volumes"] if "projected" in volume}
-    # The head's is for the autoscaler beside it, not for what runs in Ray.
+    # The head's token is for the autoscaler next to it, not for code that runs in Ray.
     assert tokens == ({"kubernetes"} if pod.name == "ray-head" else set())
     assert not tokens & {mount["name"] for mount in pod.container["volumeMounts"]}
 
@@ -258,7 +258,7 @@ def test_autoscaler_finds_its_token_where_rays_code_looks() -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_rights_are_those_that_prefects_worker_uses(overlay: str) -> None:
+def test_permissions_are_those_that_prefects_worker_uses(overlay: str) -> None:
     assert not kubernetes.of_kind(overlay, "ClusterRole") + kubernetes.of_kind(overlay, "ClusterRoleBinding")
     [role], [binding] = kubernetes.of_kind(overlay, "Role"), kubernetes.of_kind(overlay, "RoleBinding")
     allowed = {
@@ -279,7 +279,7 @@ def test_rights_are_those_that_prefects_worker_uses(overlay: str) -> None:
     ]
 
 
-def test_prefects_worker_looks_into_no_other_namespace() -> None:
+def test_prefects_worker_watches_only_its_namespace() -> None:
     assert kubernetes.worker_environment()["PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES"] == NAMESPACE
     assert kubernetes.flow_job()["metadata"]["namespace"] == NAMESPACE
 
@@ -292,7 +292,7 @@ def test_everything_is_in_the_namespace(overlay: str) -> None:
     assert list(kubernetes.named(overlay, "Namespace")) == [NAMESPACE]
 
 
-def test_network_is_closed_but_for_what_is_named() -> None:
+def test_network_is_closed_except_for_listed_peers() -> None:
     policies = kubernetes.named("base", "NetworkPolicy")
     assert policies["nothing"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     incoming = {
@@ -301,7 +301,7 @@ def test_network_is_closed_but_for_what_is_named() -> None:
         for rule in policy["spec"].get("ingress", [])
         for peer in rule["from"]
     }
-    # No port for the dashboard: only Ray's own nodes are let in to all.
+    # The dashboard's port isn't open. Only Ray's own nodes may connect to all ports.
     assert incoming == {
         ("ray", '{"podSelector": {"matchLabels": {"fmnist-jobs/ray": "node"}}}', ()),
         ("metrics", '{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}', (8080,)),
@@ -311,7 +311,7 @@ def test_network_is_closed_but_for_what_is_named() -> None:
             assert rule.get("ports") or rule["to"] == [{"podSelector": {"matchLabels": {"fmnist-jobs/ray": "node"}}}]
 
 
-def test_network_policies_find_the_pods_that_they_are_for() -> None:
+def test_network_policies_select_the_right_pods() -> None:
     chosen = {
         name: {pod.name for pod in pods("gpu").values() if _matches(policy["spec"]["podSelector"], pod)}
         for name, policy in kubernetes.named("gpu", "NetworkPolicy").items()
@@ -329,7 +329,7 @@ def test_network_policies_find_the_pods_that_they_are_for() -> None:
     }
 
 
-def test_disruption_budget_is_the_heads() -> None:
+def test_disruption_budget_protects_the_head() -> None:
     [budget] = kubernetes.of_kind("gpu", "PodDisruptionBudget")
     assert [pod.name for pod in pods("gpu").values() if _matches(budget["spec"]["selector"], pod)] == ["ray-head"]
 
@@ -340,18 +340,18 @@ def _matches(selector: Manifest, pod: Pod) -> bool:
 
 
 @every_pod
-def test_metrics_are_where_prometheus_may_ask(pod: Pod) -> None:
+def test_ray_pods_expose_the_metrics_port(pod: Pod) -> None:
     if pod.is_ray_node and pod.is_service:
         assert {"name": "metrics", "containerPort": 8080} in pod.container["ports"]
 
 
-def test_ray_serves_its_metrics_there() -> None:
+def test_ray_serves_metrics_on_that_port() -> None:
     spec = kubernetes.ray_cluster("gpu")["spec"]
     for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
         assert group["rayStartParams"]["metrics-export-port"] == "8080"
 
 
-def test_options_of_ray_start_are_known_to_ray() -> None:
+def test_ray_knows_the_options_of_ray_start() -> None:
     from ray.scripts.scripts import start
 
     known = {option for parameter in start.params for option in parameter.opts}
@@ -360,12 +360,12 @@ def test_options_of_ray_start_are_known_to_ray() -> None:
         assert {f"--{name}" for name in group["rayStartParams"]} <= known
 
 
-def test_head_lends_nothing() -> None:
+def test_head_offers_no_cpus_and_gpus() -> None:
     parameters = kubernetes.ray_cluster("base")["spec"]["headGroupSpec"]["rayStartParams"]
     assert (parameters["num-cpus"], parameters["num-gpus"]) == ("0", "0")
 
 
-def test_gpu_nodes_grow_from_none() -> None:
+def test_gpu_nodes_scale_from_zero() -> None:
     spec = kubernetes.ray_cluster("gpu")["spec"]
     assert spec["enableInTreeAutoscaling"] is True
     assert spec["autoscalerOptions"]["version"] == "v2"
@@ -380,7 +380,7 @@ def test_gpu_nodes_grow_from_none() -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_settings_say_what_the_cluster_grows_to(overlay: str) -> None:
+def test_settings_name_the_clusters_maximum_size(overlay: str) -> None:
     cpus = gpus = 0
     for group in kubernetes.node_groups(overlay).values():
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
@@ -391,7 +391,7 @@ def test_settings_say_what_the_cluster_grows_to(overlay: str) -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_settings_are_those_of_the_project(overlay: str) -> None:
+def test_settings_exist_in_the_project(overlay: str) -> None:
     from infra.settings import Settings
 
     known = {f"FMNIST_{name.upper()}" for name in Settings.model_fields}
@@ -400,7 +400,7 @@ def test_settings_are_those_of_the_project(overlay: str) -> None:
     assert {name for name in variables if name.startswith("FMNIST_")} <= known
 
 
-def test_gpu_nodes_are_cpu_nodes_but_for_the_gpu() -> None:
+def test_gpu_nodes_differ_from_cpu_nodes_only_by_the_gpu() -> None:
     groups = kubernetes.node_groups("gpu")
     assert _without_sizes(groups["gpu"]) == _without_sizes(groups["cpu"])
 
@@ -416,7 +416,7 @@ def _without_sizes(group: Manifest) -> Any:
     return rest
 
 
-def test_versions_are_those_of_the_lock() -> None:
+def test_versions_match_the_lock() -> None:
     assert kubernetes.ray_cluster("base")["spec"]["rayVersion"] == kubernetes.locked_version("ray")
     image = pods("base")["prefect-worker"].container["image"]
     assert re.fullmatch(rf"prefecthq/prefect:{kubernetes.locked_version('prefect')}-python3\.\d+-kubernetes", image)
@@ -428,12 +428,12 @@ def test_drivers_and_nodes_have_one_image() -> None:
 
 
 @every_pod
-def test_image_has_what_pods_run(pod: Pod) -> None:
+def test_image_has_the_programs_that_pods_run(pod: Pod) -> None:
     if not pod.is_ray_node:
         return
     user = pod.spec["securityContext"]
     assert f"USER {user['runAsUser']}:{user['runAsGroup']}\n" in _containerfile()
-    assert "command" not in pod.container  # KubeRay gives its own; a driver has the image's entrypoint
+    assert "command" not in pod.container  # KubeRay sets its own, and a driver uses the image's entrypoint
     roles = re.findall(
         r"^([a-z]+)\) ", (ROOT / "infra" / "deploy" / "containers" / "entrypoint.sh").read_text(), re.MULTILINE
     )
@@ -442,8 +442,8 @@ def test_image_has_what_pods_run(pod: Pod) -> None:
         assert "driver" in roles
         return
     for name in ("startupProbe", "readinessProbe", "livenessProbe"):
-        asked = " ".join(pod.container[name]["exec"]["command"])
-        called = re.search(r"sh (\S+)/entrypoint\.sh (\w+)", asked)
+        command = " ".join(pod.container[name]["exec"]["command"])
+        called = re.search(r"sh (\S+)/entrypoint\.sh (\w+)", command)
         assert called is not None
         assert f"{called[1]}/" in _containerfile()
         assert called[2] in roles
@@ -454,14 +454,14 @@ def _containerfile() -> str:
     return (ROOT / "infra" / "deploy" / "containers" / "Containerfile").read_text()
 
 
-def test_drivers_find_the_cluster_at_the_service_that_kuberay_makes() -> None:
+def test_drivers_connect_to_the_service_that_kuberay_creates() -> None:
     name = kubernetes.ray_cluster("base")["metadata"]["name"]
     [container] = kubernetes.flow_job()["spec"]["template"]["spec"]["containers"]
     assert {"name": "FMNIST_RAY_ADDRESS", "value": f"{name}-head-svc:6379"} in container["env"]
 
 
-def test_prefect_takes_the_work_pool_and_the_deployments(tmp_path: Path) -> None:
-    """On a real server: the pool by the command of docs/deploy.md, the deployments by infra/deploy/prefect.yaml."""
+def test_prefect_accepts_the_work_pool_and_the_deployments(tmp_path: Path) -> None:
+    """Create the pool with the command of docs/deploy.md, and the deployments of infra/deploy/prefect.yaml."""
     from infra.orchestration.server import prefect_api
 
     commands = [

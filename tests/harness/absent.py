@@ -1,7 +1,10 @@
 """Tests of what is not on every machine: skipped where it is absent; in CI it is installed, or missed by a failure."""
 
+import fcntl
 import os
 import subprocess
+import tempfile
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -26,5 +29,7 @@ def install(package: str, what: str) -> None:
     command = f"apt-get install --yes --no-install-recommends {package}"
     if not IN_CI:
         missing(f"{what} is not installed: sudo {command}")
-    subprocess.run(["apt-get", "update", "--quiet"], check=True, timeout=120)
-    subprocess.run(command.split(), check=True, timeout=280)
+    with Path(tempfile.gettempdir(), "fmnist-apt.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # CI runs two suites at a time, and apt-get fails if another one runs
+        subprocess.run(["apt-get", "update", "--quiet"], check=True, timeout=120)
+        subprocess.run(command.split(), check=True, timeout=280)

@@ -1,7 +1,7 @@
-"""A Ray cluster on this machine whose nodes share nothing but the network.
+"""Run a Ray cluster on this machine whose nodes share nothing but the network.
 
-Each node is a raylet of its own with its own CPUs, object store, folder and home; its Python has Ray and the other
-dependencies, and not this project, which has to come with the job.
+Each node is a separate raylet with its own CPUs, object store, working folder and home. The nodes' Python has Ray and
+the other dependencies, but not this project. The project has to come with the job.
 """
 
 import secrets
@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 import psutil
 
-from tests.harness.commands import outside
+from tests.harness.commands import user_environment
 from tests.harness.s3_server import free_port
 
 _PROJECT = ("flows", "tasks", "fmnist_model", "infra")
@@ -31,14 +31,14 @@ _RAY_START = (
 
 @dataclass
 class Cluster:
-    """A head, which has no CPU to lend, and nodes that come and go."""
+    """A head without CPUs, and nodes that join and leave."""
 
     folder: Path
     python: Path
     sockets: str
-    """A folder with a short path: a socket's may have 107 characters, and Ray appends some 80."""
+    """Folder for Ray's sockets. Its path is short, because Ray appends about 80 of a socket path's 107 characters."""
     variables: dict[str, str]
-    """Of the nodes' environment, such as credentials: a driver sends none."""
+    """Environment variables of the nodes, such as credentials. A driver sends no credentials."""
     token: str = field(default_factory=lambda: secrets.token_hex(32))
     port: int = field(default_factory=free_port)
     nodes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a driver needs."""
+        """Variables that a driver needs to connect."""
         return {"FMNIST_RAY_ADDRESS": self.address, **self._token}
 
     @property
@@ -59,14 +59,17 @@ class Cluster:
     def start_head(self) -> None:
         ports = [f"--port={self.port}", f"--dashboard-port={free_port()}"]
         self._start("head", ["--head", "--num-cpus=0", f"--temp-dir={self.sockets}", *ports])
-        self._until_up("head")
+        self._wait_until_up("head")
 
     def add_node(self, name: str, cpus: int) -> None:
-        """Start a node and wait until it has joined: of two at once, with one address, one may not find itself."""
-        self._start(name, [f"--address={self.address}", f"--num-cpus={cpus}"])
-        self._until_up(name)
+        """Start a node and wait until it has joined.
 
-    def _until_up(self, name: str) -> None:
+        Start nodes one at a time. If two with the same IP address join at once, one may not find itself.
+        """
+        self._start(name, [f"--address={self.address}", f"--num-cpus={cpus}"])
+        self._wait_until_up(name)
+
+    def _wait_until_up(self, name: str) -> None:
         deadline = time.monotonic() + _START_SECONDS
         while "Ray runtime started" not in (log := self.log(name)):
             assert self.nodes[name].poll() is None, log
@@ -74,7 +77,7 @@ class Cluster:
             time.sleep(0.2)
 
     def kill(self, name: str) -> None:
-        """Have a node vanish, and all that ran on it."""
+        """Kill a node and everything that runs on it."""
         process = self.nodes.pop(name)
         for child in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
             with suppress(psutil.NoSuchProcess):
@@ -82,7 +85,7 @@ class Cluster:
         process.wait()
 
     def packages(self, name: str) -> list[str]:
-        """Which of Ray's package and this project's own the Python of a node finds, in its folder."""
+        """Return which packages a node's Python can import, out of `ray` and this project's."""
         program = f"import importlib.util as found; print(*filter(found.find_spec, {('ray', *_PROJECT)}))"
         done = subprocess.run(
             [self.python, "-c", program],
@@ -112,18 +115,23 @@ class Cluster:
 
     def _environment(self, name: str) -> dict[str, str]:
         own = {"HOME": str(self.folder / name), "RAY_ENABLE_AUTO_CONNECT": "0"}
-        return outside() | own | self.variables | self._token
+        return user_environment() | own | self.variables | self._token
 
 
 @contextmanager
 def ray_cluster(folder: Path, variables: dict[str, str] | None = None) -> Iterator[Cluster]:
-    """A head alone; whatever was started is gone after."""
+    """Run a cluster for the length of the block. It starts with the head alone.
+
+    Args:
+        folder: folder for the nodes' homes and logs.
+        variables: environment variables of the nodes.
+    """
     with TemporaryDirectory(prefix="ray-") as sockets:
         cluster = Cluster(folder, _python_without_this_project(folder), sockets, variables or {})
-        yield from _ended_after(cluster)
+        yield from _running(cluster)
 
 
-def _ended_after(cluster: Cluster) -> Iterator[Cluster]:
+def _running(cluster: Cluster) -> Iterator[Cluster]:
     try:
         cluster.start_head()
         yield cluster
@@ -138,7 +146,7 @@ def _ended_after(cluster: Cluster) -> Iterator[Cluster]:
 
 
 def _python_without_this_project(folder: Path) -> Path:
-    """An environment with the packages of this one; a project that is installed for editing is no package of it."""
+    """Make a virtual environment with this one's packages, except the project, which is installed in editable mode."""
     home = folder / "python"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True)
     [packages] = home.glob("lib/python*/site-packages")

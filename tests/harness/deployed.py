@@ -13,48 +13,48 @@ import httpx
 
 from infra.orchestration.deployments import DEFINITIONS
 from infra.orchestration.worker import end_with_runs
-from tests.harness.commands import outside
+from tests.harness.commands import user_environment
 from tests.harness.s3_server import free_port
 from tests.harness.served import PrefectApi, until
 
 _PREFECT = (sys.executable, "-m", "prefect")
 _START_SECONDS = 90
-_OF_THE_TESTS = ("PREFECT_", "RAY_", "DO_NOT_TRACK", "AWS_")
-_ALONE = {
-    # No run but those that are asked for: no schedule starts one, and no new champion.
+_TEST_PREFIXES = ("PREFECT_", "RAY_", "DO_NOT_TRACK", "AWS_")
+_ONLY_REQUESTED_RUNS = {
+    # Neither schedules nor a new champion start a run.
     "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "false",
     "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_SERVER_UI_ENABLED": "false",  # its pages are prepared among the installed packages
+    "PREFECT_SERVER_UI_ENABLED": "false",  # the server would write its UI into the installed packages
 }
 _WORKER = {"PREFECT_WORKER_QUERY_SECONDS": "1"}
 
 
 @contextmanager
 def deployed(folder: Path, settings: dict[str, str], environment: dict[str, str]) -> Iterator[PrefectApi]:
-    """Run both for the length of the block.
+    """Run a server and a worker for the length of the block.
 
-    The deployments are made in a folder that is gone when the worker starts, as if it were on another machine.
+    The deployments are created from a folder that is removed before the worker starts, as if that ran elsewhere.
 
     Args:
-        folder: of what they keep, and of their logs.
-        settings: of the project; they stand in the file `.env` of the worker's folder.
-        environment: of the worker, besides.
+        folder: folder for the database, the logs, and the worker's `.env`.
+        settings: settings of the project, written to the worker's `.env`.
+        environment: more environment variables of the worker.
 
     Yields:
-        The server, which has the deployments.
+        A client of the server, which has the deployments.
     """
     pool, deploy, worker = _documented_commands()
     port = free_port()
     url = f"http://127.0.0.1:{port}/api"
     at_server = {"PREFECT_HOME": str(folder), "PREFECT_API_URL": url, "DO_NOT_TRACK": "1"}
     server = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with _process(folder / "server.log", server, at_server | _ALONE) as process:
+    with _process(folder / "server.log", server, at_server | _ONLY_REQUESTED_RUNS) as process:
         until(lambda: _answers(url) or process.poll() is not None, _START_SECONDS)
         assert process.poll() is None, (folder / "server.log").read_text()
         with TemporaryDirectory() as checkout:
             definitions = Path(checkout) / "infra" / "deploy" / DEFINITIONS.name
-            definitions.parent.mkdir()
+            definitions.parent.mkdir(parents=True)
             shutil.copy(DEFINITIONS, definitions)
             for arguments in (pool, deploy):
                 done = subprocess.run(
@@ -73,10 +73,10 @@ def deployed(folder: Path, settings: dict[str, str], environment: dict[str, str]
 
 
 def _documented_commands() -> list[list[str]]:
-    """What the first lines of infra/deploy/prefect.yaml tell to type: the pool, the deployments, the worker."""
-    typed = "#   prefect "
+    """Read the commands at the top of infra/deploy/prefect.yaml: pool, deployments, worker."""
+    prefix = "#   prefect "
     lines = DEFINITIONS.read_text().splitlines()
-    return [shlex.split(line.removeprefix(typed)) for line in lines if line.startswith(typed)]
+    return [shlex.split(line.removeprefix(prefix)) for line in lines if line.startswith(prefix)]
 
 
 def _answers(url: str) -> bool:
@@ -105,6 +105,6 @@ def _process(log: Path, arguments: list[str], environment: dict[str, str]) -> It
 
 
 def _clean(environment: dict[str, str]) -> dict[str, str]:
-    """A person's environment, who has set nothing but this."""
-    outer = {name: value for name, value in outside().items() if not name.startswith(_OF_THE_TESTS)}
+    """Return the environment of a user who has set nothing but these variables."""
+    outer = {name: value for name, value in user_environment().items() if not name.startswith(_TEST_PREFIXES)}
     return outer | environment

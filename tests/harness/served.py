@@ -1,4 +1,4 @@
-"""`fmnist serve` as a process of its own, with a store of its own, and what the tests ask of it and of Prefect."""
+"""Run `fmnist serve` in its own process with its own store, and query it and Prefect's API."""
 
 import os
 import re
@@ -21,13 +21,13 @@ from tests.harness.s3_server import free_port
 START_SECONDS = 120
 PROGRESS_SECONDS = 120
 FINAL = ("Completed", "Failed", "Crashed", "Cancelled", "TimedOut")
-_OF_THE_CLUSTER = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::_AutoscalingCoordinatorActor", "ray::IDLE")
-"""Processes that Ray keeps whether there is work or not."""
+_ALWAYS_THERE = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::_AutoscalingCoordinatorActor", "ray::IDLE")
+"""Titles of processes that Ray runs whether it has work or not."""
 _FLOW_MODULES = {"prefect.engine"}
 
 
 class PrefectApi:
-    """What the tests ask a Prefect server."""
+    """Calls of a Prefect server's API."""
 
     def __init__(self, url: str) -> None:
         self.api = httpx.Client(base_url=url, timeout=20, trust_env=False)
@@ -36,14 +36,14 @@ class PrefectApi:
         return self.get(f"/deployments/name/{name}/{name}")
 
     def deploy(self, name: str, entrypoint: str) -> None:
-        """Make a deployment of a flow of another module than the project's own, both of that name."""
+        """Create a flow that isn't one of the project's, and a deployment, both with this name."""
         flow = self.post("/flows/", {"name": name})["id"]
         like = self.deployment("train")
         body = {"name": name, "flow_id": flow, "entrypoint": entrypoint, "work_pool_name": like["work_pool_name"]}
         self.post("/deployments/", body)
 
     def start(self, name: str, **parameters: Any) -> str:
-        """Have a deployment run; returns the flow run's id."""
+        """Start a run of a deployment, and return the flow run's id."""
         body = {"parameters": {"parameters": parameters} if parameters else {}}
         return str(self.post(f"/deployments/{self.deployment(name)['id']}/create_flow_run", body)["id"])
 
@@ -54,12 +54,12 @@ class PrefectApi:
         return str(self.run(flow_run)["state_name"])
 
     def set_state(self, flow_run: str, kind: str, name: str) -> None:
-        """As the pages do it: CANCELLING/Cancelling cancels, SCHEDULED/AwaitingRetry retries."""
+        """Set the state as the UI does: CANCELLING/Cancelling cancels, SCHEDULED/AwaitingRetry retries."""
         body = {"state": {"type": kind, "name": name}}
         assert self.post(f"/flow_runs/{flow_run}/set_state", body)["status"] == "ACCEPT"
 
     def wait(self, flow_run: str, *states: str, seconds: float = 150) -> str:
-        """Wait until a run is in one of these states, or any final one."""
+        """Wait until a run is in one of these states or in a final one, and return its state."""
         return until(lambda: (state := self.state(flow_run)) in (*states, *FINAL) and state, seconds)
 
     def logs(self, flow_run: str) -> list[dict[str, Any]]:
@@ -70,17 +70,17 @@ class PrefectApi:
         return "\n".join(line["message"] for line in self.logs(flow_run))
 
     def artifacts(self, flow_run: str) -> dict[str, dict[str, Any]]:
-        """The newest of each key."""
+        """Return the newest artifact of each key."""
         body = {"artifacts": {"flow_run_id": {"any_": [flow_run]}}}
         found = sorted(self.post("/artifacts/filter", body), key=lambda one: one["created"])
         return {one["key"]: one for one in found}
 
     def progress(self, flow_run: str, stage: str) -> float:
-        """Percent of a stage, 0 before it begins."""
+        """Return a stage's progress in percent. It is 0 before the stage starts."""
         return float(self.artifacts(flow_run).get(f"{stage}-progress", {"data": 0})["data"])
 
     def wait_for_progress(self, flow_run: str, stage: str, beyond: float) -> None:
-        """Wait until a run that is under way has done more than this percentage of a stage."""
+        """Wait until a running flow has done more than this percentage of a stage."""
 
         def is_beyond() -> bool:
             reached = self.progress(flow_run, stage) > beyond
@@ -90,12 +90,12 @@ class PrefectApi:
         until(is_beyond, PROGRESS_SECONDS)
 
     def runs(self, deployment: str) -> list[dict[str, Any]]:
-        """Runs of a deployment that were not made by its schedule, the newest first."""
+        """Return the runs of a deployment that its schedule didn't create, newest first."""
         body = {"deployments": {"name": {"any_": [deployment]}}, "sort": "EXPECTED_START_TIME_DESC", "limit": 100}
         return [one for one in self.post("/flow_runs/filter", body) if not one["auto_scheduled"]]
 
     def tasks(self, name: str, state: str) -> list[dict[str, Any]]:
-        """Task runs whose names contain this, in this state."""
+        """Return the task runs in this state whose names contain `name`."""
         body = {"task_runs": {"name": {"like_": name}, "state": {"name": {"any_": [state]}}}}
         return list(self.post("/task_runs/filter", body))
 
@@ -107,7 +107,7 @@ class PrefectApi:
 
     @retry(retry=retry_if_exception_type(httpx.TransportError), wait=wait_fixed(1), stop=stop_after_delay(60))
     def _ask(self, method: str, path: str, **options: Any) -> Any:
-        """Ask again where the server is lost in between and started again, or its database is busy, as Prefect does."""
+        """Send a request. Retry it while the server restarts or its database is busy, as Prefect's client does."""
         response = self.api.request(method, path, **options)
         if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
             raise httpx.NetworkError(response.text)
@@ -129,20 +129,20 @@ class Served(PrefectApi):
         return found[1]
 
     def ray_work(self) -> list[str]:
-        """Titles of this Ray's worker processes that do, or keep, anything."""
+        """Return the titles of this Ray's worker processes that aren't idle."""
         children = psutil.Process(self.process.pid).children(recursive=True)
         titles = (_title(child) for child in children)
-        return [title for title in titles if title.startswith("ray::") and not title.startswith(_OF_THE_CLUSTER)]
+        return [title for title in titles if title.startswith("ray::") and not title.startswith(_ALWAYS_THERE)]
 
     def ray_leftovers(self) -> list[str]:
-        """Worker processes, living actors but the cluster's own, and placement groups."""
+        """Return the busy worker processes, the runs' living actors, and the placement groups."""
         actors = [one for one in self._ray("actors") if one["state"] != "DEAD"]
         groups = [one for one in self._ray("placement_groups") if one["state"] != "REMOVED"]
         left = [one["class_name"] for one in actors if "AutoscalingCoordinator" not in one["class_name"]]
         return [*self.ray_work(), *left, *(f"placement group {one['placement_group_id']}" for one in groups)]
 
     def _ray(self, what: str) -> list[dict[str, Any]]:
-        """Ray's own list, by the dashboard's state API."""
+        """List actors or placement groups through the state API of Ray's dashboard."""
         token = os.environ.get("RAY_AUTH_TOKEN") or (Path.home() / ".ray" / "auth_token").read_text().strip()
         headers = {"Authorization": f"Bearer {token}"}
         url = f"{self.dashboard}/api/v0/{what}?limit=1000&detail=0"
@@ -154,15 +154,15 @@ class Served(PrefectApi):
         return any("infra.orchestration.worker" in _title(child) for child in children)
 
     def worker(self) -> psutil.Process:
-        """Prefect's worker."""
+        """Return the process of Prefect's worker."""
         return self._child("infra.orchestration.worker")
 
     def server(self) -> psutil.Process:
-        """Prefect's server."""
+        """Return the process of Prefect's server."""
         return self._child("infra.orchestration.server")
 
     def flow_processes(self) -> list[psutil.Process]:
-        """Processes that run flows, whoever their parent is by now."""
+        """Return the processes that run flows, including orphaned ones."""
         marked = []
         for process in psutil.process_iter(["cmdline"]):
             if not _FLOW_MODULES.isdisjoint(process.info["cmdline"] or []):
@@ -179,10 +179,10 @@ class Served(PrefectApi):
 
 
 def until(found: Callable[[], Any], seconds: float) -> Any:
-    """Ask again and again until the answer is true, and return it."""
+    """Call `found` until it returns something true, and return that."""
     deadline = time.monotonic() + seconds
     while not (answer := found()):
-        assert time.monotonic() < deadline, f"waited in vain for {seconds:.0f} s; the last answer was {answer!r}"
+        assert time.monotonic() < deadline, f"no result after {seconds:.0f} s, the last answer was {answer!r}"
         time.sleep(0.3)
     return answer
 
@@ -201,7 +201,7 @@ def _title(process: psutil.Process) -> str:
 
 @contextmanager
 def serving(folder: Path, data_store: str) -> Iterator[Served]:
-    """Run `fmnist serve` for the length of the block, and see that nothing of it is left after."""
+    """Run `fmnist serve` for the length of the block. Check that it leaves no process running."""
     shutil.copytree(data_store.removeprefix("file://"), folder / "store")
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_API", "FMNIST_RAY"))},
