@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tasks.training.worker_count import choose_workers
 
 
 def check_training(
-    settings: Settings, *, workers: str, overrides: dict[str, Any], resume: str | None, from_model: str | None
+    settings: Settings, *, workers: str, overrides: Mapping[str, Any], resume: str | None, from_model: str | None
 ) -> None:
     """Refuse a training run that can't succeed.
 

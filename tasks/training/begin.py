@@ -1,11 +1,12 @@
 """Start a training run, or resume one."""
 
 import secrets
-from dataclasses import fields, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from fmnist_model.training.recipe import PRESETS, TrainingRecipe
+from fmnist_model.training.recipe import PRESETS, RecipeMismatch, TrainingRecipe
 from fmnist_model.weights import check_weights
 from infra.errors import RequestError
 from infra.orchestration.flow_run import root_flow_run
@@ -18,7 +19,9 @@ from tasks.training.run import RunToTrain
 
 
 @step("begin run")
-def begin_run(preset: str, overrides: dict[str, Any], resume: str | None, from_model: str | None = None) -> RunToTrain:
+def begin_run(
+    preset: str, overrides: Mapping[str, Any], resume: str | None, from_model: str | None = None
+) -> RunToTrain:
     """Name a new run and fix its recipe, or resume a run with the recipe that it has.
 
     Args:
@@ -45,7 +48,7 @@ def begin_run(preset: str, overrides: dict[str, Any], resume: str | None, from_m
     return RunToTrain(run_id, recipe, initial)
 
 
-def run_recipe(store: ObjectStore, run_id: str, overrides: dict[str, Any]) -> TrainingRecipe:
+def run_recipe(store: ObjectStore, run_id: str, overrides: Mapping[str, Any]) -> TrainingRecipe:
     """Read the recipe of a run to resume, and check that it has the requested values.
 
     Raises:
@@ -79,17 +82,17 @@ def _new_run_id() -> str:
 
 
 def _recipe_in(record: Checkpoint) -> TrainingRecipe:
-    known = {field.name for field in fields(TrainingRecipe)}
-    if other := sorted(record.parameters.keys() ^ known):
+    try:
+        return TrainingRecipe.from_record(record.parameters)
+    except RecipeMismatch as error:
         raise RequestError(
             f"Run {record.run_id} can't be resumed: its recipe is from another release "
-            f"({record.provenance.code_version}), which differs in {', '.join(other)}. Resume it with that release, or "
-            "start a new run."
-        )
-    return TrainingRecipe(**record.parameters)
+            f"({record.provenance.code_version}), which differs in {', '.join(error.names)}. Resume it with that "
+            "release, or start a new run."
+        ) from None
 
 
-def _refuse_change(run_id: str, recipe: TrainingRecipe, overrides: dict[str, Any]) -> None:
+def _refuse_change(run_id: str, recipe: TrainingRecipe, overrides: Mapping[str, Any]) -> None:
     for name, value in overrides.items():
         if (current := getattr(recipe, name)) != value:
             raise RequestError(

@@ -2,6 +2,7 @@
 
 from fmnist_model.dataset import hold_out
 from fmnist_model.evaluation.results import TestResult
+from fmnist_model.training.recipe import TrainingRecipe
 from infra.cluster.progress_board import ProgressBoard
 from infra.settings import load_settings
 from infra.storage.checkpoints import WEIGHTS, read_file, read_record
@@ -30,6 +31,6 @@ def evaluate_checkpoint(run: TrainedRun, dataset: DatasetRecord) -> TestResult:
     record = read_record(store, run.run_id, run.epoch)
     network = load_weights(read_file(store, record, WEIGHTS), store.uri(record.key))
     test = load_split(store, dataset, "test")
-    held_out = record.parameters.get("validation_images", 0)
+    held_out = TrainingRecipe.from_record(record.parameters).validation_images
     validation = hold_out(load_split(store, dataset, "train"), held_out)[1] if held_out else None
     return calibrate_and_evaluate(network, validation, test, best_device())

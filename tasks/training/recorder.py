@@ -170,7 +170,7 @@ class CheckpointWriter:
             files={WEIGHTS: snapshot.weights(), STATE: snapshot.state()},
             metrics={name: value for name, value in metrics.items() if value is not None},
             steps={"loss": epoch.step_losses.tolist(), "learning_rate": epoch.step_learning_rates.tolist()},
-            parameters=asdict(self._run.recipe),
+            parameters=self._run.recipe.to_record(),
             data_version=self._data_version,
         )
         CHECKPOINTS.add(1)
