@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.simulated_bucket import BUCKET, in_a_process, simulated_bucket
+from tests.benchmarks.scale.simulated_bucket import BUCKET, in_a_process, simulated_bucket
 
 RESULTS = Path(__file__).parent / "results" / "planning.json"
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.scale import RESULTS
-from tests.benchmarks.scale_table import Loose, Slopes, tables
+from tests.benchmarks.scale.__main__ import RESULTS
+from tests.benchmarks.scale.table import Loose, Slopes, tables
 
 PAGE = Path(__file__).parents[4] / "docs" / "scale.md"
 

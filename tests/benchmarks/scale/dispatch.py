@@ -25,7 +25,7 @@ _WARM_UP, _WARM_UP_SECONDS = 40, 0.5
 def measure_dispatch(in_flight: int, shards: int = 20_000) -> dict[str, Any]:
     """Hand out so many shards, with so many under way at once."""
     kind = "actors" if in_flight <= MOST_ACTORS else "places"
-    return last_json("tests.benchmarks.scale_dispatch", kind, str(in_flight), str(shards))
+    return last_json("tests.benchmarks.scale.dispatch", kind, str(in_flight), str(shards))
 
 
 class Actor:

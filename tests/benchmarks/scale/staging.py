@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.classification import last_json
-from tests.benchmarks.scale_planning import most_bytes_in
+from tests.benchmarks.scale.planning import most_bytes_in
 
 _LISTING = """
     SELECT printf('s3://simulated/images/%06d/%010d.png', number // 10000, number) AS uri,
@@ -22,12 +22,12 @@ _NEW = 1_000
 
 def measure_comparison(objects: int) -> dict[str, Any]:
     """Sort a listing of so many objects, compare it with a plan that lacks the last 1,000, count those it has."""
-    return last_json("tests.benchmarks.scale_staging", "objects", str(objects))
+    return last_json("tests.benchmarks.scale.staging", "objects", str(objects))
 
 
 def measure_batches(batches: int, store: str) -> dict[str, Any]:
     """Plan with nothing new, in a table that so many batches of an image each came before."""
-    return last_json("tests.benchmarks.scale_staging", "batches", str(batches), FMNIST_STORE=store)
+    return last_json("tests.benchmarks.scale.staging", "batches", str(batches), FMNIST_STORE=store)
 
 
 def _objects(objects: int) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def _batches(count: int) -> dict[str, Any]:
     from infra.storage.staged_inputs import StagedInputs
     from tasks.classification import plan as planning
     from tasks.classification.inputs import ReadOptions, list_files, pieces_of
-    from tests.benchmarks.scale_planning import time_stage
+    from tests.benchmarks.scale.planning import time_stage
     from tests.unit.tasks.classification.image_inputs import model_version, touch
 
     options = ReadOptions()

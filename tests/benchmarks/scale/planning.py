@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.simulated_bucket import BUCKET, in_a_process, simulated_bucket
+from tests.benchmarks.scale.simulated_bucket import BUCKET, in_a_process, simulated_bucket
 
 
 def measure_planning(objects: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results" / "scale.json"
+RESULTS = Path(__file__).parents[1] / "results" / "scale.json"
 
 
 def main() -> None:
@@ -38,38 +38,38 @@ def main() -> None:
     arguments = parser.parse_args()
 
     for objects in arguments.planning:
-        from tests.benchmarks.scale_planning import measure_planning
+        from tests.benchmarks.scale.planning import measure_planning
 
         keep("planning", str(objects), measure_planning(objects))
     for objects in arguments.comparison:
-        from tests.benchmarks.scale_staging import measure_comparison
+        from tests.benchmarks.scale.staging import measure_comparison
 
         keep("comparison", str(objects), measure_comparison(objects))
     for batches in arguments.batches:
-        from tests.benchmarks.scale_staging import measure_batches
+        from tests.benchmarks.scale.staging import measure_batches
 
         on_s3 = os.environ.get("FMNIST_STORE", "").startswith("s3://")
         with tempfile.TemporaryDirectory() as folder:
             store = os.environ["FMNIST_STORE"] if on_s3 else f"file://{folder}"
             keep("batches on S3" if on_s3 else "batches", str(batches), measure_batches(batches, store))
     for shards in arguments.shards:
-        from tests.benchmarks.scale_runs import measure_shards
+        from tests.benchmarks.scale.runs import measure_shards
 
         keep("shards", str(shards), measure_shards(shards))
     for images in arguments.images:
-        from tests.benchmarks.scale_runs import measure_images
+        from tests.benchmarks.scale.runs import measure_images
 
         keep("images", str(images), measure_images(images))
     for in_flight in arguments.dispatch:
-        from tests.benchmarks.scale_dispatch import measure_dispatch
+        from tests.benchmarks.scale.dispatch import measure_dispatch
 
         keep("dispatch", str(in_flight), measure_dispatch(in_flight))
     if arguments.requests:
-        from tests.benchmarks.scale_requests import measure_requests
+        from tests.benchmarks.scale.requests import measure_requests
 
         keep("requests", "s3", measure_requests())
     if arguments.table:
-        from tests.benchmarks.scale_table import tables
+        from tests.benchmarks.scale.table import tables
 
         print(tables(json.loads(RESULTS.read_text())))
 

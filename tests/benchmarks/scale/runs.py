@@ -89,7 +89,7 @@ def run_flow(
     before = _prefect_rows(settings)
     mode = "files" if each_file_a_shard else "planned"
     reports = "report" if report else "no report"
-    figures = last_json("tests.benchmarks.scale_runs", str(images), table, mode, reports, **settings)
+    figures = last_json("tests.benchmarks.scale.runs", str(images), table, mode, reports, **settings)
     after = _prefect_rows(settings)
     figures["prefect_rows"] = {name: after[name] - before.get(name, 0) for name in after}
     return figures
@@ -113,7 +113,7 @@ def _kill_at_half(images: Path, table: str, settings: dict[str, str], shards: in
     from infra.storage.object_store import open_store
     from infra.storage.prediction_table import existing_parts, read_books
 
-    command = [sys.executable, "-m", "tests.benchmarks.scale_runs", str(images), table, "files", "report"]
+    command = [sys.executable, "-m", "tests.benchmarks.scale.runs", str(images), table, "files", "report"]
     run = subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.DEVNULL)
     folder = Path(settings["FMNIST_STORE"].removeprefix("file://")) / "predictions" / table
     deadline = time.monotonic() + 400

@@ -8,7 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 from tests.benchmarks.classification import make_model
-from tests.benchmarks.scale_runs import SHARD_IMAGES, run_flow, write_images
+from tests.benchmarks.scale.runs import SHARD_IMAGES, run_flow, write_images
 from tests.harness.s3_server import Exchange, S3Server, faulty_proxy
 
 FEW, MANY = 20, 120
