@@ -27,6 +27,7 @@ def check_training(
     """Refuse a training run that can't succeed.
 
     Raises:
+        StoreUnavailable: the store is down.
         RequestError: the store isn't writable, no cluster listens at the address, there are fewer CPUs than workers,
             the run to resume has no checkpoint, or the model to start from doesn't exist.
         CheckpointCorrupt: the checkpoint of the model to start from is damaged.
@@ -53,6 +54,7 @@ def check_classification(
     """Refuse a classification run that can't succeed.
 
     Raises:
+        StoreUnavailable, InputsUnavailable: the store or the place of the inputs is down.
         RequestError: the store isn't writable, no cluster listens at the address, the model or an input doesn't exist,
             or the table holds predictions of this model that were made with other options.
         CheckpointCorrupt: the model's checkpoint is damaged.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fsspec.utils import glob_translate
 
-from infra.errors import RequestError
+from infra.errors import JobError, RequestError
 from infra.storage.object_store.s3_configuration import MAX_ATTEMPTS
 
 if TYPE_CHECKING:
@@ -27,6 +27,10 @@ _GLOB_SIGN = re.compile(r"[*?\[]")
 
 class InputNotFound(RequestError):
     """Nothing is there that could be read."""
+
+
+class InputsUnavailable(JobError):
+    """The place where the inputs are is down or failing. A retry may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,7 @@ def list_input_files(location: str) -> Iterator[InputFile]:
 
     Raises:
         InputNotFound: there is no such file or folder.
+        InputsUnavailable: S3 or this machine fails.
         RequestError: it can't be listed: no rights, an invalid glob, a name that is not UTF-8.
     """
     if not location:
@@ -110,7 +115,8 @@ def stat_input(uri: str) -> InputFile | None:
 
     Raises:
         InputUnreadable: it may not be looked at, or the URI can't be one.
-        RequestError: S3 does not answer, or is not set up.
+        InputsUnavailable: S3 or this machine fails.
+        RequestError: S3 is not set up.
     """
     if uri.lower().startswith("s3://"):
         bucket, key = _place_on_s3(uri)
@@ -138,7 +144,8 @@ def read_input(uri: str, fingerprint: str, largest: int) -> bytes:
 
     Raises:
         InputUnreadable: it is gone, was changed since, is too large, or may not be read.
-        RequestError: S3 does not answer, or is not set up, or this machine fails.
+        InputsUnavailable: S3 or this machine fails.
+        RequestError: S3 is not set up.
     """
     if uri.lower().startswith("s3://"):
         return _read_s3(uri, fingerprint, largest)
@@ -164,7 +171,8 @@ def open_input(uri: str, *, fetch: int = 0) -> Any:
 
     Raises:
         InputUnreadable: it is gone, or may not be read, or is no file.
-        RequestError: S3 does not answer, or is not set up, or this machine fails.
+        InputsUnavailable: S3 or this machine fails.
+        RequestError: S3 is not set up.
     """
     if uri.lower().startswith("s3://"):
         from pyarrow import BufferReader
@@ -182,7 +190,7 @@ def open_input(uri: str, *, fetch: int = 0) -> Any:
         except OSError as error:
             if "ACCESS_DENIED" in str(error):
                 raise InputUnreadable("permission: it may not be read") from None
-            raise RequestError(f"{uri} can't be read: {error}.") from None
+            raise InputsUnavailable(f"{uri} can't be read: {error}.") from None
     from pyarrow import fs
 
     path = _local_path(uri)
@@ -208,7 +216,7 @@ def _clear_local_errors(uri: str) -> Iterator[None]:
         raise InputUnreadable("permission: it may not be read") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in its name
         if getattr(error, "errno", None) in _OF_THE_MACHINE:
-            raise RequestError(f"{uri} can't be read: {error}.") from None
+            raise InputsUnavailable(f"{uri} can't be read: {error}.") from None
         raise InputUnreadable(f"unreadable: {getattr(error, 'strerror', None) or error}") from None
 
 
@@ -384,7 +392,7 @@ def _clear_s3_errors(location: str, bucket: str) -> Iterator[None]:
     from botocore.exceptions import BotoCoreError, ClientError
 
     from infra.storage.object_store.s3_configuration import s3_connection
-    from infra.storage.object_store.s3_errors import explain
+    from infra.storage.object_store.s3_errors import explain, is_server_failure
 
     try:
         yield
@@ -394,10 +402,11 @@ def _clear_s3_errors(location: str, bucket: str) -> Iterator[None]:
         except BotoCoreError:  # that is what is being explained
             endpoint = "the server"
         explanation = explain(error, bucket=bucket, endpoint=endpoint)
+        failure = InputsUnavailable if is_server_failure(error) else RequestError
     else:
         return
     # Without the cause: a credential process's output may be in it.
-    raise RequestError(f"{location} can't be read: {explanation}") from None
+    raise failure(f"{location} can't be read: {explanation}") from None
 
 
 @contextmanager
@@ -409,4 +418,5 @@ def _clear_errors(location: str) -> Iterator[None]:
     except UnicodeDecodeError as error:
         raise RequestError(f"{location} holds a file whose name is not UTF-8: {error.object!r}. Rename it.") from None
     except (OSError, ValueError, re.error) as error:  # ValueError: a name with a NUL, or a glob like `a**b`
-        raise RequestError(f"{location} can't be listed: {error}.") from None
+        failure = InputsUnavailable if getattr(error, "errno", None) in _OF_THE_MACHINE else RequestError
+        raise failure(f"{location} can't be listed: {error}.") from None

@@ -79,7 +79,7 @@ def prune(
 
     Raises:
         RetentionUnsafe: a version or an alias can't be read.
-        StoreUnavailable: the store can't be; what was removed until then is gone, and nothing is half removed.
+        StoreUnavailable: the store is down; what was removed until then is gone, and nothing is half removed.
 
     Safe beside training, registration and promotion: a run is looked at again right before each removal, and so are the
     versions, which are looked at once more between the removal of a record and that of its files; where a version of

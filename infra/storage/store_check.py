@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.errors import JobError, RequestError
-from infra.storage.object_store import ObjectExists, ObjectStore, StoreUnavailable, SwapConflict
+from infra.storage.object_store import ObjectExists, ObjectStore, StoreMisconfigured, SwapConflict
 
 SCRATCH = "scratch/"
 """Everything that is tried lies below it, each time in a folder of its own."""
@@ -119,9 +119,9 @@ class _Trial:
         self._store.create(self._key("created"), b"first")
         with suppress(ObjectExists):
             self._store.create(self._key("created"), b"second")
-            raise StoreUnavailable(self._ignored("If-None-Match"))
+            raise StoreMisconfigured(self._ignored("If-None-Match"))
         if self._store.read(self._key("created")) != b"first":
-            raise StoreUnavailable(self._ignored("If-None-Match"))
+            raise StoreMisconfigured(self._ignored("If-None-Match"))
 
     def _swap(self) -> None:
         key = self._key("swapped")
@@ -130,9 +130,9 @@ class _Trial:
         self._store.swap(key, b"second", seen=first)
         with suppress(SwapConflict):
             self._store.swap(key, b"third", seen=first)
-            raise StoreUnavailable(self._ignored("If-Match"))
+            raise StoreMisconfigured(self._ignored("If-Match"))
         if self._store.read(key) != b"second":
-            raise StoreUnavailable(self._ignored("If-Match"))
+            raise StoreMisconfigured(self._ignored("If-Match"))
 
     def _parquet(self) -> None:
         table = pa.table({"number": pa.array(range(10_000))})

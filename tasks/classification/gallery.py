@@ -17,7 +17,7 @@ from fmnist_model.formats import pieces
 from fmnist_model.formats.interface import ContainerPiece
 from fmnist_model.images.decode import decode_images
 from fmnist_model.reports.batch_page import ShownImage
-from infra.errors import RequestError
+from infra.errors import JobError, RequestError
 from infra.storage.batch_plan import Piece, ShardInputs, find_plan
 from infra.storage.input_files import InputUnreadable
 from infra.storage.object_store import ObjectStore
@@ -31,7 +31,7 @@ _MAX_BYTES = 2**30
 """Maximum bytes to read for a gallery. An image in a container can lie behind a lot of other data."""
 _MAX_GAP_BYTES = 8 * 2**20
 """Largest gap between two row groups that is read along instead of sending another request."""
-_UNREADABLE = (InputUnreadable, InvalidDataset, RequestError, OSError, pa.ArrowException)
+_UNREADABLE = (InputUnreadable, InvalidDataset, RequestError, JobError, OSError, pa.ArrowException)
 _FRAGMENT = re.compile(r"#(?:row|member)=")
 
 

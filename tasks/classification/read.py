@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from fmnist_model.errors import InvalidDataset, describe_unexpected
 from fmnist_model.formats import container_kind, pieces, read
 from fmnist_model.formats.interface import ContainerPiece, row_fragments
-from infra.errors import RequestError
+from infra.errors import JobError, RequestError
 from infra.storage.batch_plan import Piece
 from infra.storage.input_files import InputUnreadable, read_input, stat_input
 from tasks.classification.inputs import open_container
@@ -32,7 +32,7 @@ _READS_IN_FLIGHT = 16
 _LOCAL_FILES_PER_READ = 32
 """Local files that a thread reads in one call: handing work to a thread costs as much as reading a file."""
 
-_STORE_FAILURES = (RequestError, OSError)
+_STORE_FAILURES = (RequestError, JobError, OSError)
 """Failures of the store or the machine. They may be temporary, so the shard fails and is retried."""
 
 
@@ -61,7 +61,7 @@ def read_shard(inputs: pa.Table, options: ReadOptions) -> Iterator[ReadImages]:
         Batches of at most `BATCH_IMAGES` images.
 
     Raises:
-        RequestError: the store doesn't answer.
+        InputsUnavailable: S3 or this machine fails.
     """
     with ThreadPoolExecutor(_READS_IN_FLIGHT) as threads:
         for kind, run in _runs_of_one_kind(inputs):

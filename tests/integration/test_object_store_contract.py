@@ -42,6 +42,7 @@ from infra.storage.object_store import (
     ObjectExists,
     ObjectNotFound,
     ObjectStore,
+    StoreMisconfigured,
     StoreUnavailable,
     SwapConflict,
     open_store,
@@ -456,11 +457,11 @@ def test_link_out_of_the_root_is_not_followed(file_store: ObjectStore, tmp_path:
 
     for key in ("file", "folder/secret", "folder/new"):
         for use in (file_store.stat, file_store.read, file_store.arrow, file_store.delete):
-            with pytest.raises(StoreUnavailable, match="link"):
+            with pytest.raises(StoreMisconfigured, match="link"):
                 use(key)
-        with pytest.raises(StoreUnavailable, match="link"):
+        with pytest.raises(StoreMisconfigured, match="link"):
             file_store.create(key, b"new")
-        with pytest.raises(StoreUnavailable, match="link"), file_store.publish(key):
+        with pytest.raises(StoreMisconfigured, match="link"), file_store.publish(key):
             pass
 
     assert list(file_store.list("")) == []
@@ -475,7 +476,7 @@ def test_link_in_place_of_a_lock_is_not_followed(file_store: ObjectStore, tmp_pa
     seen = file_store.read_with_etag("alias")[1]
     (tmp_path / "store" / ".alias.lock").symlink_to(tmp_path / "precious")
 
-    with pytest.raises(StoreUnavailable, match="lock"):
+    with pytest.raises(StoreMisconfigured, match="lock"):
         file_store.swap("alias", b"second", seen=seen)
 
     assert (tmp_path / "precious").read_bytes() == b"precious"
@@ -704,7 +705,7 @@ def test_server_that_ignores_conditions_is_refused(rclone_server: S3Server, monk
     ]
 
     for use in uses:
-        with pytest.raises(StoreUnavailable, match="does not heed conditional requests"):
+        with pytest.raises(StoreMisconfigured, match="does not heed conditional requests"):
             use()
     assert list(store.list("")) == []
 
@@ -817,8 +818,8 @@ def soon() -> Iterator[None]:
     assert time.monotonic() - began < 20
 
 
-def _refusal(use: Callable[[], object]) -> str:
-    with pytest.raises(StoreUnavailable) as refused:
+def _refusal(use: Callable[[], object], error: type[Exception] = StoreMisconfigured) -> str:
+    with pytest.raises(error) as refused:
         use()
     message = str(refused.value)
     assert "\n" not in message
@@ -831,7 +832,7 @@ def test_unreachable_server_is_told_in_seconds(ceph_store: ObjectStore, monkeypa
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     expected = f"The store {ceph_store.root} can't be used: nothing answers at {endpoint}. Start the server, or "
 
-    assert _refusal(ceph_store.check_writable).startswith(expected)
+    assert _refusal(ceph_store.check_writable, StoreUnavailable).startswith(expected)
 
 
 @pytest.mark.usefixtures("soon")

@@ -6,6 +6,7 @@ from infra.storage.object_store.interface import (
     ObjectNotFound,
     ObjectStat,
     ObjectStore,
+    StoreMisconfigured,
     StoreUnavailable,
     SwapConflict,
 )
@@ -15,6 +16,7 @@ __all__ = [
     "ObjectNotFound",
     "ObjectStat",
     "ObjectStore",
+    "StoreMisconfigured",
     "StoreUnavailable",
     "SwapConflict",
     "open_store",

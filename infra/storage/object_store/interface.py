@@ -30,8 +30,12 @@ class SwapConflict(JobError):
     """`swap` found another version than the one the caller had seen."""
 
 
-class StoreUnavailable(RequestError):
-    """The store can't be reached, read or written."""
+class StoreMisconfigured(RequestError):
+    """The store can't be used as it is configured: wrong credentials, no such bucket, no permission, …"""
+
+
+class StoreUnavailable(JobError):
+    """The store is down, full or failing. A retry may succeed."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,8 @@ class ObjectStore(ABC):
         """Write and remove a scratch object.
 
         Raises:
-            StoreUnavailable: that failed; the message says why and what to do.
+            StoreMisconfigured: the store can't be written as it is configured.
+            StoreUnavailable: the store is down.
         """
 
     @abstractmethod
@@ -125,7 +130,8 @@ class ObjectStore(ABC):
         `create` and `swap` ask for it themselves where there is doubt; asking twice in a process costs nothing.
 
         Raises:
-            StoreUnavailable: they don't; the message says why and what to do.
+            StoreMisconfigured: the store ignores conditions.
+            StoreUnavailable: the store is down.
         """
 
     @abstractmethod

@@ -25,6 +25,7 @@ from infra.storage.object_store.interface import (
     ObjectNotFound,
     ObjectStat,
     ObjectStore,
+    StoreMisconfigured,
     StoreUnavailable,
     SwapConflict,
     Unfinished,
@@ -46,6 +47,20 @@ _ADVICE = {
     errno.EIO: "Look at the disk, or name another store with FMNIST_STORE.",
     errno.EMFILE: "Raise the limit on open files (ulimit -n).",
 }
+_WRONG_PLACE = frozenset(
+    {
+        errno.EACCES,
+        errno.EEXIST,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EPERM,
+        errno.EROFS,
+    }
+)
+"""Error numbers that mean the wrong folder or missing permissions. All others mean that the machine or disk failed."""
 
 
 class LocalObjectStore(ObjectStore):
@@ -67,7 +82,7 @@ class LocalObjectStore(ObjectStore):
                 os.link(scratch.name, link)
                 link.unlink()
         except OSError as error:
-            raise StoreUnavailable(
+            raise StoreMisconfigured(
                 f"The store {self.root} can't be trusted with several writers: its file system has no hard links or no "
                 f"locks ({error.strerror or error}). Name another store with FMNIST_STORE."
             ) from error
@@ -77,6 +92,8 @@ class LocalObjectStore(ObjectStore):
             found = self._path(key).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise self._failed("read", error) from error
         return _object_stat(key, found) if S_ISREG(found.st_mode) else None
 
     def read(self, key: str) -> bytes:
@@ -85,7 +102,7 @@ class LocalObjectStore(ObjectStore):
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise ObjectNotFound(f"There is no {self.uri(key)}") from None
         except OSError as error:
-            raise self._unavailable("read", error) from error
+            raise self._failed("read", error) from error
 
     def read_with_etag(self, key: str) -> tuple[bytes, str]:
         data = self.read(key)
@@ -124,14 +141,20 @@ class LocalObjectStore(ObjectStore):
                 _sync_folder(path.parent)
 
     def list(self, prefix: str) -> Iterator[ObjectStat]:
-        yield from self._walk(self._prefix(prefix), prefix)
+        try:
+            yield from self._walk(self._prefix(prefix), prefix)
+        except OSError as error:
+            raise self._failed("read", error) from error
 
     def list_folders(self, prefix: str) -> Iterator[str]:
         folder = self._prefix(prefix)
-        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
-            names = sorted(f"{entry.name}/" for entry in entries if entry.is_dir(follow_symlinks=False))
-            # Where a writer died, or all was deleted, there is a folder but no object, and so no folder to S3.
-            yield from (name[:-1] for name in names if is_key(name[:-1]) and _holds_object(folder / name))
+        try:
+            with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+                names = sorted(f"{entry.name}/" for entry in entries if entry.is_dir(follow_symlinks=False))
+                # Where a writer died, or all was deleted, there is a folder but no object, and so no folder to S3.
+                yield from (name[:-1] for name in names if is_key(name[:-1]) and _holds_object(folder / name))
+        except OSError as error:
+            raise self._failed("read", error) from error
 
     def delete(self, key: str) -> None:
         path = self._path(key)
@@ -193,7 +216,7 @@ class LocalObjectStore(ObjectStore):
             except FileNotFoundError:  # the object was deleted meanwhile, and its folder with it
                 raise ObjectNotFound(self.root) from None
             except OSError as error:
-                raise StoreUnavailable(
+                raise self._failure_class(error)(
                     f"The store {self.root} can't be used: {lock_path} can't be opened ({error.strerror}). Remove it."
                 ) from error
             try:
@@ -209,7 +232,7 @@ class LocalObjectStore(ObjectStore):
         path = self._folder / checked_key(key)
         root = os.path.realpath(self._folder)
         if os.path.commonpath([root, os.path.realpath(path)]) != root:
-            raise StoreUnavailable(f"{self.uri(key)} is, or lies behind, a link that leads out of the store.")
+            raise StoreMisconfigured(f"{self.uri(key)} is, or lies behind, a link that leads out of the store.")
         return path
 
     def _prefix(self, prefix: str) -> Path:
@@ -269,14 +292,18 @@ class LocalObjectStore(ObjectStore):
         try:
             yield
         except OSError as error:
-            raise self._unavailable("written", error) from error
+            raise self._failed("written", error) from error
 
-    def _unavailable(self, what: str, error: OSError) -> StoreUnavailable:
+    def _failed(self, what: str, error: OSError) -> StoreMisconfigured | StoreUnavailable:
         advice = _ADVICE.get(
             error.errno or 0,
             f"Make the folder {'readable' if what == 'read' else 'writable'}, or name another store with FMNIST_STORE.",
         )
-        return StoreUnavailable(f"The store {self.root} can't be {what}: {error.strerror or error}. {advice}")
+        return self._failure_class(error)(f"The store {self.root} can't be {what}: {error.strerror or error}. {advice}")
+
+    @staticmethod
+    def _failure_class(error: OSError) -> type[StoreMisconfigured] | type[StoreUnavailable]:
+        return StoreMisconfigured if error.errno in _WRONG_PLACE else StoreUnavailable
 
 
 class _NewFile(io.FileIO):

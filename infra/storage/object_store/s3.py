@@ -31,6 +31,7 @@ from infra.storage.object_store.interface import (
     ObjectNotFound,
     ObjectStat,
     ObjectStore,
+    StoreMisconfigured,
     StoreUnavailable,
     SwapConflict,
     Unfinished,
@@ -39,7 +40,13 @@ from infra.storage.object_store.interface import (
     is_key,
 )
 from infra.storage.object_store.s3_configuration import MAX_ATTEMPTS, S3Connection, s3_connection
-from infra.storage.object_store.s3_errors import error_code, explain, http_status
+from infra.storage.object_store.s3_errors import (
+    DAMAGED_ON_THE_WAY,
+    error_code,
+    explain,
+    http_status,
+    is_server_failure,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -60,12 +67,8 @@ _WRITE_ID = "write-id"
 """Metadata by which a writer tells its own object from another's with the same bytes."""
 
 
-_DAMAGED_ON_THE_WAY = frozenset({"BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch"})
-"""Codes with which a server refuses a body that it did not get whole; botocore does not ask again."""
-
-
 def _was_damaged_on_the_way(error: BaseException) -> bool:
-    return isinstance(error, ClientError) and error_code(error) in _DAMAGED_ON_THE_WAY
+    return isinstance(error, ClientError) and error_code(error) in DAMAGED_ON_THE_WAY
 
 
 class _BodyCutShort(Exception):
@@ -224,10 +227,11 @@ class S3ObjectStore(ObjectStore):
         except (BotoCoreError, ClientError, _BodyCutShort) as error:
             cause = cast(BotoCoreError, error.__cause__) if isinstance(error, _BodyCutShort) else error
             explanation = explain(cause, bucket=self._bucket, endpoint=self._endpoint())
+            failure = StoreUnavailable if is_server_failure(cause) else StoreMisconfigured
         else:
             return
         # Without the cause: a credential process's output may be in it.
-        raise StoreUnavailable(f"The store {self.root} can't be used: {explanation}") from None
+        raise failure(f"The store {self.root} can't be used: {explanation}") from None
 
     def _endpoint(self) -> str:
         try:
@@ -418,7 +422,7 @@ class S3ObjectStore(ObjectStore):
         Found out once in a process, together with what matters more.
 
         Raises:
-            StoreUnavailable: the server does not heed conditions, so that two writers would overwrite each other.
+            StoreMisconfigured: the server ignores conditions, so two writers would overwrite each other.
         """
         with self._explained():
             known = self._connection.etag_is_quoted
@@ -438,7 +442,7 @@ class S3ObjectStore(ObjectStore):
         finally:
             with suppress(BotoCoreError, ClientError):  # the scratch object is hidden, and harmless where it stays
                 self._client.delete_object(Bucket=self._bucket, Key=key)
-        raise StoreUnavailable(
+        raise StoreMisconfigured(
             f"The store {self.root} can't be used: {self._endpoint()} does not heed conditional requests "
             "(If-None-Match, If-Match), so that two runs could overwrite each other's models unnoticed. Use a server "
             "that does, such as AWS, Ceph or MinIO."

@@ -67,13 +67,13 @@ class S3Connection:
     """One process's S3 clients, both made from one botocore session, with its credentials.
 
     Raises:
-        botocore.exceptions.BotoCoreError: there are no credentials, no such profile, or no region.
+        botocore.exceptions.BotoCoreError: no credentials, no such profile, no region, or a malformed endpoint.
     """
 
     def __init__(self) -> None:
         import boto3
         import botocore.session
-        from botocore.exceptions import NoCredentialsError
+        from botocore.exceptions import InvalidEndpointConfigurationError, NoCredentialsError
 
         session = botocore.session.Session()
         self.configuration = _resolve(session)
@@ -86,12 +86,15 @@ class S3Connection:
         """Whether `If-Match` takes the ETag in quotes, by the root of each store where that was tried."""
         self.buckets_seen: set[str] = set()
         """Buckets that are known to exist."""
-        self.client: S3Client = boto3.Session(botocore_session=session).client(
-            "s3",
-            endpoint_url=self.configuration.endpoint_url,
-            region_name=self.configuration.region,
-            config=_client_config(self.configuration),
-        )
+        try:
+            self.client: S3Client = boto3.Session(botocore_session=session).client(
+                "s3",
+                endpoint_url=self.configuration.endpoint_url,
+                region_name=self.configuration.region,
+                config=_client_config(self.configuration),
+            )
+        except ValueError:  # its message may repeat a password in the URL
+            raise InvalidEndpointConfigurationError(msg="not a URL") from None
         # What the handler returns is used, though botocore's stubs say that it returns nothing.
         self.client.meta.events.register("needs-retry.s3", cast(Any, self._delay_of_retry))
         self._lock = threading.Lock()

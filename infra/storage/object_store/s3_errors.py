@@ -19,6 +19,26 @@ CREDENTIAL_ERRORS = (
     botocore_errors.NoAuthTokenError,
 )
 
+DAMAGED_ON_THE_WAY = frozenset({"BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch"})
+"""Codes for a request body that did not arrive whole. botocore does not retry them."""
+
+_SERVER_FAILURES = DAMAGED_ON_THE_WAY | {
+    "ConditionalRequestConflict",
+    "InternalError",
+    "NoSuchUpload",
+    "QuotaExceeded",
+    "SlowDown",
+}
+"""Codes that neither the request nor a setting causes, whatever their HTTP status."""
+_CONNECTION_FAILURES = (
+    botocore_errors.ConnectionError,
+    botocore_errors.HTTPClientError,
+    botocore_errors.IncompleteReadError,
+    botocore_errors.ChecksumError,
+    botocore_errors.FlexibleChecksumError,
+    botocore_errors.CapacityNotAvailableError,
+)
+
 _CREDENTIALS_ADVICE = (
     "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN, where they have one)."
 )
@@ -92,6 +112,10 @@ _BY_CLASS: tuple[tuple[type[BotoCoreError], tuple[str, str]], ...] = (
     (botocore_errors.NoRegionError, ("no region is set", _REGION_ADVICE)),
     (botocore_errors.InvalidRegionError, ("the region is no region's name", _REGION_ADVICE)),
     (
+        botocore_errors.InvalidEndpointConfigurationError,
+        ("the endpoint is not a URL", "Correct AWS_ENDPOINT_URL: http://HOST:PORT or https://HOST."),
+    ),
+    (
         botocore_errors.SSLError,
         (
             "the certificate of {endpoint} is not trusted, or it speaks no TLS",
@@ -127,6 +151,13 @@ def explain(error: BotoCoreError | ClientError, *, bucket: str, endpoint: str) -
     return f"{what.format(bucket=bucket, endpoint=endpoint, operation=operation, profile=profile)}. {advice}"
 
 
+def is_server_failure(error: BotoCoreError | ClientError) -> bool:
+    """Whether the server or the network failed, rather than the request or a setting being wrong."""
+    if isinstance(error, ClientError):
+        return _code(error) in _SERVER_FAILURES or http_status(error) >= 500 or http_status(error) in (408, 429)
+    return isinstance(error, _CONNECTION_FAILURES) and not isinstance(error, botocore_errors.SSLError)
+
+
 def error_code(error: ClientError) -> str:
     """The server's code, or the HTTP status where the answer had no body (as to HEAD)."""
     return str(error.response.get("Error", {}).get("Code", ""))
@@ -137,11 +168,15 @@ def http_status(error: ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
-def _client_error(error: ClientError) -> tuple[str, str]:
-    code = error_code(error)
+def _code(error: ClientError) -> str:
+    """The server's code, or the one that `_BY_CODE` knows it by."""
     if error.operation_name == "HeadBucket" and http_status(error) == 404:
-        code = "NoSuchBucket"
-    code = _SAME.get(code, code)
+        return "NoSuchBucket"
+    return _SAME.get(error_code(error), error_code(error))
+
+
+def _client_error(error: ClientError) -> tuple[str, str]:
+    code = _code(error)
     message = str(error.response.get("Error", {}).get("Message") or "").replace("{", "{{").replace("}", "}}")
     if code in _BY_CODE:
         what, advice = _BY_CODE[code]
