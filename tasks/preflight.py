@@ -10,9 +10,9 @@ from infra.cluster.address import check_ray_address
 from infra.errors import RequestError
 from infra.settings import Settings
 from infra.storage.batch_log import read_batch_log
+from infra.storage.keys import table_folder
 from infra.storage.model_registry import ModelRegistry, ModelVersion, read_weights
 from infra.storage.object_store import ObjectStore, open_store
-from infra.storage.prediction_table import table_folder
 from tasks.classification.inputs import check_inputs
 from tasks.classification.options import ReadOptions
 from tasks.classification.plan import check_options

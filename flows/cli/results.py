@@ -6,10 +6,10 @@ from rich.console import Console
 
 from fmnist_model.evaluation.results import TestResult
 from infra.settings import Settings
+from infra.storage.keys import checkpoint_folder, manifest_key, parts_glob, run_report_key
 from infra.storage.object_store import open_store
-from infra.storage.prediction_table import BatchManifest, manifest_key
+from infra.storage.prediction_table import BatchManifest
 from tasks.summaries import ClassificationSummary, MainJobSummary, TrainingSummary
-from tasks.training.report import report_key
 
 _STAGES = {
     "start": "starting Ray and Prefect",
@@ -41,8 +41,8 @@ def training_record(summary: TrainingSummary, settings: Settings) -> dict[str, A
         "temperature": summary.result.temperature,
         "seconds": round(summary.run.seconds, 3),
         "images_per_second": round(summary.run.images_per_second),
-        "checkpoint": store.uri(f"runs/{summary.run.run_id}/checkpoints/epoch-{summary.run.epoch:04d}"),
-        "report": store.uri(report_key(summary.run.run_id)),
+        "checkpoint": store.uri(checkpoint_folder(summary.run.run_id, summary.run.epoch)),
+        "report": store.uri(run_report_key(summary.run.run_id)),
     }
 
 
@@ -141,8 +141,7 @@ def print_main_job(summary: MainJobSummary, settings: Settings, timeline: dict[s
 def duckdb_query(manifests: list[BatchManifest], settings: Settings) -> str:
     """Build a query that reads the rows of these batches only."""
     store = open_store(settings.store)
-    folders = [store.uri(manifest_key(m.table, m.batch)).rpartition("/")[0] for m in manifests]
-    files = ", ".join(f"'{folder}/part-*.parquet'" for folder in folders)
+    files = ", ".join(f"'{store.uri(parts_glob(m.table, m.batch))}'" for m in manifests)
     lines = ["SELECT predicted_label, count(*) AS images, avg(confidence) AS confidence"]
     return "\n".join([*lines, f"  FROM read_parquet([{files}])", "  GROUP BY ALL ORDER BY ALL;"])
 

@@ -14,8 +14,9 @@ from typing import Any
 from pydantic import BaseModel
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+from infra.storage.keys import batch_log_key
 from infra.storage.object_store import ObjectNotFound, ObjectStore, SwapConflict
-from infra.storage.prediction_table import BatchManifest, read_manifest, table_folder
+from infra.storage.prediction_table import BatchManifest, read_manifest
 
 
 class LoggedBatch(BaseModel):
@@ -49,7 +50,7 @@ class BatchLog:
 def read_batch_log(store: ObjectStore, table: str) -> BatchLog:
     """Read a table's log, which is empty where there is no such table."""
     try:
-        data, etag = store.read_with_etag(_key(table))
+        data, etag = store.read_with_etag(batch_log_key(table))
     except ObjectNotFound:
         return BatchLog(table, [], None)
     return BatchLog(table, _Log.model_validate_json(data).batches, etag)
@@ -90,8 +91,4 @@ def committed_batches(store: ObjectStore, table: str) -> list[BatchManifest]:
 
 
 def _write(store: ObjectStore, log: BatchLog, batches: list[LoggedBatch]) -> None:
-    store.swap(_key(log.table), _Log(batches=batches).model_dump_json(indent=1).encode(), seen=log.etag)
-
-
-def _key(table: str) -> str:
-    return f"{table_folder(table)}/_batches.json"
+    store.swap(batch_log_key(log.table), _Log(batches=batches).model_dump_json(indent=1).encode(), seen=log.etag)

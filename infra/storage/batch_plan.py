@@ -19,8 +19,9 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from infra.storage.keys import plan_key
 from infra.storage.object_store import ObjectStore
-from infra.storage.prediction_table import BatchPlan, batch_folder
+from infra.storage.prediction_table import BatchPlan
 
 PIECE_SCHEMA = pa.schema(
     [
@@ -162,7 +163,7 @@ def write_plan(
             planned=planned,
         )
         writer.add_key_value_metadata({"fmnist_plan": plan.model_dump_json()})
-    with store.publish(_key(table, plan.batch)) as stream, local.open("rb") as written:
+    with store.publish(plan_key(table, plan.batch)) as stream, local.open("rb") as written:
         while block := written.read(2**20):
             stream.write(block)
     local.unlink()
@@ -220,7 +221,7 @@ class _Digest:
 
 def find_plan(store: ObjectStore, table: str, batch: str) -> BatchPlan | None:
     """A batch's plan without its inputs, or None where it was never written."""
-    key = _key(table, batch)
+    key = plan_key(table, batch)
     if store.stat(key) is None:
         return None
     filesystem, path = store.arrow(key)
@@ -233,7 +234,7 @@ def plan_files(store: ObjectStore, table: str, batches: Iterable[str], scratch: 
     from pyarrow import fs
 
     def file_of(batch: str) -> Path:
-        filesystem, path = store.arrow(_key(table, batch))
+        filesystem, path = store.arrow(plan_key(table, batch))
         if isinstance(filesystem, fs.LocalFileSystem):
             return Path(path)
         copy = scratch / f"{batch}.parquet"
@@ -249,7 +250,7 @@ class ShardInputs:
     """The inputs of a batch's shards, read one shard at a time."""
 
     def __init__(self, store: ObjectStore, plan: BatchPlan) -> None:
-        self._store, self._key = store, _key(plan.table, plan.batch)
+        self._store, self._key = store, plan_key(plan.table, plan.batch)
         with self._open() as file:
             self._metadata = file.metadata
         groups = range(self._metadata.num_row_groups)
@@ -265,7 +266,3 @@ class ShardInputs:
     def _open(self, metadata: Any = None) -> pq.ParquetFile:
         filesystem, path = self._store.arrow(self._key)
         return pq.ParquetFile(path, filesystem=filesystem, metadata=metadata)
-
-
-def _key(table: str, batch: str) -> str:
-    return f"{batch_folder(table, batch)}/_plan.parquet"

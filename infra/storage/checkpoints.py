@@ -7,22 +7,27 @@ none, and a damaged one is never used.
 """
 
 import hashlib
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from infra.errors import JobError, RequestError
 from infra.provenance import Provenance
+from infra.storage.keys import (
+    CHECKPOINT_RECORD,
+    RUNS,
+    checkpoint_folder,
+    checkpoint_record_key,
+    checkpoints_folder,
+    epoch_of,
+)
 from infra.storage.object_store import ObjectExists, ObjectNotFound, ObjectStore
 from infra.storage.object_store.interface import is_key
 
 WEIGHTS = "model.safetensors"
 STATE = "trainer.pt"
 """What a run needs to go on, besides the weights."""
-_RECORD = "checkpoint.json"
-_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class CheckpointCorrupt(JobError):
@@ -67,19 +72,6 @@ class Checkpoint(BaseModel):
         return checkpoint_folder(self.run_id, self.epoch)
 
 
-def checkpoint_folder(run_id: str, epoch: int) -> str:
-    """Key of a checkpoint's folder.
-
-    Raises:
-        RequestError: `run_id` can't be the name of a run.
-    """
-    if not _RUN_ID.fullmatch(run_id):
-        raise RequestError(
-            f"{run_id!r} is no run id: letters, digits, '.', '_' and '-', beginning with a letter or digit."
-        )
-    return f"runs/{run_id}/checkpoints/epoch-{epoch:04d}"
-
-
 def write_checkpoint(
     store: ObjectStore,
     *,
@@ -108,7 +100,7 @@ def write_checkpoint(
         provenance=Provenance.now(),
     )
     try:
-        store.create(f"{folder}/{_RECORD}", checkpoint.model_dump_json(indent=2).encode())
+        store.create(checkpoint_record_key(run_id, epoch), checkpoint.model_dump_json(indent=2).encode())
     except ObjectExists:
         return read_record(store, run_id, epoch)
     return checkpoint
@@ -128,20 +120,14 @@ def _write_file(store: ObjectStore, folder: str, name: str, data: bytes) -> Chec
 
 def list_checkpoints(store: ObjectStore, run_id: str) -> list[int]:
     """Epochs of the run's complete checkpoints, in order."""
-    folder = checkpoint_folder(run_id, 0).rpartition("/")[0]
-    return list(_complete_epochs(store, folder))
-
-
-def _complete_epochs(store: ObjectStore, folder: str) -> Iterator[int]:
-    for name in store.list_folders(f"{folder}/"):
-        match = re.fullmatch(r"epoch-(\d{4,})", name)
-        if match and store.stat(f"{folder}/{name}/{_RECORD}") is not None:
-            yield int(match[1])
+    names = store.list_folders(f"{checkpoints_folder(run_id)}/")
+    epochs = (epoch for name in names if (epoch := epoch_of(name)) is not None)
+    return [epoch for epoch in epochs if store.stat(checkpoint_record_key(run_id, epoch)) is not None]
 
 
 def list_runs(store: ObjectStore) -> list[str]:
     """Ids of all training runs, in order."""
-    return list(store.list_folders("runs/"))
+    return list(store.list_folders(RUNS))
 
 
 def read_record(store: ObjectStore, run_id: str, epoch: int) -> Checkpoint:
@@ -152,7 +138,7 @@ def read_record(store: ObjectStore, run_id: str, epoch: int) -> Checkpoint:
         CheckpointCorrupt: it is no such record, or names files outside its own folder.
     """
     folder = checkpoint_folder(run_id, epoch)
-    key = f"{folder}/{_RECORD}"
+    key = checkpoint_record_key(run_id, epoch)
     try:
         checkpoint = Checkpoint.model_validate_json(store.read(key))
     except ObjectNotFound:
@@ -189,7 +175,7 @@ def read_file(store: ObjectStore, checkpoint: Checkpoint, name: str) -> bytes:
 def remove_checkpoint(store: ObjectStore, run_id: str, epoch: int) -> None:
     """Remove a checkpoint that can't be used, its record first, so that its epoch can be written anew."""
     folder = checkpoint_folder(run_id, epoch)
-    store.delete(f"{folder}/{_RECORD}")
+    store.delete(checkpoint_record_key(run_id, epoch))
     for stat in list(store.list(f"{folder}/")):
         store.delete(stat.key)
 
@@ -199,10 +185,13 @@ def _read_verified(store: ObjectStore, checkpoint: Checkpoint, file: CheckpointF
     try:
         data = store.read(file.key)
     except ObjectNotFound:
-        raise CheckpointCorrupt(f"{store.uri(file.key)} is missing, but {_RECORD} records it. {advice}") from None
+        raise CheckpointCorrupt(
+            f"{store.uri(file.key)} is missing, but {CHECKPOINT_RECORD} records it. {advice}"
+        ) from None
     sha256 = hashlib.sha256(data).hexdigest()
     if sha256 != file.sha256:
         raise CheckpointCorrupt(
-            f"{store.uri(file.key)} has SHA-256 {sha256[:12]}…, but {_RECORD} records {file.sha256[:12]}…. {advice}"
+            f"{store.uri(file.key)} has SHA-256 {sha256[:12]}…, but {CHECKPOINT_RECORD} records {file.sha256[:12]}…. "
+            f"{advice}"
         )
     return data

@@ -3,6 +3,7 @@
 from pydantic import BaseModel
 
 from infra.provenance import Provenance
+from infra.storage.keys import dataset_record_key
 from infra.storage.object_store import ObjectNotFound, ObjectStore
 
 
@@ -26,20 +27,15 @@ class DatasetRecord(BaseModel):
     provenance: Provenance
 
 
-def dataset_folder(name: str) -> str:
-    """Key of a data set's folder."""
-    return f"datasets/{name}"
-
-
 def read_dataset(store: ObjectStore, name: str) -> DatasetRecord | None:
     """A data set's record, or None where the store has no complete one."""
     try:
-        return DatasetRecord.model_validate_json(store.read(f"{dataset_folder(name)}/dataset.json"))
+        return DatasetRecord.model_validate_json(store.read(dataset_record_key(name)))
     except ObjectNotFound:
         return None
 
 
 def write_dataset(store: ObjectStore, record: DatasetRecord) -> None:
     """Make a data set complete; its parts must be there."""
-    with store.publish(f"{dataset_folder(record.name)}/dataset.json") as stream:
+    with store.publish(dataset_record_key(record.name)) as stream:
         stream.write(record.model_dump_json(indent=2).encode())

@@ -4,7 +4,6 @@ models/<name>/versions/00000012.json    immutable
 models/<name>/aliases/champion.json     swapped by compare-and-set
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from hashlib import sha256
@@ -16,6 +15,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ra
 from infra.errors import RequestError
 from infra.provenance import Provenance
 from infra.storage.checkpoints import WEIGHTS, CheckpointCorrupt, read_file, read_record
+from infra.storage.keys import alias_key, version_key, version_of, versions_folder
 from infra.storage.object_store import ObjectExists, ObjectNotFound, ObjectStore, SwapConflict
 
 Alias = Literal["champion", "candidate"]
@@ -88,15 +88,15 @@ class ModelRegistry:
                 provenance=Provenance.now(),
             )
             try:
-                self._store.create(self._version_key(number), version.model_dump_json(indent=2).encode())
+                self._store.create(version_key(self.name, number), version.model_dump_json(indent=2).encode())
             except ObjectExists:
                 continue
             return version
 
     def versions(self) -> list[int]:
         """The numbers of all versions, in order."""
-        names = (stat.key.rpartition("/")[2] for stat in self._store.list(f"models/{self.name}/versions/"))
-        return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"(\d+)\.json", name)))
+        keys = (stat.key for stat in self._store.list(f"{versions_folder(self.name)}/"))
+        return sorted(number for key in keys if (number := version_of(key)) is not None)
 
     def version(self, number: int) -> ModelVersion:
         """Read one version.
@@ -105,7 +105,7 @@ class ModelRegistry:
             ModelNotFound: there is no such version.
         """
         try:
-            return ModelVersion.model_validate_json(self._store.read(self._version_key(number)))
+            return ModelVersion.model_validate_json(self._store.read(version_key(self.name, number)))
         except ObjectNotFound:
             raise ModelNotFound(
                 f"{self._store.root} has no version {number} of model {self.name}; `fmnist models list` shows what it "
@@ -119,7 +119,7 @@ class ModelRegistry:
     def alias(self, alias: Alias) -> AliasRecord | None:
         """Read an alias, or None where it was never set."""
         try:
-            return AliasRecord.model_validate_json(self._store.read(self._alias_key(alias)))
+            return AliasRecord.model_validate_json(self._store.read(alias_key(self.name, alias)))
         except ObjectNotFound:
             return None
 
@@ -156,17 +156,11 @@ class ModelRegistry:
         seen: str | None = None
         previous: int | None = None
         with suppress(ObjectNotFound):
-            data, seen = self._store.read_with_etag(self._alias_key(alias))
+            data, seen = self._store.read_with_etag(alias_key(self.name, alias))
             previous = AliasRecord.model_validate_json(data).version
         record = AliasRecord(version=version, previous=previous, provenance=Provenance.now())
-        self._store.swap(self._alias_key(alias), record.model_dump_json(indent=2).encode(), seen=seen)
+        self._store.swap(alias_key(self.name, alias), record.model_dump_json(indent=2).encode(), seen=seen)
         return record
-
-    def _version_key(self, number: int) -> str:
-        return f"models/{self.name}/versions/{number:08d}.json"
-
-    def _alias_key(self, alias: Alias) -> str:
-        return f"models/{self.name}/aliases/{alias}.json"
 
 
 def read_weights(store: ObjectStore, version: ModelVersion) -> tuple[bytes, str]:

@@ -9,7 +9,6 @@ A part's footer holds its shard's books, so that what a killed run left is taken
 """
 
 import json
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,11 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from infra.errors import JobError, RequestError
+from infra.errors import JobError
 from infra.provenance import Provenance
+from infra.storage import keys
 from infra.storage.object_store import ObjectExists, ObjectNotFound, ObjectStore
 
-_TABLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _BOOKS = "fmnist_books"
 
 ROW_GROUP = 65_536
@@ -65,7 +64,7 @@ class BatchPlan(BaseModel):
     @property
     def key(self) -> str:
         """Key of the batch's folder."""
-        return batch_folder(self.table, self.batch)
+        return keys.batch_folder(self.table, self.batch)
 
 
 class BatchManifest(BaseModel):
@@ -94,48 +93,25 @@ class BatchManifest(BaseModel):
         return (self.predicted + self.quarantined) / self.seconds if self.seconds else 0.0
 
 
-def table_folder(table: str) -> str:
-    """Key of a table's folder.
-
-    Raises:
-        RequestError: `table` can't be a table's name.
-    """
-    if not _TABLE_NAME.fullmatch(table):
-        raise RequestError(
-            f"{table!r} is no table name: letters, digits, '_', '.' and '-', beginning with a letter or digit."
-        )
-    return f"predictions/{table}"
-
-
-def batch_folder(table: str, batch: str) -> str:
-    """Key of a batch's folder."""
-    return f"{table_folder(table)}/batch={batch}"
-
-
-def manifest_key(table: str, batch: str) -> str:
-    """Key of a batch's manifest."""
-    return f"{batch_folder(table, batch)}/_manifest.json"
-
-
 def part_key(plan: BatchPlan, shard: int) -> str:
     """Key of a shard's rows."""
-    return f"{plan.key}/part-{shard:05d}.parquet"
+    return keys.part_key(plan.table, plan.batch, shard)
 
 
 def errors_key(plan: BatchPlan, shard: int) -> str:
     """Key of a shard's quarantine."""
-    return f"{plan.key}/_errors/part-{shard:05d}.parquet"
+    return keys.errors_key(plan.table, plan.batch, shard)
 
 
 def list_tables(store: ObjectStore) -> list[str]:
     """Names of all tables, in order."""
-    return list(store.list_folders("predictions/"))
+    return list(store.list_folders(keys.PREDICTIONS))
 
 
 def read_manifest(store: ObjectStore, table: str, batch: str) -> BatchManifest | None:
     """A batch's manifest, or None where it is not committed."""
     try:
-        return BatchManifest.model_validate_json(store.read(manifest_key(table, batch)))
+        return BatchManifest.model_validate_json(store.read(keys.manifest_key(table, batch)))
     except ObjectNotFound:
         return None
 
@@ -200,8 +176,8 @@ class PartWriter:
 def existing_parts(store: ObjectStore, plan: BatchPlan) -> list[int]:
     """The shards of a batch that have their part; one that was written this moment may be missing."""
     names = (stat.key.removeprefix(f"{plan.key}/") for stat in store.list(f"{plan.key}/"))
-    found = (int(match[1]) for name in names if (match := re.fullmatch(r"part-(\d{5,})\.parquet", name)))
-    return [shard for shard in found if shard < plan.shards]
+    shards = (shard for name in names if (shard := keys.shard_of(name)) is not None)
+    return [shard for shard in shards if shard < plan.shards]
 
 
 def read_books(store: ObjectStore, plan: BatchPlan, shard: int) -> ShardBooks | None:
@@ -254,7 +230,7 @@ def commit(
         provenance=Provenance.now(),
     )
     try:
-        store.create(manifest_key(plan.table, plan.batch), manifest.model_dump_json(indent=2).encode())
+        store.create(keys.manifest_key(plan.table, plan.batch), manifest.model_dump_json(indent=2).encode())
     except ObjectExists:
         committed = read_manifest(store, plan.table, plan.batch)
         if committed is not None:

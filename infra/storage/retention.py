@@ -6,7 +6,6 @@ aliases and reports are never touched.
 """
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,18 +15,24 @@ from typing import Literal
 from pydantic import ValidationError
 
 from infra.errors import JobError, RequestError
-from infra.storage.checkpoints import CheckpointCorrupt, CheckpointNotFound, checkpoint_folder, list_runs, read_record
+from infra.storage.checkpoints import CheckpointCorrupt, CheckpointNotFound, list_runs, read_record
+from infra.storage.keys import (
+    CHECKPOINT_RECORD,
+    FOLDERS,
+    MODELS,
+    SCRATCH,
+    checkpoint_folder,
+    checkpoint_record_key,
+    checkpoints_folder,
+    epoch_of,
+    run_folder,
+)
 from infra.storage.model_registry import ALIASES, ModelNotFound, ModelRegistry
 from infra.storage.object_store import ObjectStat, ObjectStore
-from infra.storage.store_check import SCRATCH
 
-RECORD = "checkpoint.json"
 METRICS = ("validation_loss", "loss")
 """By which a run's checkpoints are ranked: by the first that they record, and the lowest is the best. One that records
 none ranks last."""
-
-_FOLDERS = ("datasets/", "models/", "predictions/", "runs/", SCRATCH)
-"""What is the store's own below its root: a bucket may hold more, with uploads of other people's under way."""
 
 
 class RetentionUnsafe(JobError):
@@ -126,7 +131,7 @@ class _References:
 
     def now(self) -> set[tuple[str, int]]:
         """Run and epoch of every version there is at this moment, and of every version that an alias points to."""
-        for name in self._store.list_folders("models/"):
+        for name in self._store.list_folders(MODELS):
             registry = ModelRegistry(self._store, name)
             try:
                 aliases = [record.version for alias in ALIASES if (record := registry.alias(alias))]
@@ -152,16 +157,18 @@ class _Run:
     def epochs(self) -> dict[int, list[ObjectStat]] | None:
         """What lies in each epoch's folder; None where something was written to the run a short time ago."""
         found: dict[int, list[ObjectStat]] = defaultdict(list)
-        for stat in self.store.list(f"runs/{self.run_id}/"):
+        checkpoints = f"{checkpoints_folder(self.run_id)}/"
+        for stat in self.store.list(f"{run_folder(self.run_id)}/"):
             if stat.modified >= self._before:
                 return None
-            match = re.fullmatch(r"runs/[^/]+/checkpoints/epoch-(\d{4,})/.+", stat.key)
-            if match and stat.key.startswith(f"{checkpoint_folder(self.run_id, int(match[1]))}/"):
-                found[int(match[1])].append(stat)
+            folder, slash, _ = stat.key.removeprefix(checkpoints).partition("/")
+            epoch = epoch_of(folder) if stat.key.startswith(checkpoints) and slash else None
+            if epoch is not None:
+                found[epoch].append(stat)
         return found
 
     def record_key(self, epoch: int) -> str:
-        return f"{checkpoint_folder(self.run_id, epoch)}/{RECORD}"
+        return checkpoint_record_key(self.run_id, epoch)
 
     def is_complete(self, epoch: int, objects: list[ObjectStat]) -> bool:
         return any(stat.key == self.record_key(epoch) for stat in objects)
@@ -181,14 +188,18 @@ class _Run:
     def removal(
         self, kind: Literal["checkpoint", "incomplete checkpoint"], epoch: int, stats: list[ObjectStat]
     ) -> Removal:
-        reason = "not the last, nor among the best, nor a version's" if kind == "checkpoint" else f"has no {RECORD}"
+        reason = (
+            "not the last, nor among the best, nor a version's"
+            if kind == "checkpoint"
+            else f"has no {CHECKPOINT_RECORD}"
+        )
         uri = self.store.uri(checkpoint_folder(self.run_id, epoch))
         return Removal(kind, uri, len(stats), sum(stat.size for stat in stats), reason)
 
 
 def _prune_run(run: _Run, references: _References, pruned: Pruned, *, keep_best: int, dry_run: bool) -> None:
     try:
-        checkpoint_folder(run.run_id, 0)
+        run_folder(run.run_id)
     except RequestError:  # a folder that no run of ours made
         return
     epochs = run.epochs()
@@ -265,7 +276,7 @@ def _remove_scratch(store: ObjectStore, before: datetime, *, dry_run: bool) -> I
 
 def _remove_unfinished(store: ObjectStore, before: datetime, *, dry_run: bool) -> Iterator[Removal]:
     for unfinished in store.list_unfinished(before):
-        if unfinished.key.startswith(_FOLDERS) or unfinished.is_scratch:
+        if unfinished.key.startswith(FOLDERS) or unfinished.is_scratch:
             if not dry_run:
                 store.discard(unfinished)
             reason = f"its writer died after {unfinished.modified:%Y-%m-%d %H:%M} UTC"

@@ -14,10 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.errors import JobError, RequestError
+from infra.storage.keys import SCRATCH
 from infra.storage.object_store import ObjectExists, ObjectStore, StoreMisconfigured, SwapConflict
-
-SCRATCH = "scratch/"
-"""Everything that is tried lies below it, each time in a folder of its own."""
 
 
 @dataclass(frozen=True)

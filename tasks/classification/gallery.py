@@ -20,6 +20,7 @@ from fmnist_model.reports.batch_page import ShownImage
 from infra.errors import JobError, RequestError
 from infra.storage.batch_plan import Piece, ShardInputs, find_plan
 from infra.storage.input_files import InputUnreadable
+from infra.storage.keys import shard_of
 from infra.storage.object_store import ObjectStore
 from infra.storage.prediction_table import BatchManifest
 from tasks.classification.inputs import open_container
@@ -86,8 +87,8 @@ def _least_confident_rows(rows: Any, count: int) -> list[dict[str, Any]]:
 
 
 def _shard_of(part: str) -> int:
-    found = re.search(r"part-(\d+)\.parquet$", part)
-    return int(found[1]) if found else -1
+    shard = shard_of(part.rpartition("/")[2])
+    return -1 if shard is None else shard
 
 
 @dataclass(frozen=True)

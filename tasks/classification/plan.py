@@ -23,9 +23,10 @@ from infra.storage.batch_plan import (
     work_of,
     write_plan,
 )
+from infra.storage.keys import manifest_key
 from infra.storage.model_registry import ModelRegistry, ModelVersion
 from infra.storage.object_store import ObjectStore, SwapConflict, open_store
-from infra.storage.prediction_table import BatchPlan, manifest_key
+from infra.storage.prediction_table import BatchPlan
 from infra.storage.staged_inputs import StagedInputs
 from tasks.classification.inputs import list_files, pieces_of
 from tasks.classification.options import ReadOptions

@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from fmnist_model.dataset import LabelledImages, from_table
-from infra.storage.datasets import DatasetRecord, dataset_folder
+from infra.storage.datasets import DatasetRecord
+from infra.storage.keys import dataset_folder
 from infra.storage.object_store import ObjectStore
 
 

@@ -30,13 +30,13 @@ from infra.storage.batch_plan import PLAN_SCHEMA, ShardInputs, find_plan, plan_f
 from infra.storage.checkpoints import (
     CheckpointCorrupt,
     CheckpointNotFound,
-    checkpoint_folder,
     list_checkpoints,
     list_runs,
     read_files,
     read_record,
     write_checkpoint,
 )
+from infra.storage.keys import checkpoint_folder
 from infra.storage.model_registry import ModelRegistry
 from infra.storage.object_store import (
     ObjectExists,

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra.errors import RequestError
-from infra.storage.checkpoints import checkpoint_folder, list_checkpoints, read_files, read_record, write_checkpoint
+from infra.storage.checkpoints import list_checkpoints, read_files, read_record, write_checkpoint
 from infra.storage.input_files import (
     NOT_THERE,
     InputFile,
@@ -30,6 +30,7 @@ from infra.storage.input_files import (
     read_input,
     stat_input,
 )
+from infra.storage.keys import checkpoint_folder
 from infra.storage.model_registry import ModelRegistry
 from infra.storage.object_store import ObjectStore, StoreMisconfigured, StoreUnavailable, open_store
 from infra.storage.object_store.s3 import PART_BYTES
