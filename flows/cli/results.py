@@ -148,8 +148,6 @@ def duckdb_query(manifests: list[BatchManifest], settings: Settings) -> str:
 
 def _training_rows(summary: TrainingSummary, settings: Settings) -> list[tuple[str, str]]:
     record = training_record(summary, settings)
-    champion = summary.registration.champion
-    standing = "champion" if champion == record["model_version"] else f"version {champion} is better and stays champion"
     worst = sorted(summary.result.evaluation.recall.items(), key=lambda item: item[1])[:2]
     return [
         ("dataset", f"{summary.dataset.name} from {summary.dataset.source}"),
@@ -160,7 +158,7 @@ def _training_rows(summary: TrainingSummary, settings: Settings) -> list[tuple[s
         ("speed", f"{record['images_per_second']:,} images/s, {record['seconds']:.1f} s in the training loop"),
         ("checkpoint", record["checkpoint"]),
         ("report", record["report"]),
-        ("model", f"version {record['model_version']}, {standing}"),
+        ("model", f"version {record['model_version']}, {summary.registration.standing}"),
         *(("warning", warning) for warning in summary.run.warnings),
     ]
 
