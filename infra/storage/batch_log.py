@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from infra.storage.keys import batch_log_key
 from infra.storage.object_store import ObjectNotFound, ObjectStore, SwapConflict
 from infra.storage.prediction_table import BatchManifest, read_manifest
+from infra.storage.retries import retry_on
 
 
 class LoggedBatch(BaseModel):
@@ -65,12 +65,7 @@ def append_batch(store: ObjectStore, log: BatchLog, entry: LoggedBatch) -> None:
     _write(store, log, [*log.batches, entry])
 
 
-@retry(
-    retry=retry_if_exception_type(SwapConflict),
-    wait=wait_random_exponential(multiplier=0.05, max=1),
-    stop=stop_after_attempt(20),
-    reraise=True,
-)
+@retry_on(SwapConflict, attempts=20, longest_wait_seconds=1)
 def mark_committed(store: ObjectStore, table: str, batches: set[str]) -> None:
     """Note that batches have their manifests, which spares those who plan next from looking."""
     log = read_batch_log(store, table)

@@ -10,13 +10,13 @@ from hashlib import sha256
 from typing import Any, Literal
 
 from pydantic import BaseModel
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from infra.errors import RequestError
 from infra.provenance import Provenance
 from infra.storage.checkpoints import WEIGHTS, CheckpointCorrupt, read_file, read_record
 from infra.storage.keys import alias_key, version_key, version_of, versions_folder
 from infra.storage.object_store import ObjectExists, ObjectNotFound, ObjectStore, SwapConflict
+from infra.storage.retries import retry_on
 
 Alias = Literal["champion", "candidate"]
 ALIASES: tuple[Alias, ...] = ("champion", "candidate")
@@ -139,12 +139,7 @@ class ModelRegistry:
                 return self.version(record.version)
         raise ModelNotFound(f"{reference!r} names no model: give a version's number, or one of {', '.join(ALIASES)}.")
 
-    @retry(
-        retry=retry_if_exception_type(SwapConflict),
-        wait=wait_random_exponential(multiplier=0.05, max=1),
-        stop=stop_after_attempt(10),
-        reraise=True,
-    )
+    @retry_on(SwapConflict, attempts=10, longest_wait_seconds=1)
     def point(self, alias: Alias, version: int) -> AliasRecord:
         """Let an alias point to a version.
 

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from uuid import uuid4
 
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
-from tenacity import retry, retry_if_exception, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from infra.errors import RequestError
 from infra.storage.object_store.interface import (
@@ -47,6 +46,7 @@ from infra.storage.object_store.s3_errors import (
     http_status,
     is_server_failure,
 )
+from infra.storage.retries import retry_on
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -251,12 +251,7 @@ class S3ObjectStore(ObjectStore):
                 raise
         connection.buckets_seen.add(self._bucket)
 
-    @retry(
-        retry=retry_if_exception_type(_BodyCutShort),
-        wait=wait_random_exponential(multiplier=0.05, max=5),
-        stop=stop_after_attempt(MAX_ATTEMPTS),
-        reraise=True,
-    )
+    @retry_on(_BodyCutShort, attempts=MAX_ATTEMPTS, longest_wait_seconds=5)
     def _get(self, full_key: str) -> tuple[bytes, str]:
         answer = self._client.get_object(Bucket=self._bucket, Key=full_key)
         try:
@@ -291,12 +286,7 @@ class S3ObjectStore(ObjectStore):
             raise
         return found["Metadata"].get(_WRITE_ID) == write_id
 
-    @retry(
-        retry=retry_if_exception(_was_damaged_on_the_way),
-        wait=wait_random_exponential(multiplier=0.05, max=5),
-        stop=stop_after_attempt(MAX_ATTEMPTS),
-        reraise=True,
-    )
+    @retry_on(_was_damaged_on_the_way, attempts=MAX_ATTEMPTS, longest_wait_seconds=5)
     def _put(self, full_key: str, data: bytes | bytearray, **more: Any) -> None:
         """Put an object in one request, and see that it arrived as it was sent."""
         md5, sha256 = _md5(data), b""
@@ -318,12 +308,7 @@ class S3ObjectStore(ObjectStore):
         more: dict[str, Any] = {"ChecksumAlgorithm": "CRC32"} if self._sends_checksums else {}
         return self._client.create_multipart_upload(Bucket=self._bucket, Key=full_key, **more)["UploadId"]
 
-    @retry(
-        retry=retry_if_exception(_was_damaged_on_the_way),
-        wait=wait_random_exponential(multiplier=0.05, max=5),
-        stop=stop_after_attempt(MAX_ATTEMPTS),
-        reraise=True,
-    )
+    @retry_on(_was_damaged_on_the_way, attempts=MAX_ATTEMPTS, longest_wait_seconds=5)
     def _put_part(self, full_key: str, upload_id: str, number: int, data: bytes | bytearray) -> "_Part":
         """Put one part, numbered from 1; the server compares it with its MD5."""
         md5 = _md5(data)
@@ -399,12 +384,7 @@ class S3ObjectStore(ObjectStore):
             "at when_required."
         )
 
-    @retry(
-        retry=retry_if_exception_type(_BodyCutShort),
-        wait=wait_random_exponential(multiplier=0.05, max=5),
-        stop=stop_after_attempt(MAX_ATTEMPTS),
-        reraise=True,
-    )
+    @retry_on(_BodyCutShort, attempts=MAX_ATTEMPTS, longest_wait_seconds=5)
     def _holds(self, full_key: str, parts: Sequence["_Part"], unless_not: str | None = None) -> bool:
         """Whether an object's bytes are those of the parts; also, whether it was replaced by one with another ETag."""
         answer = self._client.get_object(Bucket=self._bucket, Key=full_key)
