@@ -6,9 +6,10 @@ import subprocess
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 
 from pydantic import BaseModel
+
+from infra.packages import ROOT
 
 
 class Provenance(BaseModel):
@@ -38,13 +39,12 @@ def _who() -> str:
 @cache
 def code_version() -> str:
     """The package's version, and in a git checkout of this project the commit."""
-    root = Path(__file__).parent.parent
-    if not (root / ".git").exists():  # the package may be installed inside somebody else's checkout
+    if not (ROOT / ".git").exists():  # the package may be installed inside somebody else's checkout
         return version("fmnist-jobs")
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607 (git is wherever the user has it)
-            cwd=root,
+            cwd=ROOT,
             capture_output=True,
             text=True,
             check=True,

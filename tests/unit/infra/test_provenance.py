@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from infra import provenance
+from infra import packages, provenance
 from infra.provenance import Provenance
 from tests.harness.absent import needs
 
@@ -30,7 +30,8 @@ def git(folder: Path, *arguments: str) -> str:
 def code(tmp_path: Path) -> Path:
     """A copy of the module in a folder that is no checkout."""
     (tmp_path / "code/infra").mkdir(parents=True)
-    shutil.copy(provenance.__file__, tmp_path / "code/infra")
+    for module in (packages, provenance):
+        shutil.copy(module.__file__, tmp_path / "code/infra")
     (tmp_path / "code/infra/__init__.py").touch()
     return tmp_path / "code"
 

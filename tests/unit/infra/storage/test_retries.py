@@ -20,7 +20,7 @@ class Flaky:
 
 
 def call(flaky: Flaky, attempts: int = 3) -> str:
-    return retry_on(KeyError, attempts=attempts, first_wait_seconds=0, longest_wait_seconds=0)(lambda: flaky())()
+    return retry_on(KeyError, attempts=attempts, first_wait_seconds=0, longest_wait_seconds=0)(flaky.__call__)()
 
 
 def test_function_is_called_until_it_succeeds() -> None:
@@ -46,5 +46,5 @@ def test_condition_decides_on_retrying() -> None:
     flaky = Flaky(OSError("again"), OSError("enough"))
     retried = retry_on(lambda error: "again" in str(error), attempts=5, first_wait_seconds=0, longest_wait_seconds=0)
     with pytest.raises(OSError, match="enough"):
-        retried(lambda: flaky())()
+        retried(flaky.__call__)()
     assert flaky.calls == 2
