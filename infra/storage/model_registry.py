@@ -23,33 +23,33 @@ ALIASES: tuple[Alias, ...] = ("champion", "candidate")
 
 
 class ModelNotFound(RequestError):
-    """No such version or alias."""
+    """The model version or alias doesn't exist."""
 
 
 class ModelVersion(BaseModel):
-    """An immutable version of a model: a checkpoint, and what is known of it."""
+    """An immutable version of a model: a checkpoint and its metadata."""
 
     name: str
     version: int
-    """1 for the first, then without gaps."""
+    """Counts from 1 without gaps."""
     run_id: str
     epoch: int
     weights_sha256: str
     metrics: dict[str, float]
-    """On the test images; `test_accuracy` is what promotion goes by."""
+    """Metrics on the test images. Promotion compares `test_accuracy`."""
     parameters: dict[str, Any]
     data_version: str
     temperature: float = 1.0
-    """That calibrates its probabilities: it divides the logits before the softmax. 1 where none was fitted."""
+    """Divides the logits before the softmax to calibrate the probabilities. 1 if none was fitted."""
     provenance: Provenance
 
 
 class AliasRecord(BaseModel):
-    """Which version an alias points to, and how that came."""
+    """The version that an alias points to."""
 
     version: int
     previous: int | None
-    """The version it pointed to before."""
+    """Version that it pointed to before."""
     provenance: Provenance
 
 
@@ -71,7 +71,7 @@ class ModelRegistry:
         data_version: str,
         temperature: float = 1.0,
     ) -> ModelVersion:
-        """Make the next version. Whoever creates a number's object first has it; the others try the next one."""
+        """Create the next version. If another process takes a number first, try the next one."""
         number = max(self.versions(), default=0)
         while True:
             number += 1
@@ -94,7 +94,7 @@ class ModelRegistry:
             return version
 
     def versions(self) -> list[int]:
-        """The numbers of all versions, in order."""
+        """List the numbers of all versions, in order."""
         keys = (stat.key for stat in self._store.list(f"{versions_folder(self.name)}/"))
         return sorted(number for key in keys if (number := version_of(key)) is not None)
 
@@ -102,22 +102,22 @@ class ModelRegistry:
         """Read one version.
 
         Raises:
-            ModelNotFound: there is no such version.
+            ModelNotFound: it doesn't exist.
         """
         try:
             return ModelVersion.model_validate_json(self._store.read(version_key(self.name, number)))
         except ObjectNotFound:
             raise ModelNotFound(
-                f"{self._store.root} has no version {number} of model {self.name}; `fmnist models list` shows what it "
-                "has."
+                f"{self._store.root} has no version {number} of model {self.name}. `fmnist models list` shows all "
+                "versions."
             ) from None
 
     def newest_first(self) -> Iterator[ModelVersion]:
-        """Read all versions."""
+        """Read all versions, the newest first."""
         return (self.version(number) for number in reversed(self.versions()))
 
     def alias(self, alias: Alias) -> AliasRecord | None:
-        """Read an alias, or None where it was never set."""
+        """Read an alias, or return None if it was never set."""
         try:
             return AliasRecord.model_validate_json(self._store.read(alias_key(self.name, alias)))
         except ObjectNotFound:
@@ -127,7 +127,7 @@ class ModelRegistry:
         """Find a version by its number or by an alias.
 
         Raises:
-            ModelNotFound: it is neither, or there is no such version yet.
+            ModelNotFound: the reference is neither, or names nothing that exists.
         """
         if reference.isdecimal():
             return self.version(int(reference))
@@ -135,17 +135,17 @@ class ModelRegistry:
             if reference == alias:
                 record = self.alias(alias)
                 if record is None:
-                    raise ModelNotFound(f"{self._store.root} has no {alias} yet: train one with `fmnist train`.")
+                    raise ModelNotFound(f"{self._store.root} has no {alias} yet. Train one with `fmnist train`.")
                 return self.version(record.version)
-        raise ModelNotFound(f"{reference!r} names no model: give a version's number, or one of {', '.join(ALIASES)}.")
+        raise ModelNotFound(f"{reference!r} is not a model. Use a version number or one of {', '.join(ALIASES)}.")
 
     @retry_on(SwapConflict, attempts=10, longest_wait_seconds=1)
     def point(self, alias: Alias, version: int) -> AliasRecord:
-        """Let an alias point to a version.
+        """Point an alias to a version.
 
         Raises:
-            ModelNotFound: there is no such version.
-            SwapConflict: others moved the alias ten times in a row.
+            ModelNotFound: the version doesn't exist.
+            SwapConflict: other processes moved the alias ten times in a row.
         """
         self.version(version)
         seen: str | None = None
@@ -159,11 +159,11 @@ class ModelRegistry:
 
 
 def read_weights(store: ObjectStore, version: ModelVersion) -> tuple[bytes, str]:
-    """Read a version's weights, as they were when it was registered, and where they lie.
+    """Read a version's weights, verify them, and return the URI of their checkpoint as well.
 
     Raises:
         CheckpointNotFound: its checkpoint is gone.
-        CheckpointCorrupt: the file is missing or has other bytes, be it that its run has written it anew since.
+        CheckpointCorrupt: the file is missing, or isn't the one that was registered. The run may have rewritten it.
     """
     record = read_record(store, version.run_id, version.epoch)
     data, origin = read_file(store, record, WEIGHTS), store.uri(record.key)
@@ -171,6 +171,6 @@ def read_weights(store: ObjectStore, version: ModelVersion) -> tuple[bytes, str]
     if found != version.weights_sha256:
         raise CheckpointCorrupt(
             f"{origin} holds weights with SHA-256 {found[:12]}…, but version {version.version} was registered with "
-            f"{version.weights_sha256[:12]}…. Restore the object, or take another version."
+            f"{version.weights_sha256[:12]}…. Restore the object, or use another version."
         )
     return data, origin

@@ -429,12 +429,12 @@ def test_key_that_could_lead_elsewhere_is_refused(store: ObjectStore, key: str) 
     ]
 
     for use in uses:
-        with pytest.raises(RequestError, match="no object key"):
+        with pytest.raises(RequestError, match="object key"):
             use()
 
 
 def test_prefix_without_its_slash_is_refused(store: ObjectStore) -> None:
-    with pytest.raises(RequestError, match="no prefix"):
+    with pytest.raises(RequestError, match="prefix"):
         list(store.list("fold"))
 
 
@@ -705,7 +705,7 @@ def test_server_that_ignores_conditions_is_refused(rclone_server: S3Server, monk
     ]
 
     for use in uses:
-        with pytest.raises(StoreMisconfigured, match="does not heed conditional requests"):
+        with pytest.raises(StoreMisconfigured, match="If-None-Match"):
             use()
     assert list(store.list("")) == []
 
@@ -893,7 +893,7 @@ def test_failing_credential_process_is_told_without_its_output(
 
     message = _refusal(s3_store(ceph_gateway).check_writable)
 
-    assert "no credentials could be had" in message
+    assert "CredentialRetrievalError" in message
     assert "canary" not in message
 
 
