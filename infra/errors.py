@@ -1,4 +1,4 @@
-"""Errors by who can act on them: whoever made the request, or whoever runs the system."""
+"""Errors, divided by who can fix them: the person who made the request, or the one who runs the system."""
 
 
 class RequestError(ValueError):

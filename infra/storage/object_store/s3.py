@@ -267,7 +267,7 @@ class S3ObjectStore(ObjectStore):
                 self._put(full_key, data, Metadata={_WRITE_ID: write_id}, **condition)
             except ClientError as error:
                 status = http_status(error)
-                if status == 409 and attempt < MAX_ATTEMPTS:  # two concurrent writers, both told to try again
+                if status == 409 and attempt < MAX_ATTEMPTS:  # two concurrent writers, both asked to retry
                     time.sleep(0.05 * 2**attempt * random.random())  # noqa: S311 (chance, not secrets)
                     continue
                 if status == 412 or (status == 404 and error_code(error) != "NoSuchBucket"):
