@@ -1,7 +1,4 @@
-"""Classify shards in an actor process.
-
-This module imports neither Prefect nor Ray. Importing them would cost each actor three seconds of CPU at start-up.
-"""
+"""Classify shards in an actor process."""
 
 import json
 import logging

@@ -1,7 +1,4 @@
-"""Load a split of a dataset from the store.
-
-Workers import this module, so it must not import Prefect.
-"""
+"""Load a split of a dataset from the store."""
 
 from typing import Any
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.cli.main import main, way_on
+from flows.cli.main import how_to_resume, main
 from tests.harness.s3_server import free_port, isolate_aws
 
 Endpoint = Callable[[str], str]
@@ -142,4 +142,4 @@ def test_interrupted_run_names_itself_even_if_the_store_is_down(
     endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint("refused"))
-    assert "--resume run-7" in way_on("run-7")
+    assert "--resume run-7" in how_to_resume("run-7")
