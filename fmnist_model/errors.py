@@ -1,15 +1,19 @@
 """Define exceptions about datasets, weights and images, and describe unexpected ones."""
 
 
-class InvalidDataset(ValueError):
+class InvalidInput(ValueError):
+    """Data, weights or an image can't be used. The message names the thing and the problem."""
+
+
+class InvalidDataset(InvalidInput):
     """A dataset or one of its files can't be used. The message names the file and the problem."""
 
 
-class InvalidWeights(ValueError):
+class InvalidWeights(InvalidInput):
     """The weights don't fit the network, or their file can't be read safely."""
 
 
-class InvalidImage(ValueError):
+class InvalidImage(InvalidInput):
     """The file is not an image, or not one that can be classified."""
 
 

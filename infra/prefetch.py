@@ -1,4 +1,4 @@
-"""Run an iterator in a thread of its own, some items ahead of who takes them."""
+"""Prefetch the items of an iterator in a background thread."""
 
 import queue
 import threading
@@ -12,40 +12,42 @@ _END = object()
 
 
 @contextmanager
-def ahead(items: Iterable[T], count: int) -> Iterator[Iterator[T]]:
-    """Take items in a thread, so that making the next ones and using these go on at once.
+def prefetched(items: Iterable[T], count: int) -> Iterator[Iterator[T]]:
+    """Iterate over items in a background thread, so that producing and consuming them overlap.
+
+    The thread ends with the block. The consumer gets any error that the iterable raises.
 
     Args:
-        items: whatever takes its time; what it raises, the consumer gets.
-        count: items made and not taken, at most, besides the one in the making.
+        items: iterable whose items take time to produce.
+        count: maximum number of finished items that wait for the consumer. One more may be in production.
     """
-    made: queue.Queue[object] = queue.Queue(count)
+    finished: queue.Queue[object] = queue.Queue(count)
     stopped = threading.Event()
     failures: list[BaseException] = []
 
-    def make() -> None:
+    def produce() -> None:
         try:
             for item in items:
-                made.put(item)
+                finished.put(item)
                 if stopped.is_set():
                     return
         except BaseException as error:  # noqa: BLE001 (the consumer raises it)
             failures.append(error)
-        made.put(_END)
+        finished.put(_END)
 
-    def taken() -> Iterator[T]:
-        while (item := made.get()) is not _END:
-            yield item  # type: ignore[misc] # anything else is one of the items
+    def consume() -> Iterator[T]:
+        while (item := finished.get()) is not _END:
+            yield item  # type: ignore[misc] # everything else is one of the items
         if failures:
             raise failures[0]
 
-    thread = threading.Thread(target=make, daemon=True)
+    thread = threading.Thread(target=produce, daemon=True)
     thread.start()
     try:
-        yield taken()
+        yield consume()
     finally:
         stopped.set()
         while thread.is_alive():
             with suppress(queue.Empty):
-                made.get(timeout=0.05)
+                finished.get(timeout=0.05)
         thread.join()

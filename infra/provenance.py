@@ -1,4 +1,4 @@
-"""Which code made a thing, where, when, and on whose behalf."""
+"""Provenance: which code created something, when, where and for whom."""
 
 import getpass
 import platform
@@ -6,45 +6,45 @@ import subprocess
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 
 from pydantic import BaseModel
 
+from infra.packages import ROOT
+
 
 class Provenance(BaseModel):
-    """Stamped on every checkpoint, model version and alias."""
+    """Origin of a stored record, such as a checkpoint, a model version or an alias."""
 
     created_at: datetime
-    """UTC."""
+    """Time of creation in UTC."""
     created_by: str
-    """user@host."""
+    """User and host, as `user@host`."""
     code_version: str
-    """The package's version, and in a git checkout the commit, with `-dirty` where files were changed."""
+    """The package's version. In a git checkout also the commit, with `-dirty` if files were changed."""
 
     @classmethod
     def now(cls) -> "Provenance":
-        """The stamp of this process at this moment."""
+        """Return the provenance of a record created now by this process."""
         return cls(created_at=datetime.now(UTC), created_by=_who(), code_version=code_version())
 
 
 def _who() -> str:
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # a container may run under an id without a name
+    except (KeyError, OSError):  # in a container, the user id may have no name
         user = "unknown"
     return f"{user}@{platform.node()}"
 
 
 @cache
 def code_version() -> str:
-    """The package's version, and in a git checkout of this project the commit."""
-    root = Path(__file__).parent.parent
-    if not (root / ".git").exists():  # the package may be installed inside somebody else's checkout
+    """Return the package's version, and the commit in a git checkout of this project."""
+    if not (ROOT / ".git").exists():  # git would find the checkout of another project that this one is installed in
         return version("fmnist-jobs")
     try:
         described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607 (git is wherever the user has it)
-            cwd=root,
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607 (git may be anywhere on the PATH)
+            cwd=ROOT,
             capture_output=True,
             text=True,
             check=True,

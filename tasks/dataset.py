@@ -21,7 +21,8 @@ from infra.cluster.progress_board import ProgressBoard
 from infra.errors import RequestError
 from infra.provenance import Provenance
 from infra.settings import Settings, load_settings
-from infra.storage.datasets import DatasetRecord, DatasetSplit, dataset_folder, read_dataset, write_dataset
+from infra.storage.datasets import DatasetRecord, DatasetSplit, read_dataset, write_dataset
+from infra.storage.keys import dataset_folder, dataset_part_key
 from infra.storage.object_store import ObjectStore, open_store
 from tasks.step import step
 
@@ -146,7 +147,7 @@ def _write_split(store: ObjectStore, split: str, images: NDArray[np.uint8], labe
 
     def write(number: int) -> str:
         chosen = slice(number * _PART_IMAGES, (number + 1) * _PART_IMAGES)
-        key = f"{dataset_folder(NAME)}/{split}/{split}-{number:05d}-of-{count:05d}.parquet"
+        key = dataset_part_key(NAME, split, number, count)
         table = to_table(images[chosen], labels[chosen], number * _PART_IMAGES, split)
         with store.publish(key) as stream:
             pq.write_table(table, stream, row_group_size=2500)

@@ -11,9 +11,9 @@ from infra.cluster.address import check_ray_address
 from infra.errors import RequestError
 from infra.settings import Settings
 from infra.storage.batch_log import read_batch_log
+from infra.storage.keys import table_folder
 from infra.storage.model_registry import ModelRegistry, ModelVersion, read_weights
 from infra.storage.object_store import ObjectStore, open_store
-from infra.storage.prediction_table import table_folder
 from tasks.classification.inputs import check_inputs
 from tasks.classification.options import ReadOptions
 from tasks.classification.plan import check_options
@@ -28,6 +28,7 @@ def check_training(
     """Refuse a training run that can't succeed.
 
     Raises:
+        StoreUnavailable: the store is down.
         RequestError: the store isn't writable, no cluster listens at the address, there are fewer CPUs than workers,
             the run to resume has no checkpoint, or the model to start from doesn't exist.
         CheckpointCorrupt: the checkpoint of the model to start from is damaged.
@@ -54,6 +55,7 @@ def check_classification(
     """Refuse a classification run that can't succeed.
 
     Raises:
+        StoreUnavailable, InputsUnavailable: the store or the place of the inputs is down.
         RequestError: the store isn't writable, no cluster listens at the address, the model or an input doesn't exist,
             or the table holds predictions of this model that were made with other options.
         CheckpointCorrupt: the model's checkpoint is damaged.

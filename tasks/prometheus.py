@@ -1,6 +1,6 @@
 """Define the Prometheus metrics that workers export. See docs/operations.md for how to read them.
 
-Ray's own agents export GPU, memory and CPU usage. Don't import Prefect here, because workers import this module.
+Ray's own agents export GPU, memory and CPU usage.
 """
 
 import time

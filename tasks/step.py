@@ -7,10 +7,9 @@ from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
-from fmnist_model.errors import InvalidDataset, InvalidImage, InvalidWeights
+from fmnist_model.errors import InvalidInput
 from infra.errors import JobStopped, RequestError
 from infra.settings import load_settings
-from infra.storage.object_store import StoreUnavailable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -18,7 +17,6 @@ R = TypeVar("R")
 _MOST_RETRIES = 10
 _BACK_OFF_SECONDS = 10
 """Before the first retry; twice as long before each further one."""
-_LASTING = (RequestError, JobStopped, InvalidDataset, InvalidImage, InvalidWeights)
 
 
 def step(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
@@ -32,12 +30,12 @@ def step(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
         cache_policy=NO_CACHE,
         retries=_MOST_RETRIES,
         retry_delay_seconds=exponential_backoff(_BACK_OFF_SECONDS),
-        retry_condition_fn=may_pass,
+        retry_condition_fn=is_transient,
     )
 
 
-def may_pass(_: Any, task_run: Any, state: Any) -> bool:
-    """Whether a task run that failed is worth another try."""
+def is_transient(_: Any, task_run: Any, state: Any) -> bool:
+    """Whether to retry a failed task run: a retry may succeed, and not all of them are used up."""
     error = state.result(raise_on_failure=False)
-    lasts = isinstance(error, _LASTING) and not isinstance(error, StoreUnavailable)
-    return task_run.run_count <= load_settings().retries and not lasts
+    is_permanent = isinstance(error, RequestError | InvalidInput | JobStopped)
+    return task_run.run_count <= load_settings().retries and not is_permanent

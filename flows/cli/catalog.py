@@ -49,7 +49,7 @@ def show_model(model: str = "champion", *, as_json: Json = False) -> None:
     model
         Version number, champion or candidate.
     """
-    from infra.storage.checkpoints import checkpoint_folder
+    from infra.storage.keys import checkpoint_folder
     from infra.storage.model_registry import ModelRegistry
 
     store = _store()

@@ -18,6 +18,7 @@ from flows.cli.serve import serve
 from flows.cli.store import store
 from flows.cli.timeline import Timeline
 from flows.parameters import INPUTS_HELP, ClassifyParameters, TrainParameters
+from fmnist_model.errors import InvalidInput
 from infra.errors import JobError, RequestError
 from infra.settings import Settings, load_settings
 
@@ -173,11 +174,15 @@ def how_to_resume(run_id: str | None) -> str:
         run_id: id of the training run that was in progress, if any.
     """
     from infra.storage.checkpoints import list_checkpoints
-    from infra.storage.object_store import open_store
+    from infra.storage.object_store import StoreUnavailable, open_store
 
     if run_id is None:
         return "Finished work is kept. Run the same command again to continue."
-    if not list_checkpoints(open_store(load_settings().store), run_id):
+    try:
+        has_checkpoint = bool(list_checkpoints(open_store(load_settings().store), run_id))
+    except StoreUnavailable:
+        return f"The store does not answer. When it does, resume the run with `fmnist train --resume {run_id}`."
+    if not has_checkpoint:
         return "The run had no checkpoint yet. Start it again."
     return f"Its checkpoints are kept. Resume from the newest one with `fmnist train --resume {run_id}`."
 
@@ -192,23 +197,13 @@ def main(arguments: list[str] | None = None) -> None:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except cyclopts.CycloptsError as error:
         code = _report(_WRONG_REQUEST, refusal(error))
-    except RequestError as error:
+    except (RequestError, InvalidInput) as error:
         code = _report(_WRONG_REQUEST, error)
     except JobError as error:
         code = _report(_FAILED, error)
     except KeyboardInterrupt as interrupt:
         code = _report(_INTERRUPTED, f"Interrupted. {interrupt}")
-    except ValueError as error:
-        if not _is_about_data(error):
-            raise
-        code = _report(_WRONG_REQUEST, error)
     sys.exit(code)
-
-
-def _is_about_data(error: ValueError) -> bool:
-    from fmnist_model.errors import InvalidDataset, InvalidImage, InvalidWeights
-
-    return isinstance(error, InvalidDataset | InvalidImage | InvalidWeights)
 
 
 def _report(code: int, message: object) -> int:

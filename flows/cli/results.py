@@ -6,10 +6,10 @@ from rich.console import Console
 
 from fmnist_model.evaluation.results import TestResult
 from infra.settings import Settings
+from infra.storage.keys import checkpoint_folder, manifest_key, parts_glob, run_report_key
 from infra.storage.object_store import open_store
-from infra.storage.prediction_table import BatchManifest, manifest_key
+from infra.storage.prediction_table import BatchManifest
 from tasks.summaries import ClassificationSummary, MainJobSummary, TrainingSummary
-from tasks.training.report import report_key
 
 _STAGES = {
     "start": "starting Ray and Prefect",
@@ -41,8 +41,8 @@ def training_record(summary: TrainingSummary, settings: Settings) -> dict[str, A
         "temperature": summary.result.temperature,
         "seconds": round(summary.run.seconds, 3),
         "images_per_second": round(summary.run.images_per_second),
-        "checkpoint": store.uri(f"runs/{summary.run.run_id}/checkpoints/epoch-{summary.run.epoch:04d}"),
-        "report": store.uri(report_key(summary.run.run_id)),
+        "checkpoint": store.uri(checkpoint_folder(summary.run.run_id, summary.run.epoch)),
+        "report": store.uri(run_report_key(summary.run.run_id)),
     }
 
 
@@ -141,16 +141,13 @@ def print_main_job(summary: MainJobSummary, settings: Settings, timeline: dict[s
 def duckdb_query(manifests: list[BatchManifest], settings: Settings) -> str:
     """Build a query that reads the rows of these batches only."""
     store = open_store(settings.store)
-    folders = [store.uri(manifest_key(m.table, m.batch)).rpartition("/")[0] for m in manifests]
-    files = ", ".join(f"'{folder}/part-*.parquet'" for folder in folders)
+    files = ", ".join(f"'{store.uri(parts_glob(m.table, m.batch))}'" for m in manifests)
     lines = ["SELECT predicted_label, count(*) AS images, avg(confidence) AS confidence"]
     return "\n".join([*lines, f"  FROM read_parquet([{files}])", "  GROUP BY ALL ORDER BY ALL;"])
 
 
 def _training_rows(summary: TrainingSummary, settings: Settings) -> list[tuple[str, str]]:
     record = training_record(summary, settings)
-    champion = summary.registration.champion
-    standing = "champion" if champion == record["model_version"] else f"version {champion} is better and stays champion"
     worst = sorted(summary.result.evaluation.recall.items(), key=lambda item: item[1])[:2]
     return [
         ("dataset", f"{summary.dataset.name} from {summary.dataset.source}"),
@@ -161,7 +158,7 @@ def _training_rows(summary: TrainingSummary, settings: Settings) -> list[tuple[s
         ("speed", f"{record['images_per_second']:,} images/s, {record['seconds']:.1f} s in the training loop"),
         ("checkpoint", record["checkpoint"]),
         ("report", record["report"]),
-        ("model", f"version {record['model_version']}, {standing}"),
+        ("model", f"version {record['model_version']}, {summary.registration.standing}"),
         *(("warning", warning) for warning in summary.run.warnings),
     ]
 

@@ -1,1 +1,1 @@
-"""The object store and the records kept in it."""
+"""The object store and the records in it."""

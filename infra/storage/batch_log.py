@@ -1,10 +1,10 @@
 """The log of a prediction table: its batches in the order in which they were planned.
 
-    predictions/<table>/_batches.json    the table's one mutable object, swapped by compare-and-set
+    predictions/<table>/_batches.json    the table's only mutable object, replaced by compare-and-set
 
-Whoever plans a batch leaves out the images of all batches in the log that he read, and appends his own only if the log
-is still that one. So no image is in two batches of a model, however many plan at once, and though a store's listing may
-be behind.
+A planner reads the log, leaves out the images of all batches in it, and appends its own batch only if the log hasn't
+changed. So an image is never in two batches of the same model, even if several planners run at once or the store's
+listings lag behind.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+from infra.storage.keys import batch_log_key
 from infra.storage.object_store import ObjectNotFound, ObjectStore, SwapConflict
-from infra.storage.prediction_table import BatchManifest, read_manifest, table_folder
+from infra.storage.prediction_table import BatchManifest, read_manifest
+from infra.storage.retries import retry_on
 
 
 class LoggedBatch(BaseModel):
@@ -25,7 +26,7 @@ class LoggedBatch(BaseModel):
     model_version: str
     options: dict[str, Any]
     committed: bool = False
-    """Whether its manifest is known to be there; false may be out of date."""
+    """Whether its manifest is known to exist. False may be out of date."""
 
 
 class _Log(BaseModel):
@@ -34,22 +35,22 @@ class _Log(BaseModel):
 
 @dataclass(frozen=True)
 class BatchLog:
-    """The log as it was read."""
+    """The log at the moment when it was read."""
 
     table: str
     batches: list[LoggedBatch]
     etag: str | None
-    """None where the table has no batch yet."""
+    """None if the table has no batches."""
 
     def of_model(self, model_version: str) -> list[LoggedBatch]:
-        """The batches of one model version."""
+        """Return the batches of one model version."""
         return [entry for entry in self.batches if entry.model_version == model_version]
 
 
 def read_batch_log(store: ObjectStore, table: str) -> BatchLog:
-    """Read a table's log, which is empty where there is no such table."""
+    """Read a table's log. The log of a table that doesn't exist is empty."""
     try:
-        data, etag = store.read_with_etag(_key(table))
+        data, etag = store.read_with_etag(batch_log_key(table))
     except ObjectNotFound:
         return BatchLog(table, [], None)
     return BatchLog(table, _Log.model_validate_json(data).batches, etag)
@@ -59,19 +60,14 @@ def append_batch(store: ObjectStore, log: BatchLog, entry: LoggedBatch) -> None:
     """Append a batch to the log that was read.
 
     Raises:
-        SwapConflict: another process changed it since.
+        SwapConflict: another process has changed the log.
     """
     _write(store, log, [*log.batches, entry])
 
 
-@retry(
-    retry=retry_if_exception_type(SwapConflict),
-    wait=wait_random_exponential(multiplier=0.05, max=1),
-    stop=stop_after_attempt(20),
-    reraise=True,
-)
+@retry_on(SwapConflict, attempts=20, longest_wait_seconds=1)
 def mark_committed(store: ObjectStore, table: str, batches: set[str]) -> None:
-    """Note that batches have their manifests, which spares those who plan next from looking."""
+    """Mark batches whose manifests exist, so that later planners needn't check."""
     log = read_batch_log(store, table)
     if all(entry.committed for entry in log.batches if entry.batch in batches):
         return
@@ -82,7 +78,7 @@ def mark_committed(store: ObjectStore, table: str, batches: set[str]) -> None:
 
 
 def committed_batches(store: ObjectStore, table: str) -> list[BatchManifest]:
-    """The manifests of all committed batches, in the order in which they were planned."""
+    """Read the manifests of all committed batches, in the order in which they were planned."""
     with ThreadPoolExecutor(8) as threads:
         batches = [entry.batch for entry in read_batch_log(store, table).batches]
         manifests = threads.map(lambda batch: read_manifest(store, table, batch), batches)
@@ -90,8 +86,4 @@ def committed_batches(store: ObjectStore, table: str) -> list[BatchManifest]:
 
 
 def _write(store: ObjectStore, log: BatchLog, batches: list[LoggedBatch]) -> None:
-    store.swap(_key(log.table), _Log(batches=batches).model_dump_json(indent=1).encode(), seen=log.etag)
-
-
-def _key(table: str) -> str:
-    return f"{table_folder(table)}/_batches.json"
+    store.swap(batch_log_key(log.table), _Log(batches=batches).model_dump_json(indent=1).encode(), seen=log.etag)

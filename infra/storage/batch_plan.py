@@ -2,7 +2,7 @@
 
     predictions/<table>/batch=<id>/_plan.parquet
 
-Plans are written and read as streams, whatever the number of their inputs.
+Plans are written and read as streams, so they can have any number of inputs.
 """
 
 import hashlib
@@ -19,8 +19,9 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from infra.storage.keys import plan_key
 from infra.storage.object_store import ObjectStore
-from infra.storage.prediction_table import BatchPlan, batch_folder
+from infra.storage.prediction_table import BatchPlan
 
 PIECE_SCHEMA = pa.schema(
     [
@@ -34,9 +35,9 @@ PIECE_SCHEMA = pa.schema(
         pa.field("label", pa.int8()),
     ]
 )
-"""A piece of input a row: `rows` images of the file `uri`, from `first_row` on. `fingerprint` tells the file's versions
-apart, `kind` what it is, `offset` where reading begins, `size` how many bytes are read; `label` is that of an image
-file."""
+"""One piece of input per row: `rows` images of the file `uri`, starting with `first_row`. `fingerprint` identifies the
+file's version, and `kind` its format. Reading starts at byte `offset` and takes `size` bytes. `label` is the true class
+of an image file, if known."""
 
 
 @dataclass(frozen=True)
@@ -75,21 +76,22 @@ class Piece:
 
 
 PLAN_SCHEMA = PIECE_SCHEMA.insert(0, pa.field("shard", pa.int32(), nullable=False))
-"""The same with the number of its shard, from 0 without gaps."""
+"""`PIECE_SCHEMA` with the number of the piece's shard. Shards count from 0 without gaps."""
 
 CHUNK_ROWS = 65_536
-"""Rows held at a time, and in a row group of the plan."""
+"""Rows held in memory at a time, and rows in a row group of the plan."""
 
 SMALLEST_SHARD, LARGEST_SHARD, SHARDS = 20_000.0, 1_250_000.0, 200
-"""A shard's work, in images of a container: some half a second for a CPU at least; at most what makes a part of some 64
-MiB; between them, so much that there are about so many shards to share out."""
+"""Bounds of a shard's work, in small images of a container, and number of shards to aim for between them. The smallest
+takes a CPU about half a second. The largest makes a part of about 64 MiB."""
 
 _COPIES_AT_ONCE = 16
-"""Of plans: a table that is added to every hour has thousands of small ones, of which each costs a few round trips."""
+"""Plans copied in parallel. A table with a new batch every hour has thousands of small plans, and each copy takes a few
+round trips."""
 
 
 def work_of(pieces: pa.RecordBatch) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """What pieces cost, in small images of a container: bytes to read and decode, and files to open."""
+    """Estimate the work of each piece, in small images of a container. Bytes and opened files cost extra."""
     rows, size, kind = (pieces.column(name) for name in ("rows", "size", "kind"))
     single = np.asarray(pc.equal(kind, "image")).astype(np.float64)
     cost: np.ndarray[Any, np.dtype[np.float64]] = rows.to_numpy() + size.to_numpy() / 2048 + 4 * single
@@ -97,20 +99,20 @@ def work_of(pieces: pa.RecordBatch) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 def shard_work(total: float) -> float:
-    """The work of each shard of a batch, for so much in all."""
+    """Return the work per shard of a batch whose total work is `total`."""
     aim = min(max(total / SHARDS, SMALLEST_SHARD), LARGEST_SHARD)
     return total / max(1, round(total / aim))
 
 
 def cut_into_shards(pieces: Iterable[pa.RecordBatch], work: float) -> Iterator[pa.RecordBatch]:
-    """Number pieces by shards of as nearly as possible that much work, keeping their order.
+    """Number pieces by shards of about the same work, in their order.
 
     Args:
-        pieces: by `PIECE_SCHEMA`.
-        work: of a shard (`shard_work`); a piece that is larger is a shard of its own.
+        pieces: rows of `PIECE_SCHEMA`.
+        work: work per shard (`shard_work`). A larger piece becomes a shard of its own.
 
     Returns:
-        The same by `PLAN_SCHEMA`.
+        The same rows by `PLAN_SCHEMA`.
     """
     before, last_share, shard = 0.0, -1, -1
     for batch in pieces:
@@ -119,7 +121,7 @@ def cut_into_shards(pieces: Iterable[pa.RecordBatch], work: float) -> Iterator[p
         cost = work_of(batch)
         ends = before + np.cumsum(cost)
         shares = ((ends - cost / 2) / work).astype(np.int64)
-        # A piece larger than a share leaves numbers without pieces: number the changes instead.
+        # A piece larger than a share skips numbers, so count the changes instead.
         numbers = shard + np.cumsum(np.diff(shares, prepend=last_share) != 0)
         before, last_share, shard = float(ends[-1]), int(shares[-1]), int(numbers[-1])
         yield pa.record_batch([pa.array(numbers.astype(np.int32)), *batch.columns], schema=PLAN_SCHEMA)
@@ -134,15 +136,15 @@ def write_plan(
     inputs: Iterable[pa.RecordBatch],
     scratch: Path,
 ) -> BatchPlan:
-    """Write a batch's plan. Its id is a digest of inputs, model and options, so that planning twice is planning once.
+    """Write the plan of a batch. The batch id is a digest of inputs, model and options, so planning is idempotent.
 
     Args:
-        store: where to.
-        table: the prediction table's name.
-        model_version: the model that is to classify.
-        options: whatever else decides what the rows will be.
-        inputs: by `PLAN_SCHEMA`, in the order of their shards; at least one.
-        scratch: a folder for what is on its way.
+        store: store that gets the plan.
+        table: name of the prediction table.
+        model_version: model version that will classify.
+        options: everything else that affects the predictions.
+        inputs: at least one row of `PLAN_SCHEMA`, in the order of the shards.
+        scratch: folder for temporary files.
     """
     digest = _Digest([model_version, options])
     local = scratch / "plan.parquet"
@@ -162,7 +164,7 @@ def write_plan(
             planned=planned,
         )
         writer.add_key_value_metadata({"fmnist_plan": plan.model_dump_json()})
-    with store.publish(_key(table, plan.batch)) as stream, local.open("rb") as written:
+    with store.publish(plan_key(table, plan.batch)) as stream, local.open("rb") as written:
         while block := written.read(2**20):
             stream.write(block)
     local.unlink()
@@ -170,7 +172,7 @@ def write_plan(
 
 
 def rechunked(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The same rows, `CHUNK_ROWS` at a time, however they came."""
+    """Regroup rows into batches of `CHUNK_ROWS`."""
     held: list[pa.RecordBatch] = []
     count = 0
     for batch in batches:
@@ -186,7 +188,7 @@ def rechunked(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 class _Digest:
-    """SHA-256 of rows as text, which does not depend on how Arrow laid them out in memory."""
+    """SHA-256 of rows as text, which doesn't depend on Arrow's memory layout."""
 
     def __init__(self, about: list[Any]) -> None:
         self._sha256 = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
@@ -197,7 +199,7 @@ class _Digest:
     def hexdigest(self) -> str:
         return self._sha256.hexdigest()[:16]
 
-    # What pa.PythonFile asks of a file:
+    # The interface that pa.PythonFile needs:
     closed = False
 
     def write(self, data: bytes) -> int:
@@ -219,8 +221,8 @@ class _Digest:
 
 
 def find_plan(store: ObjectStore, table: str, batch: str) -> BatchPlan | None:
-    """A batch's plan without its inputs, or None where it was never written."""
-    key = _key(table, batch)
+    """Read the plan of a batch without its inputs, or return None if it was never written."""
+    key = plan_key(table, batch)
     if store.stat(key) is None:
         return None
     filesystem, path = store.arrow(key)
@@ -229,11 +231,11 @@ def find_plan(store: ObjectStore, table: str, batch: str) -> BatchPlan | None:
 
 
 def plan_files(store: ObjectStore, table: str, batches: Iterable[str], scratch: Path) -> list[Path]:
-    """The plans of batches as files on this machine, in the same order: the store's own, or copies."""
+    """Return the plans of batches as local files in the same order: the store's own files, or copies."""
     from pyarrow import fs
 
     def file_of(batch: str) -> Path:
-        filesystem, path = store.arrow(_key(table, batch))
+        filesystem, path = store.arrow(plan_key(table, batch))
         if isinstance(filesystem, fs.LocalFileSystem):
             return Path(path)
         copy = scratch / f"{batch}.parquet"
@@ -249,7 +251,7 @@ class ShardInputs:
     """The inputs of a batch's shards, read one shard at a time."""
 
     def __init__(self, store: ObjectStore, plan: BatchPlan) -> None:
-        self._store, self._key = store, _key(plan.table, plan.batch)
+        self._store, self._key = store, plan_key(plan.table, plan.batch)
         with self._open() as file:
             self._metadata = file.metadata
         groups = range(self._metadata.num_row_groups)
@@ -257,7 +259,7 @@ class ShardInputs:
         self._shards = [(found.min, found.max) for found in statistics]
 
     def of(self, shard: int) -> pa.Table:
-        """A shard's inputs, by `PLAN_SCHEMA`."""
+        """Read a shard's inputs, as rows of `PLAN_SCHEMA`."""
         groups = [number for number, (first, last) in enumerate(self._shards) if first <= shard <= last]
         with self._open(self._metadata) as file:
             return file.read_row_groups(groups).filter(pc.field("shard") == shard)
@@ -265,7 +267,3 @@ class ShardInputs:
     def _open(self, metadata: Any = None) -> pq.ParquetFile:
         filesystem, path = self._store.arrow(self._key)
         return pq.ParquetFile(path, filesystem=filesystem, metadata=metadata)
-
-
-def _key(table: str, batch: str) -> str:
-    return f"{batch_folder(table, batch)}/_plan.parquet"

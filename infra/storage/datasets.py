@@ -1,8 +1,9 @@
-"""Image data sets that the project keeps: Parquet parts by split, complete when `dataset.json` is there."""
+"""Image datasets in the store: Parquet parts by split, with `dataset.json` as commit marker."""
 
 from pydantic import BaseModel
 
 from infra.provenance import Provenance
+from infra.storage.keys import dataset_record_key
 from infra.storage.object_store import ObjectNotFound, ObjectStore
 
 
@@ -15,31 +16,26 @@ class DatasetSplit(BaseModel):
 
 
 class DatasetRecord(BaseModel):
-    """What `dataset.json` holds."""
+    """The content of `dataset.json`."""
 
     name: str
     version: str
     """Digest of the source files."""
     source: str
-    """Where the source files were found."""
+    """Place where the source files were found."""
     splits: dict[str, DatasetSplit]
     provenance: Provenance
 
 
-def dataset_folder(name: str) -> str:
-    """Key of a data set's folder."""
-    return f"datasets/{name}"
-
-
 def read_dataset(store: ObjectStore, name: str) -> DatasetRecord | None:
-    """A data set's record, or None where the store has no complete one."""
+    """Read a dataset's record, or return None if the store has no complete one."""
     try:
-        return DatasetRecord.model_validate_json(store.read(f"{dataset_folder(name)}/dataset.json"))
+        return DatasetRecord.model_validate_json(store.read(dataset_record_key(name)))
     except ObjectNotFound:
         return None
 
 
 def write_dataset(store: ObjectStore, record: DatasetRecord) -> None:
-    """Make a data set complete; its parts must be there."""
-    with store.publish(f"{dataset_folder(record.name)}/dataset.json") as stream:
+    """Commit a dataset whose parts are in the store."""
+    with store.publish(dataset_record_key(record.name)) as stream:
         stream.write(record.model_dump_json(indent=2).encode())

@@ -1,4 +1,7 @@
-"""Files to read, by URI: what a path, folder, glob or URI names, each with a fingerprint that changes when it does."""
+"""Input files: list them by path, folder, glob or URI, and read them by URI.
+
+A file's fingerprint changes when the file does.
+"""
 
 import errno
 import itertools
@@ -13,60 +16,68 @@ from typing import TYPE_CHECKING, Any
 
 from fsspec.utils import glob_translate
 
-from infra.errors import RequestError
+from infra.errors import JobError, RequestError
 from infra.storage.object_store.s3_configuration import MAX_ATTEMPTS
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 NOT_THERE = "none"
-"""The fingerprint of a file that a list names and that is not there."""
+"""Fingerprint of a file that a list names but that doesn't exist."""
+
+VANISHED = "vanished: the file does not exist any more"
+CHANGED = "changed: the file changed after it was planned, and the next run classifies it"
+_DENIED = "permission: reading the file is denied"
 
 _GLOB_SIGN = re.compile(r"[*?\[]")
 
 
 class InputNotFound(RequestError):
-    """Nothing is there that could be read."""
+    """The input doesn't exist."""
+
+
+class InputsUnavailable(JobError):
+    """S3 or this machine fails to provide the inputs. A retry may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """A file that is to be read."""
+    """A listed file."""
 
     uri: str
     size: int
     """Bytes."""
     fingerprint: str
-    """Size and time of the last change; on S3, size and ETag."""
+    """Size and time of the last change. On S3, size and ETag."""
 
 
 def input_uri(location: str) -> str:
-    """Turn what a person types into a URI: a path becomes `file:///…`, absolute and without `..`.
+    """Turn a path or URI into a URI. A path becomes `file:///…`, absolute and without `..`.
 
-    One file then has one URI, whatever folder it was named from; links are not resolved.
+    So a file has the same URI from whatever folder you name it. Links aren't resolved.
     """
     if "://" in location:
         return location
-    # Unlike Path.expanduser, this leaves a name that begins with '~' and is no user's as it is.
+    # Unlike Path.expanduser, this leaves '~name' alone if no user has that name.
     return "file://" + os.path.abspath(os.path.expanduser(location))  # noqa: PTH100, PTH111
 
 
 def filesystem_of(uri: str) -> tuple[Any, str]:
-    """The `pyarrow.fs.FileSystem` and the path in it of a URI.
+    """Return the `pyarrow.fs.FileSystem` of a URI and the path in it.
 
-    An S3 file system is to be asked for anew for each file, and in each process: its credentials may be of this moment.
+    Ask for an S3 file system again for each file and in each process, because its credentials may expire.
 
     Raises:
-        RequestError: the URI's scheme is none that can be read, or it names another host, or S3 is not set up.
+        RequestError: the URI's scheme is unknown, it names another host, or S3 is misconfigured.
     """
     from pyarrow import fs
 
     scheme, _, rest = uri.partition("://")
     if scheme.lower() == "file":
-        # The path is taken as it is written: names may hold spaces, '%', '#' and '?', and are not percent-encoded.
+        # The path isn't percent-encoded. Names may hold spaces, '%', '#' and '?'.
         host, slash, path = rest.partition("/")
         if host not in ("", "localhost") or not slash:
-            raise RequestError(f"{uri} names the host {host}: a file URI has three slashes, file:///{rest}")
+            raise RequestError(f"{uri} names the host {host}. A file URI has three slashes: file:///{rest}")
         return fs.LocalFileSystem(), f"/{path}"
     if scheme.lower() == "s3":
         bucket, key = _bucket_and_key(uri)
@@ -74,22 +85,23 @@ def filesystem_of(uri: str) -> tuple[Any, str]:
             from infra.storage.object_store.s3_configuration import s3_connection
 
             return s3_connection().arrow_filesystem(), f"{bucket}/{key}"
-    raise RequestError(f"{uri}: only file:// and s3:// URIs and local paths can be read.")
+    raise RequestError(f"{uri} has an unknown scheme. Use a file:// or s3:// URI, or a local path.")
 
 
 def list_input_files(location: str) -> Iterator[InputFile]:
-    """List the files that a path or URI names: a file, a folder with all below it, or a glob (`*`, `?`, `[…]`, `**`).
+    """List the files that a path or URI names: a file, a folder with all files below it, or a glob.
 
-    Hidden files and folders (names that begin with `.` or `_`) are passed over, in folders and globs. Files come as
-    they are listed, whatever their number: on S3 in the order of their keys, else in none. A folder on S3 is a prefix
-    up to a slash.
+    Globs use `*`, `?`, `[…]` and `**`. Folders and globs skip hidden files and folders, whose names start with `.` or
+    `_`. Files are streamed as they are listed, on S3 in the order of their keys. A folder on S3 is a prefix that ends
+    with a slash.
 
     Raises:
-        InputNotFound: there is no such file or folder.
-        RequestError: it can't be listed: no rights, an invalid glob, a name that is not UTF-8.
+        InputNotFound: the file or folder doesn't exist.
+        InputsUnavailable: S3 or this machine fails.
+        RequestError: permission is denied, the glob is invalid, or a name isn't UTF-8.
     """
     if not location:
-        raise InputNotFound("An input is empty: name a file, a folder or a glob.")
+        raise InputNotFound("An input is empty. Name a file, a folder or a glob.")
     uri = input_uri(location)
     if uri.lower().startswith("s3://"):
         bucket, path = _bucket_and_key(uri)
@@ -102,15 +114,16 @@ def list_input_files(location: str) -> Iterator[InputFile]:
 
 
 class InputUnreadable(Exception):
-    """A file can't be had, through no fault of the store's; the text begins with the kind of reason."""
+    """One file can't be read, while its store works. The text starts with the kind of reason."""
 
 
 def stat_input(uri: str) -> InputFile | None:
-    """A file by its URI, or None where there is none.
+    """Look up a file by its URI, or return None if it doesn't exist.
 
     Raises:
-        InputUnreadable: it may not be looked at, or the URI can't be one.
-        RequestError: S3 does not answer, or is not set up.
+        InputUnreadable: permission is denied, or the URI is malformed.
+        InputsUnavailable: S3 or this machine fails.
+        RequestError: S3 is misconfigured.
     """
     if uri.lower().startswith("s3://"):
         bucket, key = _place_on_s3(uri)
@@ -129,26 +142,27 @@ def stat_input(uri: str) -> InputFile | None:
 
 
 def read_input(uri: str, fingerprint: str, largest: int) -> bytes:
-    """Read a whole file that was listed before.
+    """Read a listed file as a whole.
 
     Args:
-        uri: its URI.
-        fingerprint: as it was listed.
-        largest: bytes; a larger file is not read.
+        uri: URI of the file.
+        fingerprint: the listed fingerprint.
+        largest: maximum size in bytes.
 
     Raises:
-        InputUnreadable: it is gone, was changed since, is too large, or may not be read.
-        RequestError: S3 does not answer, or is not set up, or this machine fails.
+        InputUnreadable: the file is gone, changed or too large, or permission is denied.
+        InputsUnavailable: S3 or this machine fails.
+        RequestError: S3 is misconfigured.
     """
     if uri.lower().startswith("s3://"):
         return _read_s3(uri, fingerprint, largest)
     path = _local_path(uri)
     with _clear_local_errors(uri):
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # or a pipe would be waited for
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would block
         try:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
-                raise InputUnreadable("unreadable: it is no file")
+                raise InputUnreadable("unreadable: not a regular file")
             _check_version(local_fingerprint(found), fingerprint, found.st_size, largest)
             return os.read(descriptor, found.st_size)
         finally:
@@ -159,12 +173,13 @@ def open_input(uri: str, *, fetch: int = 0) -> Any:
     """Open a file as a random-access `pyarrow.NativeFile`.
 
     Args:
-        uri: its URI.
-        fetch: bytes; a file on S3 that is no larger is fetched at once, in one request.
+        uri: URI of the file.
+        fetch: size in bytes up to which a file on S3 is fetched in one request.
 
     Raises:
-        InputUnreadable: it is gone, or may not be read, or is no file.
-        RequestError: S3 does not answer, or is not set up, or this machine fails.
+        InputUnreadable: the file is gone or not a regular file, or permission is denied.
+        InputsUnavailable: S3 or this machine fails.
+        RequestError: S3 is misconfigured.
     """
     if uri.lower().startswith("s3://"):
         from pyarrow import BufferReader
@@ -178,24 +193,24 @@ def open_input(uri: str, *, fetch: int = 0) -> Any:
             with file:
                 return BufferReader(file.read())
         except FileNotFoundError:
-            raise InputUnreadable("vanished: there is no such object") from None
+            raise InputUnreadable(VANISHED) from None
         except OSError as error:
             if "ACCESS_DENIED" in str(error):
-                raise InputUnreadable("permission: it may not be read") from None
-            raise RequestError(f"{uri} can't be read: {error}.") from None
+                raise InputUnreadable(_DENIED) from None
+            raise InputsUnavailable(f"{uri} can't be read: {error}.") from None
     from pyarrow import fs
 
     path = _local_path(uri)
     with _clear_local_errors(uri):
         if not stat.S_ISREG(Path(path).stat().st_mode):
-            raise InputUnreadable("unreadable: it is no file")
+            raise InputUnreadable("unreadable: not a regular file")
         return fs.LocalFileSystem().open_input_file(path)
 
 
-_OF_THE_MACHINE = frozenset(
+_MACHINE_FAILURES = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN}
 )
-"""What is no fault of a file's, and may pass."""
+"""Error numbers that a file isn't to blame for, and that a retry may not meet again."""
 
 
 @contextmanager
@@ -203,12 +218,12 @@ def _clear_local_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (FileNotFoundError, NotADirectoryError):
-        raise InputUnreadable("vanished: there is no such file") from None
+        raise InputUnreadable(VANISHED) from None
     except PermissionError:
-        raise InputUnreadable("permission: it may not be read") from None
+        raise InputUnreadable(_DENIED) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in its name
-        if getattr(error, "errno", None) in _OF_THE_MACHINE:
-            raise RequestError(f"{uri} can't be read: {error}.") from None
+        if getattr(error, "errno", None) in _MACHINE_FAILURES:
+            raise InputsUnavailable(f"{uri} can't be read: {error}.") from None
         raise InputUnreadable(f"unreadable: {getattr(error, 'strerror', None) or error}") from None
 
 
@@ -242,22 +257,22 @@ def _read_s3(uri: str, fingerprint: str, largest: int) -> bytes:
                 size = answer["ContentLength"]
                 _check_version(s3_fingerprint(size, answer["ETag"]), fingerprint, size, largest)
                 return answer["Body"].read()
-            except (HTTPClientError, IncompleteReadError):  # botocore retries up to the first byte of a body
+            except (HTTPClientError, IncompleteReadError):  # botocore retries only up to the first byte
                 if next(attempts) == MAX_ATTEMPTS:
                     raise
             except ClientError as error:
                 if http_status(error) == 404 and error_code(error) != "NoSuchBucket":
-                    raise InputUnreadable("vanished: there is no such object") from None
+                    raise InputUnreadable(VANISHED) from None
                 if http_status(error) == 403 and error_code(error) == "AccessDenied":
-                    raise InputUnreadable("permission: it may not be read") from None
+                    raise InputUnreadable(_DENIED) from None
                 raise
 
 
 def _check_version(found: str, planned: str, size: int, largest: int) -> None:
     if planned == NOT_THERE:
-        raise InputUnreadable("vanished: it was not there when the batch was planned")
+        raise InputUnreadable("vanished: the file did not exist when it was planned")
     if found != planned:
-        raise InputUnreadable("changed: it is not the file that was planned; the next run classifies it")
+        raise InputUnreadable(CHANGED)
     if size > largest:
         raise InputUnreadable(f"too large: {size:,} bytes")
 
@@ -274,12 +289,12 @@ def _list_local(location: str, path: str) -> Iterator[InputFile]:
         raise InputNotFound(f"{location}: there is no such file or folder.")
     for entry in _walk(base.rstrip("/") or "/", ()):
         if pattern is None or pattern.fullmatch(entry.path):
-            with suppress(FileNotFoundError):  # it went while its folder was listed
+            with suppress(FileNotFoundError):  # deleted while its folder was listed
                 yield _local_file(entry.path, entry.stat())
 
 
 def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator["os.DirEntry[str]"]:
-    """All files below a folder that are not hidden; links are followed, but not into a folder that they are in."""
+    """List the files below a folder that aren't hidden. Links are followed, except to a folder that holds them."""
     found = Path(folder).stat()
     identity = (found.st_dev, found.st_ino)
     if identity in above:
@@ -295,12 +310,12 @@ def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator["os.DirEn
 
 
 def _local_file(path: str, found: os.stat_result) -> InputFile:
-    os.fsencode(path).decode()  # a name that is not UTF-8 can't be a URI
+    os.fsencode(path).decode()  # raises if the name isn't UTF-8, and so can't be a URI
     return InputFile(f"file://{path}", found.st_size, local_fingerprint(found))
 
 
 def local_fingerprint(found: os.stat_result) -> str:
-    """Tells versions of a local file apart: its size and the time of its last change."""
+    """Identify the version of a local file by its size and the time of its last change."""
     return f"{found.st_size:x}-{found.st_mtime_ns:x}"
 
 
@@ -321,7 +336,7 @@ def _list_s3(location: str, bucket: str, path: str) -> Iterator[InputFile]:
     literal = _GLOB_SIGN.split(path, maxsplit=1)[0]
     base = literal[: literal.rfind("/") + 1]
     if literal == path or (base and not _holds_any(client, bucket, base)):
-        raise InputNotFound(f"{location}: there is no such object, and none below such a prefix.")
+        raise InputNotFound(f"{location}: there is no such object or prefix.")
     pattern = re.compile(glob_translate(path))
     for key, file in _listed(client, bucket, literal):
         if not _is_hidden(key[len(base) :]) and pattern.fullmatch(key):
@@ -351,7 +366,7 @@ def _holds_any(client: "S3Client", bucket: str, prefix: str) -> bool:
 def _listed(client: "S3Client", bucket: str, prefix: str) -> Iterator[tuple[str, InputFile]]:
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
         for found in page.get("Contents", []):
-            if not found["Key"].endswith("/"):  # what some tools put in the place of a folder
+            if not found["Key"].endswith("/"):  # some tools create such objects as folders
                 yield found["Key"], _s3_file(bucket, found["Key"], found["Size"], found["ETag"])
 
 
@@ -360,7 +375,7 @@ def _s3_file(bucket: str, key: str, size: int, etag: str) -> InputFile:
 
 
 def s3_fingerprint(size: int, etag: str) -> str:
-    """Tells versions of an S3 object apart: its size and ETag."""
+    """Identify the version of an S3 object by its size and ETag."""
     bare = etag.strip('"')
     return f"{size:x}-{bare}"
 
@@ -368,10 +383,10 @@ def s3_fingerprint(size: int, etag: str) -> str:
 def _bucket_and_key(uri: str) -> tuple[str, str]:
     bucket, _, key = uri.partition("://")[2].partition("/")
     if "@" in bucket or ":" in bucket:
-        # Not repeated: what stands there may be a secret.
-        raise RequestError("An s3:// input has a user or password in it; leave those to the AWS SDK's own settings.")
+        # The URI isn't repeated, because it may hold a secret.
+        raise RequestError("An s3:// input has a user or password in it. Use the AWS SDK's own settings instead.")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", bucket):
-        raise RequestError(f"{uri} names no bucket: an input on S3 is s3://bucket/key.")
+        raise RequestError(f"{uri} names no bucket. An input on S3 is s3://bucket/key.")
     return bucket, key
 
 
@@ -384,29 +399,31 @@ def _clear_s3_errors(location: str, bucket: str) -> Iterator[None]:
     from botocore.exceptions import BotoCoreError, ClientError
 
     from infra.storage.object_store.s3_configuration import s3_connection
-    from infra.storage.object_store.s3_errors import explain
+    from infra.storage.object_store.s3_errors import explain, is_server_failure
 
     try:
         yield
     except (BotoCoreError, ClientError) as error:
         try:
             endpoint = s3_connection().endpoint
-        except BotoCoreError:  # that is what is being explained
+        except BotoCoreError:  # the error that is being explained
             endpoint = "the server"
         explanation = explain(error, bucket=bucket, endpoint=endpoint)
+        failure = InputsUnavailable if is_server_failure(error) else RequestError
     else:
         return
-    # Without the cause: a credential process's output may be in it.
-    raise RequestError(f"{location} can't be read: {explanation}") from None
+    # Without the cause, which may hold the output of a credential process.
+    raise failure(f"{location} can't be read: {explanation}") from None
 
 
 @contextmanager
 def _clear_errors(location: str) -> Iterator[None]:
     try:
         yield
-    except RequestError:  # a ValueError too
+    except RequestError:  # it is a ValueError, too
         raise
     except UnicodeDecodeError as error:
-        raise RequestError(f"{location} holds a file whose name is not UTF-8: {error.object!r}. Rename it.") from None
+        raise RequestError(f"{location} holds a file whose name isn't UTF-8: {error.object!r}. Rename it.") from None
     except (OSError, ValueError, re.error) as error:  # ValueError: a name with a NUL, or a glob like `a**b`
-        raise RequestError(f"{location} can't be listed: {error}.") from None
+        failure = InputsUnavailable if getattr(error, "errno", None) in _MACHINE_FAILURES else RequestError
+        raise failure(f"{location} can't be listed: {error}.") from None

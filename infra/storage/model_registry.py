@@ -4,52 +4,52 @@ models/<name>/versions/00000012.json    immutable
 models/<name>/aliases/champion.json     swapped by compare-and-set
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from hashlib import sha256
 from typing import Any, Literal
 
 from pydantic import BaseModel
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from infra.errors import RequestError
 from infra.provenance import Provenance
 from infra.storage.checkpoints import WEIGHTS, CheckpointCorrupt, read_file, read_record
+from infra.storage.keys import alias_key, version_key, version_of, versions_folder
 from infra.storage.object_store import ObjectExists, ObjectNotFound, ObjectStore, SwapConflict
+from infra.storage.retries import retry_on
 
 Alias = Literal["champion", "candidate"]
 ALIASES: tuple[Alias, ...] = ("champion", "candidate")
 
 
 class ModelNotFound(RequestError):
-    """No such version or alias."""
+    """The model version or alias doesn't exist."""
 
 
 class ModelVersion(BaseModel):
-    """An immutable version of a model: a checkpoint, and what is known of it."""
+    """An immutable version of a model: a checkpoint and its metadata."""
 
     name: str
     version: int
-    """1 for the first, then without gaps."""
+    """Counts from 1 without gaps."""
     run_id: str
     epoch: int
     weights_sha256: str
     metrics: dict[str, float]
-    """On the test images; `test_accuracy` is what promotion goes by."""
+    """Metrics on the test images. Promotion compares `test_accuracy`."""
     parameters: dict[str, Any]
     data_version: str
     temperature: float = 1.0
-    """That calibrates its probabilities: it divides the logits before the softmax. 1 where none was fitted."""
+    """Divides the logits before the softmax to calibrate the probabilities. 1 if none was fitted."""
     provenance: Provenance
 
 
 class AliasRecord(BaseModel):
-    """Which version an alias points to, and how that came."""
+    """The version that an alias points to."""
 
     version: int
     previous: int | None
-    """The version it pointed to before."""
+    """Version that it pointed to before."""
     provenance: Provenance
 
 
@@ -71,7 +71,7 @@ class ModelRegistry:
         data_version: str,
         temperature: float = 1.0,
     ) -> ModelVersion:
-        """Make the next version. Whoever creates a number's object first has it; the others try the next one."""
+        """Create the next version. If another process takes a number first, try the next one."""
         number = max(self.versions(), default=0)
         while True:
             number += 1
@@ -88,38 +88,38 @@ class ModelRegistry:
                 provenance=Provenance.now(),
             )
             try:
-                self._store.create(self._version_key(number), version.model_dump_json(indent=2).encode())
+                self._store.create(version_key(self.name, number), version.model_dump_json(indent=2).encode())
             except ObjectExists:
                 continue
             return version
 
     def versions(self) -> list[int]:
-        """The numbers of all versions, in order."""
-        names = (stat.key.rpartition("/")[2] for stat in self._store.list(f"models/{self.name}/versions/"))
-        return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"(\d+)\.json", name)))
+        """List the numbers of all versions, in order."""
+        keys = (stat.key for stat in self._store.list(f"{versions_folder(self.name)}/"))
+        return sorted(number for key in keys if (number := version_of(key)) is not None)
 
     def version(self, number: int) -> ModelVersion:
         """Read one version.
 
         Raises:
-            ModelNotFound: there is no such version.
+            ModelNotFound: it doesn't exist.
         """
         try:
-            return ModelVersion.model_validate_json(self._store.read(self._version_key(number)))
+            return ModelVersion.model_validate_json(self._store.read(version_key(self.name, number)))
         except ObjectNotFound:
             raise ModelNotFound(
-                f"{self._store.root} has no version {number} of model {self.name}; `fmnist models list` shows what it "
-                "has."
+                f"{self._store.root} has no version {number} of model {self.name}. `fmnist models list` shows all "
+                "versions."
             ) from None
 
     def newest_first(self) -> Iterator[ModelVersion]:
-        """Read all versions."""
+        """Read all versions, the newest first."""
         return (self.version(number) for number in reversed(self.versions()))
 
     def alias(self, alias: Alias) -> AliasRecord | None:
-        """Read an alias, or None where it was never set."""
+        """Read an alias, or return None if it was never set."""
         try:
-            return AliasRecord.model_validate_json(self._store.read(self._alias_key(alias)))
+            return AliasRecord.model_validate_json(self._store.read(alias_key(self.name, alias)))
         except ObjectNotFound:
             return None
 
@@ -127,7 +127,7 @@ class ModelRegistry:
         """Find a version by its number or by an alias.
 
         Raises:
-            ModelNotFound: it is neither, or there is no such version yet.
+            ModelNotFound: the reference is neither, or names nothing that exists.
         """
         if reference.isdecimal():
             return self.version(int(reference))
@@ -135,46 +135,35 @@ class ModelRegistry:
             if reference == alias:
                 record = self.alias(alias)
                 if record is None:
-                    raise ModelNotFound(f"{self._store.root} has no {alias} yet: train one with `fmnist train`.")
+                    raise ModelNotFound(f"{self._store.root} has no {alias} yet. Train one with `fmnist train`.")
                 return self.version(record.version)
-        raise ModelNotFound(f"{reference!r} names no model: give a version's number, or one of {', '.join(ALIASES)}.")
+        raise ModelNotFound(f"{reference!r} is not a model. Use a version number or one of {', '.join(ALIASES)}.")
 
-    @retry(
-        retry=retry_if_exception_type(SwapConflict),
-        wait=wait_random_exponential(multiplier=0.05, max=1),
-        stop=stop_after_attempt(10),
-        reraise=True,
-    )
+    @retry_on(SwapConflict, attempts=10, longest_wait_seconds=1)
     def point(self, alias: Alias, version: int) -> AliasRecord:
-        """Let an alias point to a version.
+        """Point an alias to a version.
 
         Raises:
-            ModelNotFound: there is no such version.
-            SwapConflict: others moved the alias ten times in a row.
+            ModelNotFound: the version doesn't exist.
+            SwapConflict: other processes moved the alias ten times in a row.
         """
         self.version(version)
         seen: str | None = None
         previous: int | None = None
         with suppress(ObjectNotFound):
-            data, seen = self._store.read_with_etag(self._alias_key(alias))
+            data, seen = self._store.read_with_etag(alias_key(self.name, alias))
             previous = AliasRecord.model_validate_json(data).version
         record = AliasRecord(version=version, previous=previous, provenance=Provenance.now())
-        self._store.swap(self._alias_key(alias), record.model_dump_json(indent=2).encode(), seen=seen)
+        self._store.swap(alias_key(self.name, alias), record.model_dump_json(indent=2).encode(), seen=seen)
         return record
-
-    def _version_key(self, number: int) -> str:
-        return f"models/{self.name}/versions/{number:08d}.json"
-
-    def _alias_key(self, alias: Alias) -> str:
-        return f"models/{self.name}/aliases/{alias}.json"
 
 
 def read_weights(store: ObjectStore, version: ModelVersion) -> tuple[bytes, str]:
-    """Read a version's weights, as they were when it was registered, and where they lie.
+    """Read a version's weights, verify them, and return the URI of their checkpoint as well.
 
     Raises:
         CheckpointNotFound: its checkpoint is gone.
-        CheckpointCorrupt: the file is missing or has other bytes, be it that its run has written it anew since.
+        CheckpointCorrupt: the file is missing, or isn't the one that was registered. The run may have rewritten it.
     """
     record = read_record(store, version.run_id, version.epoch)
     data, origin = read_file(store, record, WEIGHTS), store.uri(record.key)
@@ -182,6 +171,6 @@ def read_weights(store: ObjectStore, version: ModelVersion) -> tuple[bytes, str]
     if found != version.weights_sha256:
         raise CheckpointCorrupt(
             f"{origin} holds weights with SHA-256 {found[:12]}…, but version {version.version} was registered with "
-            f"{version.weights_sha256[:12]}…. Restore the object, or take another version."
+            f"{version.weights_sha256[:12]}…. Restore the object, or use another version."
         )
     return data, origin

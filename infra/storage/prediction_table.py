@@ -1,15 +1,14 @@
-"""Prediction tables: batches of parts, each committed by a manifest that is written last.
+"""Prediction tables: batches of parts, each batch committed by its manifest.
 
     predictions/<table>/batch=<id>/_plan.parquet            written first (infra/storage/batch_plan.py)
     predictions/<table>/batch=<id>/part-00017.parquet       rows of shard 17
     predictions/<table>/batch=<id>/_errors/part-00017.parquet
-    predictions/<table>/batch=<id>/_manifest.json           written last: the commit
+    predictions/<table>/batch=<id>/_manifest.json           written last: the commit marker
 
-A part's footer holds its shard's books, so that what a killed run left is taken over without being read.
+A part's footer holds the books of its shard. So a run can take over the parts of a killed run without reading them.
 """
 
 import json
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,40 +18,40 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from infra.errors import JobError, RequestError
+from infra.errors import JobError
 from infra.provenance import Provenance
+from infra.storage import keys
 from infra.storage.object_store import ObjectExists, ObjectNotFound, ObjectStore
 
-_TABLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _BOOKS = "fmnist_books"
 
 ROW_GROUP = 65_536
-"""Rows in a row group of a part: 5 MB, so that readers that skip row groups skip enough and hold little."""
+"""Rows in a row group of a part, about 5 MB: large enough to be worth skipping, small enough to hold in memory."""
 _PARQUET: dict[str, Any] = {
     "compression": "zstd",
-    # Of the other columns a dictionary would only be tried, and given up.
+    # For other columns, Parquet would start a dictionary and abandon it.
     "use_dictionary": ["predicted_label", "predicted_class", "label", "model_version", "reason"],
 }
 
 
 class BooksDontBalance(JobError):
-    """Rows predicted and rows quarantined don't add up to the rows planned."""
+    """The images predicted and quarantined don't add up to the images planned."""
 
 
 @dataclass(frozen=True)
 class ShardBooks:
-    """What became of one shard's images: `predicted + quarantined == planned`."""
+    """What became of a shard's images: `predicted + quarantined == planned`."""
 
     shard: int
     planned: int
     predicted: int
     quarantined: int
     seconds: float = 0.0
-    """Spent on it, from first read to last write; 0 where an earlier run did it."""
+    """Time from the first read to the last write. 0 if an earlier run did the shard."""
 
 
 class BatchPlan(BaseModel):
-    """A batch that is to be done: its plan is in the store, its manifest may not be yet."""
+    """A planned batch: its plan is in the store, its manifest may not be yet."""
 
     table: str
     batch: str
@@ -60,16 +59,16 @@ class BatchPlan(BaseModel):
     options: dict[str, Any]
     shards: int
     planned: int
-    """Images."""
+    """Number of images."""
 
     @property
     def key(self) -> str:
         """Key of the batch's folder."""
-        return batch_folder(self.table, self.batch)
+        return keys.batch_folder(self.table, self.batch)
 
 
 class BatchManifest(BaseModel):
-    """The commit of a batch: readers know it by this object alone."""
+    """The commit marker of a batch, and all that readers need to know about it."""
 
     table: str
     batch: str
@@ -81,67 +80,44 @@ class BatchManifest(BaseModel):
     predicted: int
     quarantined: int
     parts: list[str]
-    """Keys of the parts with rows, relative to the store's root."""
+    """Keys of the parts with predictions, relative to the store's root."""
     error_parts: list[str]
-    """Likewise, of the quarantine."""
+    """Keys of the parts with quarantined images, relative to the store's root."""
     seconds: float
-    """From the first shard's start to the last one's end, in the run that finished the batch."""
+    """Time from the start of the first shard to the end of the last, in the run that finished the batch."""
     provenance: Provenance
 
     @property
     def images_per_second(self) -> float:
-        """Rows over seconds."""
+        """Throughput of the run that finished the batch."""
         return (self.predicted + self.quarantined) / self.seconds if self.seconds else 0.0
 
 
-def table_folder(table: str) -> str:
-    """Key of a table's folder.
-
-    Raises:
-        RequestError: `table` can't be a table's name.
-    """
-    if not _TABLE_NAME.fullmatch(table):
-        raise RequestError(
-            f"{table!r} is no table name: letters, digits, '_', '.' and '-', beginning with a letter or digit."
-        )
-    return f"predictions/{table}"
-
-
-def batch_folder(table: str, batch: str) -> str:
-    """Key of a batch's folder."""
-    return f"{table_folder(table)}/batch={batch}"
-
-
-def manifest_key(table: str, batch: str) -> str:
-    """Key of a batch's manifest."""
-    return f"{batch_folder(table, batch)}/_manifest.json"
-
-
 def part_key(plan: BatchPlan, shard: int) -> str:
-    """Key of a shard's rows."""
-    return f"{plan.key}/part-{shard:05d}.parquet"
+    """Return the key of a shard's rows."""
+    return keys.part_key(plan.table, plan.batch, shard)
 
 
 def errors_key(plan: BatchPlan, shard: int) -> str:
-    """Key of a shard's quarantine."""
-    return f"{plan.key}/_errors/part-{shard:05d}.parquet"
+    """Return the key of a shard's quarantine."""
+    return keys.errors_key(plan.table, plan.batch, shard)
 
 
 def list_tables(store: ObjectStore) -> list[str]:
-    """Names of all tables, in order."""
-    return list(store.list_folders("predictions/"))
+    """List the names of all tables, in order."""
+    return list(store.list_folders(keys.PREDICTIONS))
 
 
 def read_manifest(store: ObjectStore, table: str, batch: str) -> BatchManifest | None:
-    """A batch's manifest, or None where it is not committed."""
+    """Read the manifest of a batch, or return None if the batch isn't committed."""
     try:
-        return BatchManifest.model_validate_json(store.read(manifest_key(table, batch)))
+        return BatchManifest.model_validate_json(store.read(keys.manifest_key(table, batch)))
     except ObjectNotFound:
         return None
 
 
 def open_rows(store: ObjectStore, manifests: Iterable[BatchManifest]) -> Any:
-    """The rows of committed batches as a `pyarrow.dataset.Dataset`, to be read as a stream; at least one batch."""
+    """Open the rows of committed batches, at least one, as a `pyarrow.dataset.Dataset` that can be streamed."""
     from pyarrow import dataset
 
     places = [store.arrow(key) for manifest in manifests for key in manifest.parts]
@@ -149,14 +125,14 @@ def open_rows(store: ObjectStore, manifests: Iterable[BatchManifest]) -> Any:
 
 
 def read_rows(store: ObjectStore, manifests: Iterable[BatchManifest], columns: list[str] | None = None) -> pa.Table:
-    """The rows of committed batches."""
+    """Read the rows of committed batches."""
     parts = [store.arrow(key) for manifest in manifests for key in manifest.parts]
     return pa.concat_tables(pq.read_table(path, filesystem=filesystem, columns=columns) for filesystem, path in parts)
 
 
 @contextmanager
 def open_part(store: ObjectStore, key: str, schema: pa.Schema) -> Iterator["PartWriter"]:
-    """Write a Parquet object as a stream; it is there when the block ends, and absent if it raises."""
+    """Write a Parquet object as a stream. It exists when the block ends, unless the block raises."""
     with store.publish(key) as stream, pq.ParquetWriter(stream, schema, **_PARQUET) as writer:
         part = PartWriter(writer)
         yield part
@@ -164,14 +140,14 @@ def open_part(store: ObjectStore, key: str, schema: pa.Schema) -> Iterator["Part
 
 
 class PartWriter:
-    """A Parquet object that is being written: zstd, with statistics, in row groups of a fixed size."""
+    """A Parquet object in the making: zstd, with statistics, in row groups of a fixed size."""
 
     def __init__(self, writer: pq.ParquetWriter) -> None:
         self._writer = writer
         self._held: list[pa.RecordBatch] = []
         self._held_rows = 0
         self.rows = 0
-        """Written so far."""
+        """Number of rows written."""
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Append rows."""
@@ -187,7 +163,7 @@ class PartWriter:
 
     def note(self, books: ShardBooks) -> None:
         """Put a shard's books into the footer."""
-        # Not how long it took: a part's bytes are a function of its shard, so that writing it twice changes nothing.
+        # Without the seconds: a part's bytes must follow from its shard, so that writing it twice changes nothing.
         self._writer.add_key_value_metadata({_BOOKS: json.dumps(books.__dict__ | {"seconds": 0.0})})
 
     def flush(self) -> None:
@@ -198,14 +174,14 @@ class PartWriter:
 
 
 def existing_parts(store: ObjectStore, plan: BatchPlan) -> list[int]:
-    """The shards of a batch that have their part; one that was written this moment may be missing."""
+    """List the shards of a batch that have a part. The listing may miss parts written at the same moment."""
     names = (stat.key.removeprefix(f"{plan.key}/") for stat in store.list(f"{plan.key}/"))
-    found = (int(match[1]) for name in names if (match := re.fullmatch(r"part-(\d{5,})\.parquet", name)))
-    return [shard for shard in found if shard < plan.shards]
+    shards = (shard for name in names if (shard := keys.shard_of(name)) is not None)
+    return [shard for shard in shards if shard < plan.shards]
 
 
 def read_books(store: ObjectStore, plan: BatchPlan, shard: int) -> ShardBooks | None:
-    """A finished shard's books from its part's footer, or None where it has no part yet."""
+    """Read a shard's books from the footer of its part, or return None if it has no part yet."""
     key = part_key(plan, shard)
     if store.stat(key) is None:
         return None
@@ -217,15 +193,15 @@ def read_books(store: ObjectStore, plan: BatchPlan, shard: int) -> ShardBooks | 
 def commit(
     store: ObjectStore, plan: BatchPlan, books: list[ShardBooks], *, model: dict[str, Any], seconds: float
 ) -> BatchManifest:
-    """Check the books of every shard, then write the manifest that makes the batch visible.
+    """Check the books of every shard, then commit the batch by writing its manifest.
 
     Raises:
-        BooksDontBalance: a shard is missing, or an image is neither predicted nor quarantined, or is both.
+        BooksDontBalance: a shard is missing, or an image is neither predicted nor quarantined, or both.
     """
     by_shard = {entry.shard: entry for entry in books}
     if sorted(by_shard) != list(range(plan.shards)):
         missing = sorted(set(range(plan.shards)) - by_shard.keys())
-        raise BooksDontBalance(f"Batch {plan.batch} of {plan.table}: shards {missing} have no books; run it again.")
+        raise BooksDontBalance(f"Batch {plan.batch} of {plan.table}: shards {missing} have no books. Run it again.")
     for entry in books:
         if entry.predicted + entry.quarantined != entry.planned:
             raise BooksDontBalance(
@@ -234,8 +210,8 @@ def commit(
             )
     if sum(entry.planned for entry in books) != plan.planned:
         raise BooksDontBalance(
-            f"Batch {plan.batch} of {plan.table}: its shards planned {sum(e.planned for e in books)} images, "
-            f"the plan {plan.planned}."
+            f"Batch {plan.batch} of {plan.table}: its shards have {sum(e.planned for e in books)} images, but its plan "
+            f"has {plan.planned}."
         )
     manifest = BatchManifest(
         table=plan.table,
@@ -254,7 +230,7 @@ def commit(
         provenance=Provenance.now(),
     )
     try:
-        store.create(manifest_key(plan.table, plan.batch), manifest.model_dump_json(indent=2).encode())
+        store.create(keys.manifest_key(plan.table, plan.batch), manifest.model_dump_json(indent=2).encode())
     except ObjectExists:
         committed = read_manifest(store, plan.table, plan.batch)
         if committed is not None:

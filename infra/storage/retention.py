@@ -1,12 +1,11 @@
-"""What a store need not keep: checkpoints that nobody will ask for, and what dead writers left.
+"""Retention: remove checkpoints that no one needs and the leftovers of dead writers.
 
-A checkpoint is removed record first, so that a removal that is cut short leaves no checkpoint rather than half of one;
-what is left of it then counts as never completed, and goes the next time. Prediction tables, data sets, versions,
-aliases and reports are never touched.
+The record of a checkpoint is removed first. If the removal is interrupted, the remaining files count as a checkpoint
+that never completed, and the next removal takes them. Prediction tables, datasets, versions, aliases and reports are
+never touched.
 """
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,27 +15,33 @@ from typing import Literal
 from pydantic import ValidationError
 
 from infra.errors import JobError, RequestError
-from infra.storage.checkpoints import CheckpointCorrupt, CheckpointNotFound, checkpoint_folder, list_runs, read_record
+from infra.storage.checkpoints import CheckpointCorrupt, CheckpointNotFound, list_runs, read_record
+from infra.storage.keys import (
+    CHECKPOINT_RECORD,
+    FOLDERS,
+    MODELS,
+    SCRATCH,
+    checkpoint_folder,
+    checkpoint_record_key,
+    checkpoints_folder,
+    epoch_of,
+    run_folder,
+)
 from infra.storage.model_registry import ALIASES, ModelNotFound, ModelRegistry
 from infra.storage.object_store import ObjectStat, ObjectStore
-from infra.storage.store_check import SCRATCH
 
-RECORD = "checkpoint.json"
 METRICS = ("validation_loss", "loss")
-"""By which a run's checkpoints are ranked: by the first that they record, and the lowest is the best. One that records
-none ranks last."""
-
-_FOLDERS = ("datasets/", "models/", "predictions/", "runs/", SCRATCH)
-"""What is the store's own below its root: a bucket may hold more, with uploads of other people's under way."""
+"""Metrics that rank the checkpoints of a run. The first one recorded counts, and lower is better. A checkpoint that
+records none ranks last."""
 
 
 class RetentionUnsafe(JobError):
-    """It can't be known which checkpoints are needed, so none is removed."""
+    """It is unknown which checkpoints are needed, so none is removed."""
 
 
 @dataclass(frozen=True)
 class Removal:
-    """Something that was removed, or would be."""
+    """Something that was removed, or would be in a dry run."""
 
     kind: Literal["checkpoint", "incomplete checkpoint", "unfinished write", "scratch"]
     uri: str
@@ -48,17 +53,17 @@ class Removal:
 
 @dataclass
 class Pruned:
-    """What became of a store."""
+    """The result of pruning a store."""
 
     removed: list[Removal] = field(default_factory=list)
     kept_checkpoints: int = 0
-    """Complete ones."""
+    """Number of complete checkpoints that stay."""
     active_runs: list[str] = field(default_factory=list)
-    """Ids of runs that were left alone, since something was written to them a short time ago."""
+    """Ids of runs that were skipped because they were modified recently."""
 
     @property
     def size(self) -> int:
-        """Bytes of what was removed."""
+        """Total size of what was removed, in bytes."""
         return sum(removal.size for removal in self.removed)
 
 
@@ -69,26 +74,31 @@ def prune(
     older_than: timedelta = timedelta(hours=24),
     dry_run: bool = False,
 ) -> Pruned:
-    """Remove checkpoints that are neither among a run's best, nor its last, nor any version's; and what writers left.
+    """Remove unneeded checkpoints and the leftovers of dead writers.
+
+    Of each run, the best checkpoints, the last one and those of model versions stay.
+
+    Pruning is safe while others train, register and promote. Before each removal it checks the run and the versions
+    again. After removing a record and before removing its files, it checks the versions once more, and puts the record
+    back if a version of that checkpoint has appeared.
+
+    Two races remain, both in runs that weren't modified within `older_than`:
+
+    - A process that read a record before its removal registers the checkpoint after the last check. `fmnist train`
+      doesn't: it registers the last checkpoint, which always stays.
+    - A resumed run finds the leftovers of its next checkpoint while they are being removed, and completes them. Its
+      record is removed with them, and the run continues with the next epoch.
 
     Args:
-        store: what to prune.
-        keep_best: checkpoints of each run to keep by `METRICS`, besides the last one and those of versions.
-        older_than: a run to which anything was written since is left alone as a whole, and so is an unfinished write.
-        dry_run: remove nothing, and tell what would be.
+        store: store to prune.
+        keep_best: number of checkpoints of each run to keep by `METRICS`, in addition to the last one and those of
+            versions.
+        older_than: minimum age. Runs and unfinished writes modified more recently are skipped.
+        dry_run: remove nothing, and only return what would be removed.
 
     Raises:
         RetentionUnsafe: a version or an alias can't be read.
-        StoreUnavailable: the store can't be; what was removed until then is gone, and nothing is half removed.
-
-    Safe beside training, registration and promotion: a run is looked at again right before each removal, and so are the
-    versions, which are looked at once more between the removal of a record and that of its files; where a version of
-    that checkpoint came in between, the record is put back. What remains: somebody who holds a record that was read
-    before its removal registers that checkpoint after the second look. That takes a checkpoint that is neither its
-    run's last nor among its best, in a run where nothing was written for `older_than`; `fmnist train` registers the
-    last one, minutes after it was written. Likewise a run that is resumed after so long a time may, while the leftovers
-    of its next checkpoint are being removed, find one there and build on it; the record that it writes is then removed
-    with them, and the run goes on with the next epoch.
+        StoreUnavailable: the store is down. What was removed before is gone, and no checkpoint is half removed.
     """
     before = datetime.now(UTC) - older_than
     pruned = Pruned()
@@ -101,12 +111,12 @@ def prune(
 
 
 def prune_run(store: ObjectStore, run_id: str, *, keep_best: int) -> Pruned:
-    """Remove the checkpoints of one finished run that are neither among its best, nor its last, nor any version's.
+    """Remove the unneeded checkpoints of one finished run.
 
     Args:
-        store: where the run is.
-        run_id: a run to which nobody writes any more.
-        keep_best: checkpoints to keep by `METRICS`, besides the last one and those of versions.
+        store: store that holds the run.
+        run_id: id of a run that no process writes to.
+        keep_best: number of checkpoints to keep by `METRICS`, in addition to the last one and those of versions.
 
     Raises:
         RetentionUnsafe, StoreUnavailable: as `prune`.
@@ -118,15 +128,15 @@ def prune_run(store: ObjectStore, run_id: str, *, keep_best: int) -> Pruned:
 
 
 class _References:
-    """The checkpoints that versions stand for. Versions are immutable, so each is read once."""
+    """The checkpoints of model versions. Versions are immutable, so each is read once."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self._known: dict[tuple[str, int], tuple[str, int]] = {}
 
     def now(self) -> set[tuple[str, int]]:
-        """Run and epoch of every version there is at this moment, and of every version that an alias points to."""
-        for name in self._store.list_folders("models/"):
+        """Return run and epoch of every current version and of every version that an alias points to."""
+        for name in self._store.list_folders(MODELS):
             registry = ModelRegistry(self._store, name)
             try:
                 aliases = [record.version for alias in ALIASES if (record := registry.alias(alias))]
@@ -136,38 +146,39 @@ class _References:
                         self._known[name, number] = (version.run_id, version.epoch)
             except (ValidationError, ModelNotFound) as error:
                 raise RetentionUnsafe(
-                    f"Nothing more is removed from {self._store.root}: a version or alias of model {name} can't be "
-                    f"read ({str(error).splitlines()[0]}), so that it can't be known which checkpoint it stands for. "
-                    "Restore it."
+                    f"Pruning of {self._store.root} stopped: a version or alias of model {name} can't be read "
+                    f"({str(error).splitlines()[0]}), so its checkpoint is unknown. Restore it."
                 ) from None
         return set(self._known.values())
 
 
 class _Run:
-    """One run's objects, as they are at the moment of asking."""
+    """The current objects of a run."""
 
     def __init__(self, store: ObjectStore, run_id: str, before: datetime) -> None:
         self.store, self.run_id, self._before = store, run_id, before
 
     def epochs(self) -> dict[int, list[ObjectStat]] | None:
-        """What lies in each epoch's folder; None where something was written to the run a short time ago."""
+        """Return the objects of each epoch, or None if the run was modified recently."""
         found: dict[int, list[ObjectStat]] = defaultdict(list)
-        for stat in self.store.list(f"runs/{self.run_id}/"):
+        checkpoints = f"{checkpoints_folder(self.run_id)}/"
+        for stat in self.store.list(f"{run_folder(self.run_id)}/"):
             if stat.modified >= self._before:
                 return None
-            match = re.fullmatch(r"runs/[^/]+/checkpoints/epoch-(\d{4,})/.+", stat.key)
-            if match and stat.key.startswith(f"{checkpoint_folder(self.run_id, int(match[1]))}/"):
-                found[int(match[1])].append(stat)
+            folder, slash, _ = stat.key.removeprefix(checkpoints).partition("/")
+            epoch = epoch_of(folder) if stat.key.startswith(checkpoints) and slash else None
+            if epoch is not None:
+                found[epoch].append(stat)
         return found
 
     def record_key(self, epoch: int) -> str:
-        return f"{checkpoint_folder(self.run_id, epoch)}/{RECORD}"
+        return checkpoint_record_key(self.run_id, epoch)
 
     def is_complete(self, epoch: int, objects: list[ObjectStat]) -> bool:
         return any(stat.key == self.record_key(epoch) for stat in objects)
 
     def ranked(self, complete: list[int]) -> list[int]:
-        """The epochs whose record can be read, the best first; where two are equal, the later one."""
+        """Sort the epochs with a readable record, the best first. Of equal ones, the later comes first."""
         losses = {}
         for epoch in complete:
             try:
@@ -181,15 +192,19 @@ class _Run:
     def removal(
         self, kind: Literal["checkpoint", "incomplete checkpoint"], epoch: int, stats: list[ObjectStat]
     ) -> Removal:
-        reason = "not the last, nor among the best, nor a version's" if kind == "checkpoint" else f"has no {RECORD}"
+        reason = (
+            "not the last, nor among the best, nor a version's"
+            if kind == "checkpoint"
+            else f"has no {CHECKPOINT_RECORD}"
+        )
         uri = self.store.uri(checkpoint_folder(self.run_id, epoch))
         return Removal(kind, uri, len(stats), sum(stat.size for stat in stats), reason)
 
 
 def _prune_run(run: _Run, references: _References, pruned: Pruned, *, keep_best: int, dry_run: bool) -> None:
     try:
-        checkpoint_folder(run.run_id, 0)
-    except RequestError:  # a folder that no run of ours made
+        run_folder(run.run_id)
+    except RequestError:  # not a folder of ours
         return
     epochs = run.epochs()
     if epochs is None:
@@ -197,7 +212,7 @@ def _prune_run(run: _Run, references: _References, pruned: Pruned, *, keep_best:
         return
     complete = sorted(epoch for epoch, objects in epochs.items() if run.is_complete(epoch, objects))
     ranked = run.ranked(complete)
-    # One whose record can't be read is left for a person to look at.
+    # Checkpoints with an unreadable record stay, for a person to look at.
     keep = {*ranked[:keep_best], *complete[-1:], *(set(complete) - set(ranked))} | ({max(ranked)} if ranked else set())
     keep |= {epoch for run_id, epoch in references.now() if run_id == run.run_id}
     for epoch, objects in sorted(epochs.items()):
@@ -217,7 +232,7 @@ def _prune_run(run: _Run, references: _References, pruned: Pruned, *, keep_best:
 
 
 def _remove_checkpoint(run: _Run, epoch: int, references: _References) -> bool:
-    """Remove a checkpoint unless something changed; whether it is gone."""
+    """Remove a checkpoint unless something has changed. Return whether it is gone."""
     epochs = run.epochs()
     record_key = run.record_key(epoch)
     if epochs is None or not run.is_complete(epoch, epochs[epoch]) or (run.run_id, epoch) in references.now():
@@ -244,13 +259,13 @@ def _put_back(store: ObjectStore, key: str, data: bytes) -> None:
 
 
 def _remove_leftovers(run: _Run, epoch: int, references: _References) -> bool:
-    """Remove what a writer left who never came to write the record, unless somebody goes on with it."""
+    """Remove the files of a checkpoint without a record unless something has changed. Return whether they are gone."""
     epochs = run.epochs()
     if epochs is None or run.is_complete(epoch, epochs[epoch]) or (run.run_id, epoch) in references.now():
         return False
     for stat in epochs[epoch]:
         run.store.delete(stat.key)
-    # A checkpoint that was completed meanwhile with a file that is gone now must not be taken for whole.
+    # If a writer has just completed the checkpoint, one of its files is gone, so it must not count as complete.
     run.store.delete(run.record_key(epoch))
     return True
 
@@ -265,7 +280,7 @@ def _remove_scratch(store: ObjectStore, before: datetime, *, dry_run: bool) -> I
 
 def _remove_unfinished(store: ObjectStore, before: datetime, *, dry_run: bool) -> Iterator[Removal]:
     for unfinished in store.list_unfinished(before):
-        if unfinished.key.startswith(_FOLDERS) or unfinished.is_scratch:
+        if unfinished.key.startswith(FOLDERS) or unfinished.is_scratch:
             if not dry_run:
                 store.discard(unfinished)
             reason = f"its writer died after {unfinished.modified:%Y-%m-%d %H:%M} UTC"

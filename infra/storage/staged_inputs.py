@@ -1,4 +1,4 @@
-"""Listed files on this machine's disk, so that any number of them can be compared with what was done in flat memory."""
+"""Listed files on the local disk, to find those that no plan holds yet. Memory doesn't grow with their number."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,27 +20,27 @@ FILE_SCHEMA = pa.schema(
         pa.field("label", pa.int8()),
     ]
 )
-"""A listed file a row; the label is known where a list of images tells it."""
+"""One listed file per row. `label` is the class from a list of images, if it has one."""
 
 _MEMORY = "160MB"
-"""That DuckDB takes before it goes on on disk."""
+"""Memory that DuckDB uses before it spills to disk."""
 
 RANGE_FILES = 5_000_000
-"""Compared at a time: DuckDB sorts and joins 10,000,000 files within its memory, and 100,000,000 no more."""
+"""Files compared at a time. DuckDB can sort and join 10,000,000 files within its memory, but not 100,000,000."""
 
 
 class StagedInputs:
-    """Files as they were listed: unordered, and some more than once where inputs overlap."""
+    """Files in the order of their listing. Overlapping inputs list a file more than once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._listed = folder / "listed.parquet"
         self._files = 0
         self._samples: list[str] = []
-        """A URI of each batch: enough to tell where ranges of about as many files begin."""
+        """One URI of each batch, enough to find bounds of ranges with similar numbers of files."""
 
     def stage(self, files: Iterable[pa.RecordBatch]) -> None:
-        """Keep files, by `FILE_SCHEMA`."""
+        """Write listed files, rows of `FILE_SCHEMA`, to the disk."""
         self._files, self._samples = 0, []
         with pq.ParquetWriter(self._listed, FILE_SCHEMA, compression="lz4") as writer:
             for batch in files:
@@ -50,10 +50,10 @@ class StagedInputs:
                     self._samples.append(batch.column("uri")[0].as_py())
 
     def new_files(self, done: list[Path]) -> Iterator[pa.RecordBatch]:
-        """The files that are in no plan yet in this version of theirs, each once, in the order of their URIs.
+        """Return each file once if no plan holds its current version, in the order of the URIs.
 
         Args:
-            done: the plans.
+            done: local files of the plans.
         """
         ordered = self._folder / "ordered.parquet"
         without = "ANTI JOIN done USING (uri, fingerprint)" if done else ""
@@ -77,16 +77,17 @@ class StagedInputs:
             ordered.unlink()
 
     def images_done(self, done: list[Path]) -> int:
-        """Images of the staged files that plans hold."""
+        """Count the images of the staged files that plans hold."""
         if not done:
             return 0
         query = "SELECT coalesce(sum(rows), 0)::BIGINT FROM done SEMI JOIN listed USING (uri, fingerprint)"
         return sum(int(self._query(query, done, first, end)[0]) for first, end in self._ranges())
 
     def _ranges(self) -> Iterator[tuple[str, str | None]]:
-        """First URIs and ends of ranges, in order, that hold all URIs and not many more than `RANGE_FILES` files each.
+        """Return the first URI and the end of each range, in order, with about `RANGE_FILES` files per range.
 
-        Of files and plans, each range reads all URIs again: DuckDB's statistics of row groups end before URIs differ.
+        Each range reads all URIs of files and plans again, because the prefixes in DuckDB's row group statistics are
+        too short to tell URIs apart.
         """
         samples = sorted(self._samples)
         count = max(1, -(-self._files // RANGE_FILES))
@@ -108,14 +109,14 @@ class StagedInputs:
 
 
 def _between(rows: Any, first_uri: str, end_uri: str | None) -> Any:
-    """Rows with URIs in a range."""
+    """Select the rows whose URIs are in a range."""
     if first_uri:
         rows = rows.filter(f"uri >= {_literal(first_uri)}")
     return rows if end_uri is None else rows.filter(f"uri < {_literal(end_uri)}")
 
 
 def _literal(text: str) -> str:
-    return f"decode(from_hex('{text.encode().hex()}'))"  # whatever characters are in it
+    return f"decode(from_hex('{text.encode().hex()}'))"  # works for any characters
 
 
 def _quoted(path: Path) -> str:

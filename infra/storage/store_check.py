@@ -1,4 +1,4 @@
-"""Try out an object store: what it is, and whether it keeps each promise that the project relies on."""
+"""Check an object store: how it is configured, and whether it keeps the promises that the project relies on."""
 
 import hashlib
 import os
@@ -14,43 +14,41 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.errors import JobError, RequestError
-from infra.storage.object_store import ObjectExists, ObjectStore, StoreUnavailable, SwapConflict
-
-SCRATCH = "scratch/"
-"""Everything that is tried lies below it, each time in a folder of its own."""
+from infra.storage.keys import SCRATCH
+from infra.storage.object_store import ObjectExists, ObjectStore, StoreMisconfigured, SwapConflict
 
 
 @dataclass(frozen=True)
 class CheckStep:
-    """One thing that was tried."""
+    """The result of one check."""
 
     name: str
     ok: bool | None
-    """None where it was not tried, since what it builds on failed."""
+    """None if the check was skipped because the first one failed."""
     milliseconds: float
     reason: str = ""
-    """Why it failed."""
+    """Why it failed or was skipped."""
 
 
 @dataclass(frozen=True)
 class StoreReport:
-    """What a store is and what it can do."""
+    """A store's configuration and the results of its checks."""
 
     root: str
     settings: dict[str, str]
-    """Where it is and how it is reached, by what a person calls it; no secret is among them."""
+    """Configuration by the names that people use. Holds no secrets."""
     steps: list[CheckStep] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """Whether all that was tried works."""
+        """Whether every check succeeded."""
         return all(step.ok for step in self.steps)
 
 
 def check_store(store: ObjectStore) -> StoreReport:
-    """Write, read, list, create, swap and delete scratch objects; nothing is left of them where deleting works.
+    """Write, read, list, create, swap and delete scratch objects, and remove them.
 
-    Takes some 15 requests on S3. Whatever fails is told in the report, and raises nothing.
+    Takes about 15 requests on S3. Failures are in the report and raise nothing.
     """
     trial = _Trial(store)
     steps: list[CheckStep] = []
@@ -66,12 +64,12 @@ def check_store(store: ObjectStore) -> StoreReport:
 
 
 def store_settings(root: str) -> dict[str, str]:
-    """Where a store is and how it is reached, in words; secrets are left out, and of the access key id the middle."""
+    """Describe where a store is and how it is reached, without secrets and with a masked access key id."""
     return _s3_settings(root) if root.startswith("s3://") else _local_settings(root)
 
 
 def masked(key_id: str) -> str:
-    """So much of an access key id that its owner recognizes it."""
+    """Show only as much of an access key id as its owner needs to recognize it."""
     shown = 4 if len(key_id) >= 12 else 1
     return f"{key_id[:shown]}…{key_id[-shown:]}"
 
@@ -83,7 +81,7 @@ class _Trial:
         self._data = os.urandom(256 * 1024)
 
     def steps(self) -> list[tuple[str, Callable[[], None]]]:
-        """What is tried, in order; if the first fails, nothing else can work."""
+        """Return the checks in order. If the first one fails, the others can't succeed."""
         return [
             ("write", self._write),
             ("read back, SHA-256", self._read_back),
@@ -108,20 +106,20 @@ class _Trial:
     def _read_back(self) -> None:
         found = self._store.read(self._key("object"))
         if hashlib.sha256(found).digest() != hashlib.sha256(self._data).digest():
-            raise JobError("An object did not read back as it was written. Look at the server.")
+            raise JobError("An object was read back with other bytes than were written. Check the server.")
 
     def _list(self) -> None:
         found = [(stat.key, stat.size) for stat in self._store.list(f"{self._folder}/")]
         if found != [(self._key("object"), len(self._data))]:
-            raise JobError(f"A new object is not listed as it is: the listing holds {found}. Look at the server.")
+            raise JobError(f"The listing shows {found} instead of the one object that was written. Check the server.")
 
     def _create(self) -> None:
         self._store.create(self._key("created"), b"first")
         with suppress(ObjectExists):
             self._store.create(self._key("created"), b"second")
-            raise StoreUnavailable(self._ignored("If-None-Match"))
+            raise StoreMisconfigured(self._ignored("If-None-Match"))
         if self._store.read(self._key("created")) != b"first":
-            raise StoreUnavailable(self._ignored("If-None-Match"))
+            raise StoreMisconfigured(self._ignored("If-None-Match"))
 
     def _swap(self) -> None:
         key = self._key("swapped")
@@ -130,48 +128,50 @@ class _Trial:
         self._store.swap(key, b"second", seen=first)
         with suppress(SwapConflict):
             self._store.swap(key, b"third", seen=first)
-            raise StoreUnavailable(self._ignored("If-Match"))
+            raise StoreMisconfigured(self._ignored("If-Match"))
         if self._store.read(key) != b"second":
-            raise StoreUnavailable(self._ignored("If-Match"))
+            raise StoreMisconfigured(self._ignored("If-Match"))
 
     def _parquet(self) -> None:
         table = pa.table({"number": pa.array(range(10_000))})
         filesystem, path = self._store.arrow(self._key("table.parquet"))
         pq.write_table(table, path, filesystem=filesystem)
         if not pq.read_table(path, filesystem=filesystem).equals(table):
-            raise JobError("A Parquet file did not read back as it was written. Look at the server.")
+            raise JobError("A Parquet file was read back with other rows than were written. Check the server.")
 
     def _delete(self) -> None:
         self.clean()
         if any(True for _ in self._store.list(f"{self._folder}/")):
-            raise JobError(f"Deleted objects are still listed under {self._store.uri(self._folder)}/.")
+            raise JobError(
+                f"Deleted objects are still listed under {self._store.uri(self._folder)}/. Check the server."
+            )
 
     def _ignored(self, what: str) -> str:
         return (
-            f"The store {self._store.root} can't be used: it does not heed conditional requests ({what}), so that two "
-            "runs could overwrite each other's models unnoticed. Use a server that does, such as AWS, Ceph or MinIO."
+            f"The store {self._store.root} can't be used: it ignores conditional requests ({what}), so two runs could "
+            "overwrite each other's models unnoticed. Use a server that honours them, such as AWS, Ceph or MinIO."
         )
 
 
 def _try(name: str, work: Callable[[], None]) -> CheckStep:
-    began = time.perf_counter()
+    started = time.perf_counter()
     reason = ""
     try:
         work()
     except (RequestError, JobError, OSError) as error:  # OSError: pyarrow's own S3 client
         reason = " ".join(str(error).split())[:500] or type(error).__name__
-    return CheckStep(name, not reason, round(1000 * (time.perf_counter() - began), 1), reason)
+    return CheckStep(name, not reason, round(1000 * (time.perf_counter() - started), 1), reason)
 
 
 def _local_settings(root: str) -> dict[str, str]:
     folder = Path(root.removeprefix("file://"))
-    there = folder
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
     return {
         "kind": "folder on this machine",
-        "folder": f"{folder}{'' if folder.exists() else ' (made at the first write)'}",
+        "folder": f"{folder}{'' if folder.exists() else ' (created by the first write)'}",
         "free": f"{free / 1e9:,.1f} GB",
     }
 

@@ -1,7 +1,4 @@
-"""Classify shards in an actor process.
-
-This module imports neither Prefect nor Ray. Importing them would cost each actor three seconds of CPU at start-up.
-"""
+"""Classify shards in an actor process."""
 
 import json
 import logging
@@ -20,7 +17,7 @@ from infra.cluster.progress_board import PartProgress
 from infra.cluster.prometheus import Stages
 from infra.cluster.worker_logs import forward_logs
 from infra.importing import gc_paused
-from infra.prefetch import ahead
+from infra.prefetch import prefetched
 from infra.storage.batch_plan import ShardInputs
 from infra.storage.model_registry import ModelVersion, read_weights
 from infra.storage.object_store import open_store
@@ -98,8 +95,8 @@ class ShardClassifier:
         planned = sum(inputs.column("rows").to_pylist())
         stages = Stages(STAGE_SECONDS)
         with (
-            ahead(stages.each("read", read_shard(inputs, self._options)), 1) as batches,
-            ahead(map(partial(self._classify, stages), batches), 1) as classified,
+            prefetched(stages.each("read", read_shard(inputs, self._options)), 1) as batches,
+            prefetched(map(partial(self._classify, stages), batches), 1) as classified,
         ):
             books = self._write(shard, planned, classified, started, stages)
         stages.export()

@@ -6,8 +6,9 @@ from infra.errors import JobStopped
 from infra.orchestration.events import BATCH_COMMITTED, BATCH_OVER_ERROR_SHARE, announce
 from infra.settings import load_settings
 from infra.storage.batch_log import mark_committed
+from infra.storage.keys import manifest_key
 from infra.storage.object_store import ObjectStore, open_store
-from infra.storage.prediction_table import BatchManifest, commit, manifest_key
+from infra.storage.prediction_table import BatchManifest, commit
 from tasks.classification.classify import ClassifiedBatch
 from tasks.classification.plan import PlannedWork
 from tasks.step import step

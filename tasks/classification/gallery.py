@@ -17,9 +17,10 @@ from fmnist_model.formats import pieces
 from fmnist_model.formats.interface import ContainerPiece
 from fmnist_model.images.decode import decode_images
 from fmnist_model.reports.batch_page import ShownImage
-from infra.errors import RequestError
+from infra.errors import JobError, RequestError
 from infra.storage.batch_plan import Piece, ShardInputs, find_plan
 from infra.storage.input_files import InputUnreadable
+from infra.storage.keys import shard_of
 from infra.storage.object_store import ObjectStore
 from infra.storage.prediction_table import BatchManifest
 from tasks.classification.inputs import open_container
@@ -31,7 +32,7 @@ _MAX_BYTES = 2**30
 """Maximum bytes to read for a gallery. An image in a container can lie behind a lot of other data."""
 _MAX_GAP_BYTES = 8 * 2**20
 """Largest gap between two row groups that is read along instead of sending another request."""
-_UNREADABLE = (InputUnreadable, InvalidDataset, RequestError, OSError, pa.ArrowException)
+_UNREADABLE = (InputUnreadable, InvalidDataset, RequestError, JobError, OSError, pa.ArrowException)
 _FRAGMENT = re.compile(r"#(?:row|member)=")
 
 
@@ -86,8 +87,8 @@ def _least_confident_rows(rows: Any, count: int) -> list[dict[str, Any]]:
 
 
 def _shard_of(part: str) -> int:
-    found = re.search(r"part-(\d+)\.parquet$", part)
-    return int(found[1]) if found else -1
+    shard = shard_of(part.rpartition("/")[2])
+    return -1 if shard is None else shard
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def open_container(uri: str, kind: str, *, download: bool = False) -> Iterator[t
 
     Raises:
         InputUnreadable: the file is gone, or reading it isn't permitted.
-        RequestError: the store doesn't answer.
+        InputsUnavailable: S3 or this machine fails.
     """
     with ExitStack() as opened:
         labels = _label_file(uri) if kind == "idx" else None

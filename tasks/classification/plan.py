@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from infra.errors import JobStopped, RequestError
 from infra.settings import load_settings
@@ -23,9 +22,11 @@ from infra.storage.batch_plan import (
     work_of,
     write_plan,
 )
+from infra.storage.keys import manifest_key
 from infra.storage.model_registry import ModelRegistry, ModelVersion
 from infra.storage.object_store import ObjectStore, SwapConflict, open_store
-from infra.storage.prediction_table import BatchPlan, manifest_key
+from infra.storage.prediction_table import BatchPlan
+from infra.storage.retries import retry_on
 from infra.storage.staged_inputs import StagedInputs
 from tasks.classification.inputs import list_files, pieces_of
 from tasks.classification.options import ReadOptions
@@ -103,12 +104,7 @@ def check_options(log: BatchLog, model_version: str, options: ReadOptions) -> No
             )
 
 
-@retry(
-    retry=retry_if_exception_type(SwapConflict),
-    wait=wait_random_exponential(multiplier=0.1, max=2),
-    stop=stop_after_attempt(10),
-    reraise=True,
-)
+@retry_on(SwapConflict, attempts=10, first_wait_seconds=0.1, longest_wait_seconds=2)
 def _plan_staged(
     store: ObjectStore, staged: StagedInputs, *, table: str, model: ModelVersion, options: ReadOptions, scratch: Path
 ) -> PlannedWork:

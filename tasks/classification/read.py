@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 from fmnist_model.errors import InvalidDataset, describe_unexpected
 from fmnist_model.formats import container_kind, pieces, read
 from fmnist_model.formats.interface import ContainerPiece, row_fragments
-from infra.errors import RequestError
+from infra.errors import JobError, RequestError
 from infra.storage.batch_plan import Piece
-from infra.storage.input_files import InputUnreadable, read_input, stat_input
+from infra.storage.input_files import CHANGED, VANISHED, InputUnreadable, read_input, stat_input
 from tasks.classification.inputs import open_container
 from tasks.classification.options import ReadOptions
 
@@ -32,7 +32,7 @@ _READS_IN_FLIGHT = 16
 _LOCAL_FILES_PER_READ = 32
 """Local files that a thread reads in one call: handing work to a thread costs as much as reading a file."""
 
-_STORE_FAILURES = (RequestError, OSError)
+_STORE_FAILURES = (RequestError, JobError, OSError)
 """Failures of the store or the machine. They may be temporary, so the shard fails and is retried."""
 
 
@@ -61,7 +61,7 @@ def read_shard(inputs: pa.Table, options: ReadOptions) -> Iterator[ReadImages]:
         Batches of at most `BATCH_IMAGES` images.
 
     Raises:
-        RequestError: the store doesn't answer.
+        InputsUnavailable: S3 or this machine fails.
     """
     with ThreadPoolExecutor(_READS_IN_FLIGHT) as threads:
         for kind, run in _runs_of_one_kind(inputs):
@@ -107,12 +107,9 @@ def check_version(piece: Piece) -> None:
     """
     found = stat_input(piece.uri)
     if found is None:
-        raise InputUnreadable("vanished: the file does not exist any more")
+        raise InputUnreadable(VANISHED)
     if found.fingerprint != piece.fingerprint:
-        raise InputUnreadable(_CHANGED)
-
-
-_CHANGED = "changed: the file changed after it was planned, and the next run classifies it"
+        raise InputUnreadable(CHANGED)
 
 
 def _runs_of_one_kind(inputs: pa.Table) -> Iterator[tuple[str, pa.Table]]:
@@ -175,7 +172,7 @@ def _read_container(piece: Piece, options: ReadOptions) -> Iterator[ReadImages]:
         with open_container(piece.uri, piece.kind, download=True) as opened:
             for batch in container_batches(opened, piece, options):
                 if len(batch.images) > piece.rows - done:
-                    raise InputUnreadable(_CHANGED)
+                    raise InputUnreadable(CHANGED)
                 yield batch
                 done += len(batch.images)
     except _STORE_FAILURES:

@@ -16,8 +16,9 @@ from fmnist_model.reports.batch_page import (
 )
 from infra.orchestration.events import CLASS_MIX_MOVED, announce
 from infra.settings import load_settings
+from infra.storage.keys import batch_report_key, errors_glob, manifest_key, parts_glob
 from infra.storage.object_store import ObjectStore, open_store
-from infra.storage.prediction_table import BatchManifest, batch_folder, manifest_key, open_rows
+from infra.storage.prediction_table import BatchManifest, open_rows
 from tasks.artifacts import run_log, show_markdown
 from tasks.classification.gallery import least_confident
 from tasks.classification.summarize import ClassMixShift, class_counts, previous_batch, summarize_rows
@@ -48,11 +49,6 @@ def write_batch_reports(manifests: list[BatchManifest]) -> list[str]:
     return written
 
 
-def report_key(table: str, batch: str) -> str:
-    """Return the key of a batch's report. Readers of the rows ignore it, because a folder starts with `_`."""
-    return f"{batch_folder(table, batch)}/_report/index.html"
-
-
 def _write(store: ObjectStore, manifest: BatchManifest) -> str:
     rows = open_rows(store, [manifest])
     summary = summarize_rows(rows)
@@ -61,7 +57,7 @@ def _write(store: ObjectStore, manifest: BatchManifest) -> str:
         batches = {"before": before.batch, "after": manifest.batch}
         announce(CLASS_MIX_MOVED, f"table.{manifest.table}", table=manifest.table, index=before.index, **batches)
     batch = _gather(store, manifest, summary, before, least_confident(store, manifest, rows))
-    key = report_key(manifest.table, manifest.batch)
+    key = batch_report_key(manifest.table, manifest.batch)
     with store.publish(key) as stream:
         stream.write(render_batch_page(batch).encode())
     show_markdown("classification-report", render_batch_markdown(batch, store.uri(key)), _summary(batch))
@@ -139,8 +135,8 @@ def _facts(store: ObjectStore, manifest: BatchManifest) -> dict[str, str]:
         "read with": ", ".join(f"{name} {value}" for name, value in manifest.options.items() if value is not None),
         "code": made.code_version,
         "committed": f"{made.created_at:%Y-%m-%d %H:%M} UTC by {made.created_by}",
-        "rows": f"{store.uri(batch_folder(manifest.table, manifest.batch))}/part-*.parquet",
-        "quarantine": f"{store.uri(batch_folder(manifest.table, manifest.batch))}/_errors/part-*.parquet",
+        "rows": store.uri(parts_glob(manifest.table, manifest.batch)),
+        "quarantine": store.uri(errors_glob(manifest.table, manifest.batch)),
         "manifest": store.uri(manifest_key(manifest.table, manifest.batch)),
     }
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from infra.settings import load_settings
 from infra.storage.checkpoints import Checkpoint, CheckpointCorrupt, CheckpointNotFound, read_record
+from infra.storage.keys import metrics_key, steps_key, tensorboard_folder
 from infra.storage.object_store import ObjectStore, open_store
 from tasks.step import step
 from tasks.training.run import TrainedRun
@@ -25,18 +26,17 @@ def write_metrics(run: TrainedRun, *, tensorboard: bool) -> None:
     runs/<run id>/tensorboard/       event files, if `tensorboard` is true
     """
     store = open_store(load_settings().store)
-    folder = f"runs/{run.run_id}"
     # Keep the rows that are there already: some of their checkpoints may be gone.
-    epochs = _existing_rows(store, f"{folder}/metrics.parquet", "epoch")
-    steps = _existing_rows(store, f"{folder}/steps.parquet", "step")
+    epochs = _existing_rows(store, metrics_key(run.run_id), "epoch")
+    steps = _existing_rows(store, steps_key(run.run_id), "step")
     for record in _records(store, run):
         epochs[record.epoch] = {"epoch": record.epoch} | record.metrics
         steps |= {row["step"]: row for row in _step_rows(record)}
-    for name, rows in (("metrics", epochs), ("steps", steps)):
-        with store.publish(f"{folder}/{name}.parquet") as stream:
+    for key, rows in ((metrics_key(run.run_id), epochs), (steps_key(run.run_id), steps)):
+        with store.publish(key) as stream:
             pq.write_table(pa.Table.from_pylist([rows[number] for number in sorted(rows)]), stream)
     if tensorboard:
-        _write_events(store, f"{folder}/tensorboard", epochs, steps)
+        _write_events(store, tensorboard_folder(run.run_id), epochs, steps)
 
 
 def _existing_rows(store: ObjectStore, key: str, number: str) -> dict[int, dict[str, Any]]:

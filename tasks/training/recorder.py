@@ -1,7 +1,4 @@
-"""Record a training run: progress, logs, metrics and checkpoints.
-
-Workers import this module, so it must not import Prefect.
-"""
+"""Record a training run: progress, logs, metrics and checkpoints."""
 
 import logging
 import time

@@ -7,6 +7,7 @@ from fmnist_model.reports.training_markdown import render_training_markdown
 from fmnist_model.reports.training_page import Metrics, ReportedRun, render_training_page
 from infra.settings import load_settings
 from infra.storage.checkpoints import read_record
+from infra.storage.keys import metrics_key, run_report_key
 from infra.storage.object_store import ObjectStore, open_store
 from tasks.artifacts import run_log, show_markdown
 from tasks.step import step
@@ -29,16 +30,11 @@ def write_report(run: TrainedRun, result: TestResult, registration: Registration
         metrics=_read_metrics(store, run.run_id),
     )
     page = render_training_page(reported, result)
-    key = report_key(run.run_id)
+    key = run_report_key(run.run_id)
     with store.publish(key) as stream:
         stream.write(page.encode())
     _show(reported, result, store.uri(key))
     return store.uri(key)
-
-
-def report_key(run_id: str) -> str:
-    """Return the key of a run's report."""
-    return f"runs/{run_id}/report/index.html"
 
 
 def _show(run: ReportedRun, result: TestResult, page: str) -> None:
@@ -70,6 +66,6 @@ def _facts(store: ObjectStore, run: TrainedRun, registration: Registration) -> d
 
 
 def _read_metrics(store: ObjectStore, run_id: str) -> Metrics:
-    filesystem, path = store.arrow(f"runs/{run_id}/metrics.parquet")
+    filesystem, path = store.arrow(metrics_key(run_id))
     columns: Metrics = pq.read_table(path, filesystem=filesystem).to_pydict()
     return columns

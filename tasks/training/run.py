@@ -1,7 +1,4 @@
-"""Define the data of a training run that travels between steps and workers.
-
-Workers import this module, so it must not import Prefect.
-"""
+"""Define the data of a training run that travels between steps and workers."""
 
 from dataclasses import dataclass
 from typing import Any

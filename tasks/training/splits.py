@@ -1,14 +1,12 @@
-"""Load a split of a dataset from the store.
-
-Workers import this module, so it must not import Prefect.
-"""
+"""Load a split of a dataset from the store."""
 
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from fmnist_model.dataset import LabelledImages, from_table
-from infra.storage.datasets import DatasetRecord, dataset_folder
+from infra.storage.datasets import DatasetRecord
+from infra.storage.keys import dataset_folder
 from infra.storage.object_store import ObjectStore
 
 

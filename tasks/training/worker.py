@@ -1,7 +1,4 @@
-"""Train as one rank of a Ray Train worker group.
-
-This module must not import Prefect: every worker process would have to import it before it can train.
-"""
+"""Train as one rank of a Ray Train worker group."""
 
 import logging
 from contextlib import nullcontext, suppress

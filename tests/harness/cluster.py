@@ -18,10 +18,10 @@ from tempfile import TemporaryDirectory
 
 import psutil
 
+from infra.packages import PACKAGES
 from tests.harness.commands import user_environment
 from tests.harness.s3_server import free_port
 
-_PROJECT = ("flows", "tasks", "fmnist_model", "infra")
 _START_SECONDS = 60
 _RAY_START = (
     *("-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
@@ -86,7 +86,7 @@ class Cluster:
 
     def packages(self, name: str) -> list[str]:
         """Return which packages a node's Python can import, out of `ray` and this project's."""
-        program = f"import importlib.util as found; print(*filter(found.find_spec, {('ray', *_PROJECT)}))"
+        program = f"import importlib.util as found; print(*filter(found.find_spec, {('ray', *PACKAGES)}))"
         done = subprocess.run(
             [self.python, "-c", program],
             cwd=self.folder / name,

@@ -30,18 +30,19 @@ from infra.storage.batch_plan import PLAN_SCHEMA, ShardInputs, find_plan, plan_f
 from infra.storage.checkpoints import (
     CheckpointCorrupt,
     CheckpointNotFound,
-    checkpoint_folder,
     list_checkpoints,
     list_runs,
     read_files,
     read_record,
     write_checkpoint,
 )
+from infra.storage.keys import checkpoint_folder
 from infra.storage.model_registry import ModelRegistry
 from infra.storage.object_store import (
     ObjectExists,
     ObjectNotFound,
     ObjectStore,
+    StoreMisconfigured,
     StoreUnavailable,
     SwapConflict,
     open_store,
@@ -428,12 +429,12 @@ def test_key_that_could_lead_elsewhere_is_refused(store: ObjectStore, key: str) 
     ]
 
     for use in uses:
-        with pytest.raises(RequestError, match="no object key"):
+        with pytest.raises(RequestError, match="object key"):
             use()
 
 
 def test_prefix_without_its_slash_is_refused(store: ObjectStore) -> None:
-    with pytest.raises(RequestError, match="no prefix"):
+    with pytest.raises(RequestError, match="prefix"):
         list(store.list("fold"))
 
 
@@ -456,11 +457,11 @@ def test_link_out_of_the_root_is_not_followed(file_store: ObjectStore, tmp_path:
 
     for key in ("file", "folder/secret", "folder/new"):
         for use in (file_store.stat, file_store.read, file_store.arrow, file_store.delete):
-            with pytest.raises(StoreUnavailable, match="link"):
+            with pytest.raises(StoreMisconfigured, match="link"):
                 use(key)
-        with pytest.raises(StoreUnavailable, match="link"):
+        with pytest.raises(StoreMisconfigured, match="link"):
             file_store.create(key, b"new")
-        with pytest.raises(StoreUnavailable, match="link"), file_store.publish(key):
+        with pytest.raises(StoreMisconfigured, match="link"), file_store.publish(key):
             pass
 
     assert list(file_store.list("")) == []
@@ -475,7 +476,7 @@ def test_link_in_place_of_a_lock_is_not_followed(file_store: ObjectStore, tmp_pa
     seen = file_store.read_with_etag("alias")[1]
     (tmp_path / "store" / ".alias.lock").symlink_to(tmp_path / "precious")
 
-    with pytest.raises(StoreUnavailable, match="lock"):
+    with pytest.raises(StoreMisconfigured, match="lock"):
         file_store.swap("alias", b"second", seen=seen)
 
     assert (tmp_path / "precious").read_bytes() == b"precious"
@@ -704,7 +705,7 @@ def test_server_that_ignores_conditions_is_refused(rclone_server: S3Server, monk
     ]
 
     for use in uses:
-        with pytest.raises(StoreUnavailable, match="does not heed conditional requests"):
+        with pytest.raises(StoreMisconfigured, match="If-None-Match"):
             use()
     assert list(store.list("")) == []
 
@@ -817,8 +818,8 @@ def soon() -> Iterator[None]:
     assert time.monotonic() - began < 20
 
 
-def _refusal(use: Callable[[], object]) -> str:
-    with pytest.raises(StoreUnavailable) as refused:
+def _refusal(use: Callable[[], object], error: type[Exception] = StoreMisconfigured) -> str:
+    with pytest.raises(error) as refused:
         use()
     message = str(refused.value)
     assert "\n" not in message
@@ -831,7 +832,7 @@ def test_unreachable_server_is_told_in_seconds(ceph_store: ObjectStore, monkeypa
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     expected = f"The store {ceph_store.root} can't be used: nothing answers at {endpoint}. Start the server, or "
 
-    assert _refusal(ceph_store.check_writable).startswith(expected)
+    assert _refusal(ceph_store.check_writable, StoreUnavailable).startswith(expected)
 
 
 @pytest.mark.usefixtures("soon")
@@ -892,7 +893,7 @@ def test_failing_credential_process_is_told_without_its_output(
 
     message = _refusal(s3_store(ceph_gateway).check_writable)
 
-    assert "no credentials could be had" in message
+    assert "CredentialRetrievalError" in message
     assert "canary" not in message
 
 

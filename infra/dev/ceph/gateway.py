@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""A Ceph object gateway on this machine: a real S3 server for tests and development.
+"""Run a Ceph object gateway on this machine: a real S3 server for tests and development.
 
     infra/dev/ceph/gateway.py start [FOLDER] [--port 7480] [--bucket fmnist]
     infra/dev/ceph/gateway.py stop [FOLDER]
 
-`start` prints shell exports (`eval "$(… start)"` makes any S3 client of the shell use it); where the gateway runs
-already, it prints them again. One monitor, one storage daemon that keeps its objects in memory, one gateway, all bound
-to 127.0.0.1, all state in FOLDER. `stop` ends the three by their process ids and removes their state: what the
-buckets held is gone. Logs stay in FOLDER/log until the next start.
+`start` prints shell exports. With `eval "$(… start)"`, every S3 client in your shell uses the gateway. If the gateway
+is already running, `start` prints them again. It runs one monitor, one storage daemon that keeps its objects in memory,
+and one gateway, all bound to 127.0.0.1, with all state in FOLDER. `stop` ends the three processes and removes their
+state, including all buckets. Logs stay in FOLDER/log until the next start.
 
 Exit codes: 0 done, 1 Ceph failed, 2 the request was wrong, 3 Ceph's packages are missing and can't be installed.
 """
@@ -38,7 +38,7 @@ DEFAULT_PORT = 7480
 INSTALL_COMMAND = f"apt-get install --yes --no-install-recommends {' '.join(PACKAGES)}"
 
 STATE = ("ceph.conf", "gateway.json", "keyring", "mon", "monmap", "osd", "pids")
-"""What `start` makes and `stop` removes; nothing else in the folder is touched."""
+"""Names that `start` creates and `stop` removes. Neither touches anything else in the folder."""
 
 CONFIGURATION = """\
 [global]
@@ -59,8 +59,8 @@ auth allow insecure global id reclaim = false
 osd data = {folder}/osd
 osd objectstore = memstore
 memstore device bytes = 16G
-# In pages, so that memory of what was deleted serves again: memory that a virtual machine never used costs its host
-# more than all else that an upload costs here.
+# In pages, so that the memory of deleted objects is reused. Getting memory that a virtual machine never used costs
+# more than the rest of an upload.
 memstore page set = true
 osd pool default size = 1
 osd pool default pg num = 8
@@ -70,22 +70,22 @@ osd class update on start = false
 
 [client.rgw.a]
 rgw frontends = beast endpoint=127.0.0.1:{port}
-# One index object a bucket: its listings need no merging, and dynamic resharding never pauses a bucket.
+# One index object per bucket, so that listings need no merging, and resharding never pauses a bucket.
 rgw override bucket index max shards = 1
 rgw dynamic resharding = false
-# What is deleted frees its memory after a minute instead of two hours.
+# Deleted objects free their memory after a minute instead of two hours.
 rgw gc obj min wait = 60
 rgw gc processor period = 60
-# Of the 512 that are usual, a server of a few requests at a time pays for waking one after another.
+# The default of 512 threads makes a server with few concurrent requests slower, because each request wakes another one.
 rgw thread pool size = 8
 """
 
 KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
-"""Have the daemons keep what they free, for the reason that is told at `memstore page set`: mallopt(3)."""
+"""Makes the daemons keep freed memory, for the reason at `memstore page set`. See mallopt(3)."""
 
 
 class GatewayError(Exception):
-    """Something that the caller must know, and the exit code that tells it."""
+    """An error for the user, with the exit code of the command."""
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
@@ -94,7 +94,7 @@ class GatewayError(Exception):
 
 @dataclass(frozen=True)
 class Gateway:
-    """A gateway that runs."""
+    """A running gateway."""
 
     port: int
     access_key: str
@@ -103,7 +103,7 @@ class Gateway:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables by which S3 clients, and this project, find it."""
+        """Environment variables that make S3 clients and this project use it."""
         return {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -114,15 +114,16 @@ class Gateway:
 
 
 def start(folder: Path, port: int | None, bucket: str) -> Gateway:
-    """Start the gateway, or find the one that runs in this folder.
+    """Start the gateway, or find the one that is running in this folder.
 
     Args:
-        folder: for all its state.
-        port: of the S3 endpoint on 127.0.0.1; 0 takes a free one, and None the usual one or that of the gateway found.
-        bucket: is made where it does not exist yet.
+        folder: folder for all state.
+        port: port of the S3 endpoint on 127.0.0.1. 0 takes a free one. None takes the running gateway's port or the
+            default.
+        bucket: bucket to create if it doesn't exist.
 
     Raises:
-        GatewayError: Ceph is missing or failed, or the port is taken.
+        GatewayError: Ceph is missing or failed, or the port is in use.
     """
     _require_packages()
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,14 +139,14 @@ def start(folder: Path, port: int | None, bucket: str) -> Gateway:
                 raise
         elif port not in (None, 0, running.port):
             raise GatewayError(
-                f"A gateway runs in {folder} on port {running.port}: stop it first, or name another folder.", 2
+                f"A gateway is running in {folder} on port {running.port}. Stop it first, or name another folder.", 2
             )
         _make_bucket(running, bucket)
     return running
 
 
 def stop(folder: Path) -> None:
-    """End the processes that `start` left, and remove their state; does nothing where there are none."""
+    """End the processes of a gateway and remove its state, if there are any."""
     if folder.is_dir():
         with _lock(folder):
             _stop(folder)
@@ -153,14 +154,14 @@ def stop(folder: Path) -> None:
 
 def _require_packages() -> None:
     if find_spec("boto3") is None:
-        raise GatewayError(f"{sys.executable} has no boto3: run this with the project's own .venv/bin/python.", 2)
+        raise GatewayError(f"{sys.executable} has no boto3. Run this with the project's own .venv/bin/python.", 2)
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if not missing:
         return
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         raise GatewayError(f"Ceph is not installed ({', '.join(missing)} missing): sudo {INSTALL_COMMAND}", 3)
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    # A list of packages that is some weeks old names files that are gone: it is fetched anew where the first try fails.
+    # An old package list names files that are gone. So if the first try fails, update the list and try again.
     for command in (INSTALL_COMMAND, "apt-get update", INSTALL_COMMAND):
         done = subprocess.run(shlex.split(command), env=environment, stdout=sys.stderr, check=False)
         if done.returncode == 0 and command == INSTALL_COMMAND:
@@ -170,7 +171,7 @@ def _require_packages() -> None:
 
 def _start(folder: Path, port: int, bucket: str) -> Gateway:
     if _answers(port):
-        raise GatewayError(f"Port {port} of 127.0.0.1 is taken: free it, or choose another with --port.", 2)
+        raise GatewayError(f"Port {port} of 127.0.0.1 is in use. Free it, or choose another one with --port.", 2)
     for name in ("log", "mon", "osd", "pids"):
         (folder / name).mkdir()
     fsid, storage_id = str(uuid4()), str(uuid4())
@@ -190,7 +191,7 @@ def _start(folder: Path, port: int, bucket: str) -> Gateway:
     ceph.run("ceph-osd", "--mkfs", "--id", "0", "--osd-uuid", storage_id)
     ceph.spawn("ceph-osd", "--id", "0")
     ceph.spawn("radosgw", "--name", "client.rgw.a")
-    # Ceph makes the keys itself, so that no command line shows them.
+    # Ceph creates the keys, so no command line shows them.
     user = json.loads(ceph.run("radosgw-admin", "user", "create", "--uid", "fmnist", "--display-name", "fmnist"))
     _await_gateway(ceph, port)
 
@@ -216,26 +217,26 @@ def _make_keyring(ceph: "_Ceph", keyring: Path) -> None:
 
 
 class _Ceph:
-    """Ceph's programs, run with one configuration."""
+    """Runs Ceph's programs with one configuration."""
 
     def __init__(self, folder: Path, configuration: Path) -> None:
         self._folder = folder
         self._configuration = str(configuration.absolute())
 
     def run(self, program: str, *arguments: str) -> str:
-        """Run a program to its end and return its standard output."""
+        """Run a program to its end, and return its standard output."""
         try:
             done = subprocess.run(
                 [*self._command(program), *arguments], capture_output=True, text=True, timeout=120, check=False
             )
         except subprocess.TimeoutExpired as error:
-            raise GatewayError(f"{program} did not end in {error.timeout:.0f} s.\n{self.log_tail()}") from None
+            raise GatewayError(f"{program} did not end within {error.timeout:.0f} s.\n{self.log_tail()}") from None
         if done.returncode != 0:
             raise GatewayError(f"{program} failed with {done.returncode}: {done.stderr.strip()}\n{self.log_tail()}")
         return done.stdout
 
     def spawn(self, program: str, *arguments: str) -> None:
-        """Start a daemon, in a session of its own, so that Ctrl-C in the shell that started it does not end it."""
+        """Start a daemon in its own session, so that Ctrl-C in your shell doesn't end it."""
         with (self._folder / "log" / f"{program}.out").open("ab") as output:
             process = subprocess.Popen(
                 [*self._command(program), "--foreground", *arguments],
@@ -248,17 +249,17 @@ class _Ceph:
         (self._folder / "pids" / program).write_text(str(process.pid))
 
     def check_alive(self) -> None:
-        """Find out whether all daemons run.
+        """Check that all daemons are running.
 
         Raises:
-            GatewayError: one ended.
+            GatewayError: one has ended.
         """
         for pid_file in (self._folder / "pids").iterdir():
             if not _is_ours(int(pid_file.read_text()), self._folder):
                 raise GatewayError(f"{pid_file.name} ended at once.\n{self.log_tail()}")
 
     def log_tail(self) -> str:
-        """The last lines of each log, for an error's message."""
+        """Return the last lines of each log, for error messages."""
         tails = []
         for log in sorted((self._folder / "log").glob("*")):
             if log.is_file() and (lines := log.read_text(errors="replace").splitlines()[-5:]):
@@ -276,7 +277,7 @@ def _await_gateway(ceph: _Ceph, port: int) -> None:
     while not _is_s3(port):
         ceph.check_alive()
         if time.monotonic() > deadline:
-            raise GatewayError(f"radosgw does not answer on port {port} after two minutes.\n{ceph.log_tail()}")
+            raise GatewayError(f"radosgw did not answer on port {port} within two minutes.\n{ceph.log_tail()}")
         time.sleep(0.1)
 
 
@@ -304,9 +305,9 @@ def _make_bucket(gateway: Gateway, bucket: str) -> None:
         config=Config(s3={"addressing_style": "path"}, retries={"mode": "standard", "total_max_attempts": 8}),
     )
     try:
-        client.create_bucket(Bucket=bucket)  # Ceph answers 200 to the owner of a bucket that exists
+        client.create_bucket(Bucket=bucket)  # Ceph answers 200 if the owner's bucket exists
     except (BotoCoreError, ClientError) as error:
-        raise GatewayError(f"The bucket {bucket} could not be made: {error}") from None
+        raise GatewayError(f"The bucket {bucket} could not be created: {error}") from None
 
 
 def _find_running(folder: Path) -> Gateway | None:
@@ -319,7 +320,7 @@ def _find_running(folder: Path) -> Gateway | None:
 
 
 def _stop(folder: Path) -> None:
-    # The gateway first, while its storage is there; what the storage daemon holds is thrown away, so it is not asked.
+    # The gateway goes first, while it has its storage. The storage daemon is killed, because its data is thrown away.
     for program, ending in (("radosgw", signal.SIGTERM), ("ceph-osd", signal.SIGKILL), ("ceph-mon", signal.SIGTERM)):
         try:
             pid = int((folder / "pids" / program).read_text())
@@ -344,11 +345,11 @@ def _end(pid: int, folder: Path, ending: signal.Signals) -> None:
         while _is_ours(pid, folder) and time.monotonic() < deadline:
             time.sleep(0.02)
     if _is_ours(pid, folder):
-        raise GatewayError(f"Process {pid} does not end.")
+        raise GatewayError(f"Process {pid} did not end. Kill it, and run stop again.")
 
 
 def _is_ours(pid: int, folder: Path) -> bool:
-    """Whether that process lives and is one of this folder's: a number may have gone to another process since."""
+    """Whether a process is alive and belongs to this folder. Its id may have been reused by another process."""
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
@@ -386,14 +387,14 @@ def _answers(port: int) -> bool:
 
 def main() -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description="A Ceph object gateway on this machine.")
+    parser = argparse.ArgumentParser(description="Run a Ceph object gateway on this machine.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (("start", "start it and print shell exports"), ("stop", "end it and remove its state")):
         command = commands.add_parser(name, help=text)
         command.add_argument("folder", nargs="?", type=Path, default=Path("var/ceph"), help="all state (var/ceph)")
         if name == "start":
-            command.add_argument("--port", type=int, help=f"of the endpoint ({DEFAULT_PORT}); 0 takes a free one")
-            command.add_argument("--bucket", default="fmnist", help="made where it does not exist (fmnist)")
+            command.add_argument("--port", type=int, help=f"port of the endpoint ({DEFAULT_PORT}); 0 takes a free one")
+            command.add_argument("--bucket", default="fmnist", help="bucket to create if it doesn't exist (fmnist)")
     arguments = parser.parse_args()
     try:
         if arguments.command == "stop":

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Resolve the dependencies anew: requirements.lock (what runs) and requirements-dev.lock (what also tests).
-# Both are hash-locked, for every platform, and hold no index address.
+# Resolve the dependencies again: requirements.lock for running, and requirements-dev.lock for testing as well.
+# Both hold hashes for every platform, and no index address.
 set -eu
 cd "$(dirname "$0")/../.."
 uv=.venv/bin/uv

@@ -1,4 +1,4 @@
-"""Durable objects: the interface, and `open_store`, the only place that knows which kinds of store there are."""
+"""Object stores: their interface, and `open_store`, which chooses the implementation."""
 
 from infra.errors import RequestError
 from infra.storage.object_store.interface import (
@@ -6,6 +6,7 @@ from infra.storage.object_store.interface import (
     ObjectNotFound,
     ObjectStat,
     ObjectStore,
+    StoreMisconfigured,
     StoreUnavailable,
     SwapConflict,
 )
@@ -15,6 +16,7 @@ __all__ = [
     "ObjectNotFound",
     "ObjectStat",
     "ObjectStore",
+    "StoreMisconfigured",
     "StoreUnavailable",
     "SwapConflict",
     "open_store",
@@ -25,7 +27,7 @@ def open_store(root: str) -> ObjectStore:
     """Open the store at a root URI.
 
     Raises:
-        RequestError: the URI's scheme is none that the project knows.
+        RequestError: the URI's scheme is unknown.
     """
     scheme = root.partition("://")[0]
     if scheme == "file":
@@ -37,5 +39,5 @@ def open_store(root: str) -> ObjectStore:
 
         return S3ObjectStore(root)
     raise RequestError(
-        f"FMNIST_STORE: {scheme}:// is no store that this project knows: use file:///folder or s3://bucket/prefix."
+        f"FMNIST_STORE: {scheme}:// is not a known kind of store. Use file:///folder or s3://bucket/prefix."
     )

@@ -1,10 +1,11 @@
-"""The one interface through which the project keeps durable things.
+"""The interface of every object store.
 
-Rules that every implementation keeps (docs/architecture.md):
+Every implementation guarantees (docs/architecture.md):
 
-- an object is whole or absent, at every instant and after any crash;
-- `create` never replaces, `swap` replaces only what the caller has seen;
-- `publish` is for objects whose bytes are a function of their key: publishing one twice changes nothing.
+- Writes are atomic. An object is whole or absent at any moment and after any crash.
+- `create` never replaces an object. `swap` replaces only the version that the caller has read.
+- `publish` overwrites. Use it only for objects whose bytes follow from their key, so that writing one twice changes
+  nothing.
 """
 
 import re
@@ -19,24 +20,28 @@ from infra.errors import JobError, RequestError
 
 
 class ObjectNotFound(RequestError):
-    """There is no object under that key."""
+    """No object has this key."""
 
 
 class ObjectExists(JobError):
-    """`create` found the key taken."""
+    """`create` found an object under the key."""
 
 
 class SwapConflict(JobError):
-    """`swap` found another version than the one the caller had seen."""
+    """`swap` found another version than the one the caller had read."""
 
 
-class StoreUnavailable(RequestError):
-    """The store can't be reached, read or written."""
+class StoreMisconfigured(RequestError):
+    """The store can't be used as it is configured: wrong credentials, no such bucket, no permission, …"""
+
+
+class StoreUnavailable(JobError):
+    """The store is down, full or failing. A retry may succeed."""
 
 
 @dataclass(frozen=True)
 class ObjectStat:
-    """What a listing tells of an object."""
+    """What a listing says about an object."""
 
     key: str
     size: int
@@ -44,57 +49,57 @@ class ObjectStat:
     etag: str
     """Changes whenever the object's bytes do."""
     modified: datetime = field(compare=False)
-    """When it was written, UTC, by the store's clock; S3 tells it to the second in one answer, finer in another."""
+    """Time of the write, in UTC by the store's clock. Not compared: its precision on S3 depends on the request."""
 
 
 @dataclass(frozen=True)
 class Unfinished:
-    """What a writer that died left of an object: no object, shown by no listing, but it takes up space."""
+    """The leftover of a writer that died. Listings don't show it, but it takes up space."""
 
     key: str
-    """Of the object that was to be."""
+    """Key of the object that it would have become."""
     size: int
     """Bytes."""
     modified: datetime
-    """When it was last written to, UTC; on S3, when it was begun."""
+    """Time of the last write, in UTC. On S3, the time when the upload started."""
     token: str
-    """By which the store knows it."""
+    """How the store identifies it."""
     is_scratch: bool = False
-    """Whether the store itself wrote it, to try out what it can do."""
+    """Whether the store wrote it to try out its own abilities."""
 
 
-# A segment that begins with a dot is `..`, or one of the hidden names under which a store keeps what is unfinished.
+# A segment that starts with a dot is `..` or a hidden name. Stores keep unfinished objects under hidden names.
 _UNSAFE = re.compile(r"(^|/)\.|^/|//|\\|[\x00-\x1f\x7f\ud800-\udfff]|^$|/$")
 
 
 def is_key(key: str) -> bool:
-    """Whether `key` can only name an object below a store's root, and one that listings show."""
+    """Whether `key` can only name an object below the store's root that listings show."""
     return not _UNSAFE.search(key)
 
 
 def checked_key(key: str) -> str:
-    """Return `key` if it can only name an object below a store's root, and one that listings show.
+    """Return `key` if it can only name an object below the store's root that listings show.
 
     Raises:
-        RequestError: it is empty or absolute, or has an empty segment, one that begins with a dot, a backslash or a
-            control character.
+        RequestError: it is empty or absolute, has a backslash, a control character or an empty segment, or a segment
+            starts with a dot.
     """
     if not is_key(key):
         raise RequestError(
-            f"{key!r} is no object key: keys are relative, with no empty segment, none that begins with '.', and no "
-            "backslash."
+            f"{key!r} is not an object key. Keys are relative, have no empty segments and no backslashes, and no "
+            "segment starts with '.'."
         )
     return key
 
 
 def checked_prefix(prefix: str) -> str:
-    """Return `prefix` if it is empty, or a key with a slash at its end.
+    """Return `prefix` if it is empty, or a key that ends with a slash.
 
     Raises:
         RequestError: it is neither.
     """
     if prefix and not prefix.endswith("/"):
-        raise RequestError(f"{prefix!r} is no prefix to list: prefixes are empty, or end with '/'.")
+        raise RequestError(f"{prefix!r} is not a prefix. Prefixes are empty or end with '/'.")
     if prefix:
         checked_key(prefix.removesuffix("/"))
     return prefix
@@ -104,10 +109,10 @@ class ObjectStore(ABC):
     """Objects under one root URI. Keys are relative paths with forward slashes."""
 
     root: str
-    """Root URI, without a slash at its end."""
+    """Root URI without a trailing slash."""
 
     def uri(self, key: str) -> str:
-        """The object's full URI."""
+        """Return the full URI of an object."""
         return f"{self.root}/{key}"
 
     @abstractmethod
@@ -115,37 +120,39 @@ class ObjectStore(ABC):
         """Write and remove a scratch object.
 
         Raises:
-            StoreUnavailable: that failed; the message says why and what to do.
+            StoreMisconfigured: the store can't be written as it is configured.
+            StoreUnavailable: the store is down.
         """
 
     @abstractmethod
     def check_conditional_writes(self) -> None:
-        """Find out whether `create` and `swap` hold here where several write at once.
+        """Check that the store honours conditional writes, which `create` and `swap` rely on.
 
-        `create` and `swap` ask for it themselves where there is doubt; asking twice in a process costs nothing.
+        `create` and `swap` call it themselves if needed. A second call in the same process is free.
 
         Raises:
-            StoreUnavailable: they don't; the message says why and what to do.
+            StoreMisconfigured: the store ignores conditions.
+            StoreUnavailable: the store is down.
         """
 
     @abstractmethod
     def stat(self, key: str) -> ObjectStat | None:
-        """Size and ETag, or None where there is no such object."""
+        """Return an object's size, ETag and time, or None if it doesn't exist."""
 
     @abstractmethod
     def read(self, key: str) -> bytes:
-        """All bytes of an object.
+        """Read an object.
 
         Raises:
-            ObjectNotFound: there is none.
+            ObjectNotFound: it doesn't exist.
         """
 
     @abstractmethod
     def read_with_etag(self, key: str) -> tuple[bytes, str]:
-        """All bytes, and the ETag to hand to `swap`.
+        """Read an object, and return its ETag for `swap` as well.
 
         Raises:
-            ObjectNotFound: there is none.
+            ObjectNotFound: it doesn't exist.
         """
 
     @abstractmethod
@@ -153,44 +160,51 @@ class ObjectStore(ABC):
         """Write a new object.
 
         Raises:
-            ObjectExists: the key is taken; the object there is left as it is.
+            ObjectExists: an object has this key. It is unchanged.
         """
 
     @abstractmethod
     def swap(self, key: str, data: bytes, *, seen: str | None) -> None:
-        """Replace an object if it is still the one whose ETag is `seen`, or create it if `seen` is None.
+        """Replace an object if its ETag is still `seen`, or create it if `seen` is None.
 
         Raises:
-            SwapConflict: another version is there.
+            SwapConflict: the object is another version.
         """
 
     @abstractmethod
     def publish(self, key: str) -> AbstractContextManager[BinaryIO]:
-        """Open a stream whose bytes become the object when the block ends, and are dropped if it raises."""
+        """Open a stream. Its bytes become the object when the block ends, and are dropped if the block raises."""
 
     @abstractmethod
     def list(self, prefix: str) -> Iterator[ObjectStat]:
-        """The objects whose keys begin with `prefix` (which ends with `/`, or is empty), in the order of their keys."""
+        """List the objects whose keys start with `prefix`, in the order of their keys.
+
+        Args:
+            prefix: empty, or ends with `/`.
+        """
 
     @abstractmethod
     def list_folders(self, prefix: str) -> Iterator[str]:
-        """Names of the folders with objects directly under `prefix` (which ends with `/`, or is empty).
+        """List the names of the folders directly under `prefix` that hold objects.
 
-        In the order of the keys below them, that is as if each name had its slash.
+        They come in the order of the keys below them, as if each name ended with a slash.
+
+        Args:
+            prefix: empty, or ends with `/`.
         """
 
     @abstractmethod
     def delete(self, key: str) -> None:
-        """Remove an object; nothing happens where there is none."""
+        """Remove an object, if it exists."""
 
     @abstractmethod
     def list_unfinished(self, before: datetime) -> Iterator[Unfinished]:
-        """What writers left that died before that moment: hidden files, uploads of which some parts arrived."""
+        """List what writers left that died before a moment: hidden files, or uploads with some of their parts."""
 
     @abstractmethod
     def discard(self, unfinished: Unfinished) -> None:
-        """Remove what `list_unfinished` found; nothing happens where it is gone. A writer that lives fails by it."""
+        """Remove what `list_unfinished` found, if it still exists. Its writer fails if it is still alive."""
 
     @abstractmethod
     def arrow(self, key: str) -> tuple[Any, str]:
-        """The `pyarrow.fs.FileSystem` and the path in it under which an object is read as Parquet."""
+        """Return the `pyarrow.fs.FileSystem` that reads an object as Parquet, and the object's path in it."""

@@ -1,9 +1,9 @@
 # ruff: noqa: D102 (ObjectStore says what its methods do)
-"""Objects as files under a folder: `file://`.
+"""Objects as files in a local folder: `file://`.
 
-A new file is written beside its place under a hidden name, synced, and then linked (create) or renamed (swap, publish)
-into it: both are atomic, and a crash leaves a hidden file that no listing shows. `swap` holds an advisory lock, which
-the system releases when its holder dies.
+A new file gets a hidden name next to its destination and is synced. Then it is linked (create) or renamed (swap,
+publish) to its final name. Both are atomic, and a crash leaves a hidden file that listings don't show. `swap` holds an
+advisory lock, which the operating system releases if the process dies.
 """
 
 import errno
@@ -25,6 +25,7 @@ from infra.storage.object_store.interface import (
     ObjectNotFound,
     ObjectStat,
     ObjectStore,
+    StoreMisconfigured,
     StoreUnavailable,
     SwapConflict,
     Unfinished,
@@ -34,7 +35,7 @@ from infra.storage.object_store.interface import (
 )
 
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}(\.link)?")
-"""Names of files that are being written. A lock file's is another: it is kept, since somebody may hold it."""
+"""Names of files that are being written. Lock files don't match: another process may hold one, so they are kept."""
 
 _SCRATCH = "scratch-file"
 
@@ -43,13 +44,27 @@ _ADVICE = {
     errno.ENOSPC: _FREE_SPACE,
     errno.EDQUOT: _FREE_SPACE,
     errno.EFBIG: "Raise the limit on the size of files (ulimit -f), or name another store with FMNIST_STORE.",
-    errno.EIO: "Look at the disk, or name another store with FMNIST_STORE.",
+    errno.EIO: "Check the disk, or name another store with FMNIST_STORE.",
     errno.EMFILE: "Raise the limit on open files (ulimit -n).",
 }
+_WRONG_PLACE = frozenset(
+    {
+        errno.EACCES,
+        errno.EEXIST,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EPERM,
+        errno.EROFS,
+    }
+)
+"""Error numbers that mean the wrong folder or missing permissions. All others mean that the machine or disk failed."""
 
 
 class LocalObjectStore(ObjectStore):
-    """An object store in a local folder, which need not exist yet."""
+    """An object store in a local folder, which is created on the first write."""
 
     def __init__(self, root: str) -> None:
         self.root = root.rstrip("/")
@@ -67,7 +82,7 @@ class LocalObjectStore(ObjectStore):
                 os.link(scratch.name, link)
                 link.unlink()
         except OSError as error:
-            raise StoreUnavailable(
+            raise StoreMisconfigured(
                 f"The store {self.root} can't be trusted with several writers: its file system has no hard links or no "
                 f"locks ({error.strerror or error}). Name another store with FMNIST_STORE."
             ) from error
@@ -77,15 +92,17 @@ class LocalObjectStore(ObjectStore):
             found = self._path(key).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise self._failed("read", error) from error
         return _object_stat(key, found) if S_ISREG(found.st_mode) else None
 
     def read(self, key: str) -> bytes:
         try:
             return self._path(key).read_bytes()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            raise ObjectNotFound(f"There is no {self.uri(key)}") from None
+            raise ObjectNotFound(f"{self.uri(key)} doesn't exist.") from None
         except OSError as error:
-            raise self._unavailable("read", error) from error
+            raise self._failed("read", error) from error
 
     def read_with_etag(self, key: str) -> tuple[bytes, str]:
         data = self.read(key)
@@ -100,18 +117,18 @@ class LocalObjectStore(ObjectStore):
                 try:
                     os.link(temporary.name, path)
                 except FileExistsError:
-                    raise ObjectExists(f"{self.uri(key)} exists already") from None
+                    raise ObjectExists(f"{self.uri(key)} already exists.") from None
                 _sync_folder(path.parent)
 
     def swap(self, key: str, data: bytes, *, seen: str | None) -> None:
         try:
             if seen is None:
-                # Not under the lock, which `create` does not take: the link itself decides between the two.
+                # Without the lock, which `create` doesn't take either: only one of two links can succeed.
                 self.create(key, data)
             else:
                 self._replace(key, data, seen)
         except (ObjectExists, ObjectNotFound):
-            raise SwapConflict(f"{self.uri(key)} was changed by another process meanwhile") from None
+            raise SwapConflict(f"Another process has changed {self.uri(key)}.") from None
 
     @contextmanager
     def publish(self, key: str) -> Iterator[BinaryIO]:
@@ -124,14 +141,20 @@ class LocalObjectStore(ObjectStore):
                 _sync_folder(path.parent)
 
     def list(self, prefix: str) -> Iterator[ObjectStat]:
-        yield from self._walk(self._prefix(prefix), prefix)
+        try:
+            yield from self._walk(self._prefix(prefix), prefix)
+        except OSError as error:
+            raise self._failed("read", error) from error
 
     def list_folders(self, prefix: str) -> Iterator[str]:
         folder = self._prefix(prefix)
-        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
-            names = sorted(f"{entry.name}/" for entry in entries if entry.is_dir(follow_symlinks=False))
-            # Where a writer died, or all was deleted, there is a folder but no object, and so no folder to S3.
-            yield from (name[:-1] for name in names if is_key(name[:-1]) and _holds_object(folder / name))
+        try:
+            with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+                names = sorted(f"{entry.name}/" for entry in entries if entry.is_dir(follow_symlinks=False))
+                # A writer that died, or a deletion, can leave a folder without objects. S3 wouldn't list it.
+                yield from (name[:-1] for name in names if is_key(name[:-1]) and _holds_object(folder / name))
+        except OSError as error:
+            raise self._failed("read", error) from error
 
     def delete(self, key: str) -> None:
         path = self._path(key)
@@ -153,7 +176,7 @@ class LocalObjectStore(ObjectStore):
                 if not match:
                     continue
                 path = Path(folder, name)
-                with suppress(FileNotFoundError):  # it was finished meanwhile
+                with suppress(FileNotFoundError):  # its writer has finished
                     found = path.lstat()
                     key = path.with_name(match["name"]).relative_to(self._folder).as_posix()
                     token = path.relative_to(self._folder).as_posix()
@@ -162,7 +185,7 @@ class LocalObjectStore(ObjectStore):
 
     def discard(self, unfinished: Unfinished) -> None:
         path = self._folder / unfinished.token
-        self._path(unfinished.key)  # refuses what lies outside the store
+        self._path(unfinished.key)  # refuses a path outside the store
         if path.parent == (self._folder / unfinished.key).parent and _TEMPORARY.fullmatch(path.name):
             with self._written():
                 path.unlink(missing_ok=True)
@@ -184,21 +207,21 @@ class LocalObjectStore(ObjectStore):
 
     @contextmanager
     def _locked(self, path: Path) -> Iterator[None]:
-        """Hold the lock of an object that exists, against whoever else swaps or deletes it."""
+        """Hold the lock of an existing object, so that no other process swaps or deletes it."""
         lock_path = _lock_path(path)
         while True:
             try:
-                # Neither truncated nor followed: where someone has put a link in its place, its target is left alone.
+                # Neither truncated nor followed, so that the target of a link in its place is left alone.
                 lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-            except FileNotFoundError:  # the object was deleted meanwhile, and its folder with it
+            except FileNotFoundError:  # the object has been deleted, and its folder with it
                 raise ObjectNotFound(self.root) from None
             except OSError as error:
-                raise StoreUnavailable(
+                raise self._failure_class(error)(
                     f"The store {self.root} can't be used: {lock_path} can't be opened ({error.strerror}). Remove it."
                 ) from error
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                with suppress(FileNotFoundError):  # whoever held it before deleted the object, and the lock with it
+                with suppress(FileNotFoundError):  # the previous holder deleted the object and its lock
                     if os.fstat(lock).st_ino == lock_path.lstat().st_ino:
                         yield
                         return
@@ -209,7 +232,7 @@ class LocalObjectStore(ObjectStore):
         path = self._folder / checked_key(key)
         root = os.path.realpath(self._folder)
         if os.path.commonpath([root, os.path.realpath(path)]) != root:
-            raise StoreUnavailable(f"{self.uri(key)} is, or lies behind, a link that leads out of the store.")
+            raise StoreMisconfigured(f"{self.uri(key)} is behind a link that leads out of the store. Remove the link.")
         return path
 
     def _prefix(self, prefix: str) -> Path:
@@ -221,19 +244,19 @@ class LocalObjectStore(ObjectStore):
                 entries = [entry for entry in found if is_key(entry.name)]
         except (FileNotFoundError, NotADirectoryError):
             return
-        # A folder sorts as its objects do, that is with the slash: the order is then the one that S3 lists in.
+        # Folders sort with their slash, which gives the order in which S3 lists.
         for entry in sorted(entries, key=lambda entry: entry.name + "/" * entry.is_dir(follow_symlinks=False)):
             if entry.is_dir(follow_symlinks=False):
                 yield from self._walk(folder / entry.name, f"{prefix}{entry.name}/")
             elif entry.is_file(follow_symlinks=False):
                 try:
                     found_stat = entry.stat()
-                except FileNotFoundError:  # deleted since the folder was read
+                except FileNotFoundError:  # deleted after the folder was read
                     continue
                 yield _object_stat(prefix + entry.name, found_stat)
 
     def _remove_empty(self, folder: Path) -> None:
-        """Remove the folders that the last object below them left, as far as nobody writes into them."""
+        """Remove the folders that have become empty, unless another process is writing to them."""
         with suppress(OSError):
             while folder != self._folder:
                 folder.rmdir()
@@ -251,13 +274,13 @@ class LocalObjectStore(ObjectStore):
         try:
             yield stream
         finally:
-            # Past the buffer: what it still holds where the block raised is not wanted, and may not fit on the disk.
+            # Bypasses the buffer. If the block raised, its content isn't wanted, and may not fit on the disk.
             raw.close()
             temporary.unlink(missing_ok=True)
 
     def _open_new(self, path: Path) -> "_NewFile":
         for _ in range(100):
-            # Either may fail while somebody who deleted the last object of a folder removes the folder.
+            # Either may fail while another process removes a folder whose last object it has deleted.
             with suppress(FileNotFoundError, FileExistsError):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 return _NewFile(path, self)
@@ -269,18 +292,22 @@ class LocalObjectStore(ObjectStore):
         try:
             yield
         except OSError as error:
-            raise self._unavailable("written", error) from error
+            raise self._failed("written", error) from error
 
-    def _unavailable(self, what: str, error: OSError) -> StoreUnavailable:
+    def _failed(self, what: str, error: OSError) -> StoreMisconfigured | StoreUnavailable:
         advice = _ADVICE.get(
             error.errno or 0,
             f"Make the folder {'readable' if what == 'read' else 'writable'}, or name another store with FMNIST_STORE.",
         )
-        return StoreUnavailable(f"The store {self.root} can't be {what}: {error.strerror or error}. {advice}")
+        return self._failure_class(error)(f"The store {self.root} can't be {what}: {error.strerror or error}. {advice}")
+
+    @staticmethod
+    def _failure_class(error: OSError) -> type[StoreMisconfigured] | type[StoreUnavailable]:
+        return StoreMisconfigured if error.errno in _WRONG_PLACE else StoreUnavailable
 
 
 class _NewFile(io.FileIO):
-    """A file whose failures to write are the store's: those of the code between its writes are not."""
+    """A file whose write errors become the store's errors. Errors of the code between writes stay as they are."""
 
     def __init__(self, path: Path, store: LocalObjectStore) -> None:
         super().__init__(path, "x")
@@ -301,7 +328,7 @@ def _lock_path(path: Path) -> Path:
 
 
 def _holds_object(folder: Path) -> bool:
-    """Whether there is an object in a folder or below."""
+    """Whether a folder or one below it holds an object."""
     folders = []
     with suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
@@ -321,14 +348,14 @@ def _modified(found: os.stat_result) -> datetime:
 
 
 def _stat_etag(found: os.stat_result) -> str:
-    # The inode too: the clock of a file system ticks every few milliseconds, and each version is a file of its own.
+    # A file system's clock ticks only every few milliseconds. The inode differs, since each version is a new file.
     return f"{found.st_mtime_ns:x}-{found.st_ino:x}-{found.st_size:x}"
 
 
 def _sync_folder(folder: Path) -> None:
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except FileNotFoundError:  # all that was in it has been deleted since
+    except FileNotFoundError:  # its last object has been deleted
         return
     try:
         os.fsync(descriptor)

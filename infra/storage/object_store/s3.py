@@ -1,9 +1,9 @@
 # ruff: noqa: D102 (ObjectStore says what its methods do)
-"""Objects in an S3 bucket, at AWS or at any server that speaks its protocol: `s3://bucket/prefix`.
+"""Objects in an S3 bucket, on AWS or any server with the same protocol: `s3://bucket/prefix`.
 
-boto3 reads and writes; pyarrow's own S3 file system reads Parquet. The server is trusted for two things only: that a
-PUT is all or nothing, and that it heeds `If-None-Match` and `If-Match`. The second is tried before it is relied on,
-since some servers overwrite regardless.
+boto3 reads and writes, and pyarrow's own S3 file system reads Parquet. The server must keep two promises: PUT is
+atomic, and `If-None-Match` and `If-Match` are honoured. Some servers overwrite regardless, so the second is tested
+before it is relied on.
 """
 
 import base64
@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from uuid import uuid4
 
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
-from tenacity import retry, retry_if_exception, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from infra.errors import RequestError
 from infra.storage.object_store.interface import (
@@ -31,6 +30,7 @@ from infra.storage.object_store.interface import (
     ObjectNotFound,
     ObjectStat,
     ObjectStore,
+    StoreMisconfigured,
     StoreUnavailable,
     SwapConflict,
     Unfinished,
@@ -39,50 +39,53 @@ from infra.storage.object_store.interface import (
     is_key,
 )
 from infra.storage.object_store.s3_configuration import MAX_ATTEMPTS, S3Connection, s3_connection
-from infra.storage.object_store.s3_errors import error_code, explain, http_status
+from infra.storage.object_store.s3_errors import (
+    DAMAGED_ON_THE_WAY,
+    error_code,
+    explain,
+    http_status,
+    is_server_failure,
+)
+from infra.storage.retries import retry_on
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef
 
 PART_BYTES = 8 * 2**20
-"""What is published in one PUT, and the parts of what is larger."""
+"""Largest object that is published in one PUT, and size of the parts of larger ones."""
 _PARTS_IN_FLIGHT = 4
-"""Sent while the next is being written: with that one, all that an upload holds in memory (40 MiB)."""
+"""Parts in transfer while the next one is written. Together they are all that an upload holds in memory (40 MiB)."""
 _PARTS_OF_A_SIZE = 1000
-"""Then they grow by PART_BYTES, so that the 10,000 that S3 allows hold 430 GiB. Up to then all but the last are of one
-size, which some servers ask for."""
+"""Number of parts of the same size. Then parts grow by PART_BYTES, so that the 10,000 parts that S3 allows hold
+430 GiB. Some servers require parts of the same size."""
 
 _SCRATCH = (".write-check/", ".conditional-write-check/")
 
 _ROOT = re.compile(r"s3://([A-Za-z0-9][A-Za-z0-9._-]{1,254})(?:/(.*))?")
 _WRITE_ID = "write-id"
-"""Metadata by which a writer tells its own object from another's with the same bytes."""
-
-
-_DAMAGED_ON_THE_WAY = frozenset({"BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch"})
-"""Codes with which a server refuses a body that it did not get whole; botocore does not ask again."""
+"""Metadata that lets a writer recognize its own object among objects with the same bytes."""
 
 
 def _was_damaged_on_the_way(error: BaseException) -> bool:
-    return isinstance(error, ClientError) and error_code(error) in _DAMAGED_ON_THE_WAY
+    return isinstance(error, ClientError) and error_code(error) in DAMAGED_ON_THE_WAY
 
 
 class _BodyCutShort(Exception):
-    """An answer began, but did not come to its end."""
+    """An answer ended before its last byte."""
 
 
 class S3ObjectStore(ObjectStore):
-    """An object store under a prefix of a bucket, which must exist.
+    """An object store under a prefix of an existing bucket.
 
-    Holds its root alone: it is cheap to make, may be pickled, and may be shared by threads. Clients belong to the
-    process (`s3_connection`).
+    It holds only its root, so it is cheap to create, can be pickled, and can be shared between threads. The clients
+    belong to the process (`s3_connection`).
     """
 
     def __init__(self, root: str) -> None:
         found = _ROOT.fullmatch(root.rstrip("/"))
         if not found or (found[2] and not is_key(found[2])):
-            # The root itself is not repeated: people put credentials where the bucket's name belongs.
+            # The root isn't repeated, because people put credentials in the place of the bucket's name.
             raise RequestError("FMNIST_STORE: a store on S3 is s3://bucket or s3://bucket/prefix.")
         self.root = root.rstrip("/")
         self._bucket = found[1]
@@ -95,8 +98,8 @@ class S3ObjectStore(ObjectStore):
             try:
                 if self._get(key)[0] != data:
                     raise StoreUnavailable(
-                        f"The store {self.root} can't be used: a new object did not read back as it was written. "
-                        "Look at the server."
+                        f"The store {self.root} can't be used: a new object was read back with other bytes. Check the "
+                        "server."
                     )
             finally:
                 self._client.delete_object(Bucket=self._bucket, Key=key)
@@ -127,14 +130,14 @@ class S3ObjectStore(ObjectStore):
             except ClientError as error:
                 if http_status(error) != 404 or error_code(error) == "NoSuchBucket":
                     raise
-                raise ObjectNotFound(f"There is no {self.uri(key)}") from None
+                raise ObjectNotFound(f"{self.uri(key)} doesn't exist.") from None
 
     def create(self, key: str, data: bytes) -> None:
         full_key = self._full(key)
         self.check_conditional_writes()
         with self._explained():
             if not self._put_if(full_key, data, IfNoneMatch="*"):
-                raise ObjectExists(f"{self.uri(key)} exists already")
+                raise ObjectExists(f"{self.uri(key)} already exists.")
 
     def swap(self, key: str, data: bytes, *, seen: str | None) -> None:
         full_key = self._full(key)
@@ -142,7 +145,7 @@ class S3ObjectStore(ObjectStore):
         condition = {"IfNoneMatch": "*"} if seen is None else {"IfMatch": form.format(seen)}
         with self._explained():
             if not self._put_if(full_key, data, **condition):
-                raise SwapConflict(f"{self.uri(key)} was changed by another process meanwhile")
+                raise SwapConflict(f"Another process has changed {self.uri(key)}.")
 
     @contextmanager
     def publish(self, key: str) -> Iterator[BinaryIO]:
@@ -160,7 +163,7 @@ class S3ObjectStore(ObjectStore):
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=start):
                 for found in page.get("Contents", []):
                     key = found["Key"].removeprefix(self._prefix)
-                    # Folder markers, this module's own scratch objects, and what no key of ours can name.
+                    # Skips folder markers, this module's scratch objects, and names that can't be our keys.
                     if is_key(key):
                         yield ObjectStat(key, found["Size"], _bare(found["ETag"]), found["LastModified"])
 
@@ -224,19 +227,20 @@ class S3ObjectStore(ObjectStore):
         except (BotoCoreError, ClientError, _BodyCutShort) as error:
             cause = cast(BotoCoreError, error.__cause__) if isinstance(error, _BodyCutShort) else error
             explanation = explain(cause, bucket=self._bucket, endpoint=self._endpoint())
+            failure = StoreUnavailable if is_server_failure(cause) else StoreMisconfigured
         else:
             return
-        # Without the cause: a credential process's output may be in it.
-        raise StoreUnavailable(f"The store {self.root} can't be used: {explanation}") from None
+        # Without the cause, which may hold the output of a credential process.
+        raise failure(f"The store {self.root} can't be used: {explanation}") from None
 
     def _endpoint(self) -> str:
         try:
             return self._connection.endpoint
-        except BotoCoreError:  # that is what is being explained
+        except BotoCoreError:  # the error that is being explained
             return "the server"
 
     def _require_bucket(self) -> None:
-        """Tell a missing object from a missing bucket, which the answer to HEAD does not."""
+        """Raise if the bucket is missing. The answer to HEAD doesn't say whether the object or the bucket is."""
         connection = self._connection
         if self._bucket in connection.buckets_seen:
             return
@@ -247,36 +251,31 @@ class S3ObjectStore(ObjectStore):
                 raise
         connection.buckets_seen.add(self._bucket)
 
-    @retry(
-        retry=retry_if_exception_type(_BodyCutShort),
-        wait=wait_random_exponential(multiplier=0.05, max=5),
-        stop=stop_after_attempt(MAX_ATTEMPTS),
-        reraise=True,
-    )
+    @retry_on(_BodyCutShort, attempts=MAX_ATTEMPTS, longest_wait_seconds=5)
     def _get(self, full_key: str) -> tuple[bytes, str]:
         answer = self._client.get_object(Bucket=self._bucket, Key=full_key)
         try:
             return answer["Body"].read(), _bare(answer["ETag"])
-        except (HTTPClientError, IncompleteReadError) as error:  # botocore retries up to the first byte of a body
+        except (HTTPClientError, IncompleteReadError) as error:  # botocore retries only up to the first byte
             raise _BodyCutShort from error
 
     def _put_if(self, full_key: str, data: bytes, **condition: str) -> bool:
-        """Put under a condition; whether it held, and the object is therefore ours."""
+        """Put an object under a condition. Return whether the condition held, and so the object is ours."""
         write_id = uuid4().hex
         for attempt in itertools.count(1):
             try:
                 self._put(full_key, data, Metadata={_WRITE_ID: write_id}, **condition)
             except ClientError as error:
                 status = http_status(error)
-                if status == 409 and attempt < MAX_ATTEMPTS:  # two writers at once, neither refused for good
+                if status == 409 and attempt < MAX_ATTEMPTS:  # two concurrent writers, both asked to retry
                     time.sleep(0.05 * 2**attempt * random.random())  # noqa: S311 (chance, not secrets)
                     continue
                 if status == 412 or (status == 404 and error_code(error) != "NoSuchBucket"):
-                    # The answer to our own successful request may have been lost, and the SDK asked again.
+                    # Our own first request may have succeeded, its answer been lost, and the SDK have retried.
                     return self._is_written_by(full_key, write_id)
                 raise
             return True
-        raise AssertionError  # for mypy, to which a count may end
+        raise AssertionError  # for mypy: the loop doesn't end
 
     def _is_written_by(self, full_key: str, write_id: str) -> bool:
         try:
@@ -287,14 +286,9 @@ class S3ObjectStore(ObjectStore):
             raise
         return found["Metadata"].get(_WRITE_ID) == write_id
 
-    @retry(
-        retry=retry_if_exception(_was_damaged_on_the_way),
-        wait=wait_random_exponential(multiplier=0.05, max=5),
-        stop=stop_after_attempt(MAX_ATTEMPTS),
-        reraise=True,
-    )
+    @retry_on(_was_damaged_on_the_way, attempts=MAX_ATTEMPTS, longest_wait_seconds=5)
     def _put(self, full_key: str, data: bytes | bytearray, **more: Any) -> None:
-        """Put an object in one request, and see that it arrived as it was sent."""
+        """Put an object in one request, and check that the same bytes arrived."""
         md5, sha256 = _md5(data), b""
         if self._sends_checksums:
             sha256 = hashlib.sha256(data).digest()
@@ -314,14 +308,9 @@ class S3ObjectStore(ObjectStore):
         more: dict[str, Any] = {"ChecksumAlgorithm": "CRC32"} if self._sends_checksums else {}
         return self._client.create_multipart_upload(Bucket=self._bucket, Key=full_key, **more)["UploadId"]
 
-    @retry(
-        retry=retry_if_exception(_was_damaged_on_the_way),
-        wait=wait_random_exponential(multiplier=0.05, max=5),
-        stop=stop_after_attempt(MAX_ATTEMPTS),
-        reraise=True,
-    )
+    @retry_on(_was_damaged_on_the_way, attempts=MAX_ATTEMPTS, longest_wait_seconds=5)
     def _put_part(self, full_key: str, upload_id: str, number: int, data: bytes | bytearray) -> "_Part":
-        """Put one part, numbered from 1; the server compares it with its MD5."""
+        """Put one part, numbered from 1. The server checks its MD5 or CRC."""
         md5 = _md5(data)
         more: dict[str, Any] = {"ChecksumAlgorithm": "CRC32"} if self._sends_checksums else {"ContentMD5": _base64(md5)}
         answer = self._client.upload_part(
@@ -330,18 +319,18 @@ class S3ObjectStore(ObjectStore):
         return _Part(len(data), md5, answer["ETag"], answer.get("ChecksumCRC32"))
 
     def _complete_parts(self, full_key: str, upload_id: str, parts: Sequence["_Part"]) -> None:
-        """Make the parts an object, and see that it is the one that was sent."""
+        """Turn the parts into an object, and check that it holds what was sent."""
         unknown: ClientError | None = None
         listed = [part.listed(number) for number, part in enumerate(parts, 1)]
         try:
-            # Its answer is not relied on: some servers tell the ETag that the parts should give, whatever they stored.
+            # The ETag of its answer isn't used: some servers compute it from the request, not from what they stored.
             self._client.complete_multipart_upload(
                 Bucket=self._bucket, Key=full_key, UploadId=upload_id, MultipartUpload={"Parts": listed}
             )
         except ClientError as error:
             if error_code(error) != "NoSuchUpload":
                 raise
-            # The answer to our own successful request may have been lost, and the SDK asked again: then it is there.
+            # Our own first request may have succeeded, its answer been lost, and the SDK have retried.
             unknown = error
         try:
             found = self._client.head_object(Bucket=self._bucket, Key=full_key)
@@ -371,7 +360,7 @@ class S3ObjectStore(ObjectStore):
                         size = self._size_of_parts(found["Key"], found["UploadId"])
                         yield Unfinished(key, size, found["Initiated"], found["UploadId"])
         except ClientError as error:
-            if http_status(error) != 501:  # a server that keeps no such list
+            if http_status(error) != 501:  # the server can't list uploads
                 raise
 
     def _size_of_parts(self, full_key: str, upload_id: str) -> int:
@@ -379,30 +368,25 @@ class S3ObjectStore(ObjectStore):
         try:
             return sum(part["Size"] for page in pages for part in page.get("Parts", []))
         except ClientError as error:
-            if error_code(error) == "NoSuchUpload":  # it was completed or aborted meanwhile
+            if error_code(error) == "NoSuchUpload":  # completed or aborted after it was listed
                 return 0
             raise
 
     def _compare(self, full_key: str, etag: str, parts: Sequence["_Part"], *, keep: bool) -> None:
-        """Read back what was just written, where the server gives no digest to go by (encryption with own keys, …)."""
+        """Read back a written object if the server returns no usable digest (encryption with customer keys, …)."""
         if self._holds(full_key, parts, unless_not=etag):
             return
         if not keep:
             self._client.delete_object(Bucket=self._bucket, Key=full_key)
         raise StoreUnavailable(
             f"The store {self.root} can't be used: s3://{self._bucket}/{full_key} holds other bytes than were sent"
-            f"{'' if keep else ', and was removed'}. Look at the server, and leave AWS_REQUEST_CHECKSUM_CALCULATION "
-            "at when_required."
+            f"{'' if keep else ', and was removed'}. Check the server, and leave AWS_REQUEST_CHECKSUM_CALCULATION at "
+            "when_required."
         )
 
-    @retry(
-        retry=retry_if_exception_type(_BodyCutShort),
-        wait=wait_random_exponential(multiplier=0.05, max=5),
-        stop=stop_after_attempt(MAX_ATTEMPTS),
-        reraise=True,
-    )
+    @retry_on(_BodyCutShort, attempts=MAX_ATTEMPTS, longest_wait_seconds=5)
     def _holds(self, full_key: str, parts: Sequence["_Part"], unless_not: str | None = None) -> bool:
-        """Whether an object's bytes are those of the parts; also, whether it was replaced by one with another ETag."""
+        """Whether an object holds the bytes of the parts, or was replaced by one whose ETag is not `unless_not`."""
         answer = self._client.get_object(Bucket=self._bucket, Key=full_key)
         if unless_not is not None and _bare(answer["ETag"]) != unless_not:
             return True
@@ -413,12 +397,12 @@ class S3ObjectStore(ObjectStore):
             raise _BodyCutShort from error
 
     def _etag_is_quoted(self) -> bool:
-        """Whether `If-Match` takes the ETag in quotes, as the standard says; Ceph 16 compares it without.
+        """Whether `If-Match` takes the ETag in quotes, as the standard says. Ceph 16 compares it without quotes.
 
-        Found out once in a process, together with what matters more.
+        Tested once in a process, together with whether the server honours conditions at all.
 
         Raises:
-            StoreUnavailable: the server does not heed conditions, so that two writers would overwrite each other.
+            StoreMisconfigured: the server ignores conditions, so two writers would overwrite each other.
         """
         with self._explained():
             known = self._connection.etag_is_quoted
@@ -430,18 +414,18 @@ class S3ObjectStore(ObjectStore):
         key = f"{self._prefix}{_SCRATCH[1]}{uuid4().hex}"
         try:
             self._is_refused(key, IfNoneMatch="*")
-            heeded = self._is_refused(key, IfNoneMatch="*") and self._is_refused(key, IfMatch=f'"{_md5(b"").hex()}"')
+            honoured = self._is_refused(key, IfNoneMatch="*") and self._is_refused(key, IfMatch=f'"{_md5(b"").hex()}"')
             for form, quoted in (('"{}"', True), ("{}", False)):
                 etag = _bare(self._client.head_object(Bucket=self._bucket, Key=key)["ETag"])
-                if heeded and not self._is_refused(key, IfMatch=form.format(etag)):
+                if honoured and not self._is_refused(key, IfMatch=form.format(etag)):
                     return quoted
         finally:
-            with suppress(BotoCoreError, ClientError):  # the scratch object is hidden, and harmless where it stays
+            with suppress(BotoCoreError, ClientError):  # the scratch object is hidden, and harmless if it stays
                 self._client.delete_object(Bucket=self._bucket, Key=key)
-        raise StoreUnavailable(
-            f"The store {self.root} can't be used: {self._endpoint()} does not heed conditional requests "
-            "(If-None-Match, If-Match), so that two runs could overwrite each other's models unnoticed. Use a server "
-            "that does, such as AWS, Ceph or MinIO."
+        raise StoreMisconfigured(
+            f"The store {self.root} can't be used: {self._endpoint()} ignores conditional requests (If-None-Match, "
+            "If-Match), so two runs could overwrite each other's models unnoticed. Use a server that honours them, "
+            "such as AWS, Ceph or MinIO."
         )
 
     def _is_refused(self, full_key: str, **condition: str) -> bool:
@@ -450,24 +434,24 @@ class S3ObjectStore(ObjectStore):
         except ClientError as error:
             if http_status(error) in (409, 412):
                 return True
-            if http_status(error) != 501:  # "not implemented": honest, and of as little use as a server that overwrites
+            if http_status(error) != 501:  # "not implemented" is honest, but as useless as overwriting
                 raise
         return False
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What is known of bytes that were sent."""
+    """Size and digests of bytes that were sent."""
 
     size: int
     md5: bytes
     etag: str = ""
-    """As the server gave it, quotes included."""
+    """The server's ETag, with its quotes."""
     crc32: str | None = None
-    """Likewise, where the SDK was asked to send it."""
+    """The server's CRC, if the SDK sent one."""
 
     def listed(self, number: int) -> "CompletedPartTypeDef":
-        """As the request that completes an upload names it."""
+        """Describe the part for the request that completes an upload."""
         entry: CompletedPartTypeDef = {"PartNumber": number, "ETag": self.etag}
         if self.crc32:
             entry["ChecksumCRC32"] = self.crc32
@@ -475,10 +459,10 @@ class _Part:
 
 
 class _Upload(io.RawIOBase):
-    """A stream that becomes an object: in one PUT where it is short, else in parts, sent while the next is written.
+    """A stream that becomes an object, in one PUT if it is short, or else in parts sent in the background.
 
-    No copy is kept: what arrived is told by the MD5 of each part, computed when it is sent. An upload whose process
-    dies leaves parts, which are no object, and which `list_unfinished` finds.
+    It keeps no copy of the bytes. The MD5 of each part, computed when it is sent, shows whether it arrived. An upload
+    whose process dies leaves parts but no object, and `list_unfinished` finds them.
     """
 
     def __init__(self, store: S3ObjectStore, full_key: str) -> None:
@@ -497,7 +481,7 @@ class _Upload(io.RawIOBase):
         return self._written
 
     def write(self, data: Any) -> int:
-        """Take bytes; returns when there is room for more.
+        """Take bytes, and return when there is room for more.
 
         Raises:
             StoreUnavailable: a part could not be sent.
@@ -506,7 +490,7 @@ class _Upload(io.RawIOBase):
         taken = len(view)
         while view:
             room = self._part_bytes() - len(self._buffer)
-            if not room:  # only now is it known that it is not all
+            if not room:  # only now it is certain that more bytes follow
                 self._send_part()
                 continue
             self._buffer += view[:room]
@@ -515,10 +499,10 @@ class _Upload(io.RawIOBase):
         return taken
 
     def finish(self) -> None:
-        """Make what was written the object.
+        """Turn the written bytes into the object.
 
         Raises:
-            StoreUnavailable: that failed, or another object arrived.
+            StoreUnavailable: that failed, or the object holds other bytes.
         """
         with self._store._explained():
             if self._threads is None:
@@ -532,10 +516,10 @@ class _Upload(io.RawIOBase):
         self._threads.shutdown()
 
     def abort(self) -> None:
-        """Drop what was written, as far as the server can be reached."""
+        """Drop the written bytes, if the server can be reached."""
         if self._threads is None:
             return
-        self._threads.shutdown(cancel_futures=True)  # a part that arrives after the abortion would stay
+        self._threads.shutdown(cancel_futures=True)  # a part that arrives after the abort would stay
         with suppress(BotoCoreError, ClientError):
             self._store._abort(self._full_key, self._upload_id)
 
@@ -565,7 +549,7 @@ def _md5(data: bytes | bytearray) -> bytes:
 
 
 def _etag_of(parts: Sequence["_Part"]) -> str:
-    """The ETag that S3 gives to an object put in parts."""
+    """Return the ETag that S3 gives to an object put in parts."""
     return f"{_md5(b''.join(part.md5 for part in parts)).hex()}-{len(parts)}"
 
 

@@ -1,8 +1,8 @@
-"""The one place that says how S3 is reached: for boto3 and for pyarrow, in the driver and in every worker.
+"""The S3 connection of a process, for boto3 and for pyarrow, in the driver and in every worker.
 
-Everything that the AWS SDK knows comes from its own chain, so that one configuration serves every tool of the user's:
-environment, `~/.aws/config` and `~/.aws/credentials`, SSO, container and instance roles. boto3's session resolves it,
-and pyarrow is told what came out.
+The configuration comes from the AWS SDK's own chain: environment, `~/.aws/config` and `~/.aws/credentials`, SSO,
+container and instance roles. So the configuration of your other S3 tools works here too. boto3's session resolves it,
+and pyarrow's file system is built from the result.
 """
 
 import os
@@ -24,8 +24,8 @@ CHECKSUM_VARIABLE = "AWS_REQUEST_CHECKSUM_CALCULATION"
 
 CONNECT_TIMEOUT_SECONDS = 5
 MAX_ATTEMPTS = 8
-"""A request, first try included, unless AWS_MAX_ATTEMPTS says another number. A server that drops one request in five
-then fails one in 400,000 for good; one that refuses connections is given up after about 3 s."""
+"""Attempts at a request, the first included, unless AWS_MAX_ATTEMPTS is set. With a server that drops one request in
+five, one in 400,000 fails for good. A server that refuses connections is given up on after about 3 s."""
 
 _WORKER_VARIABLES = (
     "AWS_ENDPOINT_URL",
@@ -42,38 +42,38 @@ _WORKER_VARIABLES = (
 
 @dataclass(frozen=True)
 class S3Configuration:
-    """What both clients are made from; holds no secret."""
+    """The settings of both clients. Holds no secrets."""
 
     endpoint_url: str | None
-    """None for AWS itself."""
+    """None for AWS."""
     region: str
     profile: str | None
     addressing_style: Literal["auto", "path", "virtual"]
-    """`path` (http://host/bucket/key) wherever there is an endpoint, unless the profile's `s3` section says otherwise:
-    few private servers have a name for each bucket."""
+    """`path` (http://host/bucket/key) if an endpoint is set, since few private servers have a host name per bucket. The
+    profile's `s3` section overrides it."""
     retry_mode: Literal["standard", "adaptive"]
     max_attempts: int
-    """First try included."""
+    """Includes the first attempt."""
     checksum_mode: Literal["when_supported", "when_required"]
-    """`when_required` unless the environment says otherwise: what the SDKs send by default, chunked bodies with a
-    trailing checksum, is refused by Ceph (411) and stored corrupted by some small servers."""
+    """`when_required` unless the environment overrides it. By default the SDKs send chunked bodies with a trailing
+    checksum. Ceph refuses them (411), and some small servers store them corrupted."""
     ca_bundle: str | None
     """File of certificates for https."""
     read_timeout_seconds: float
-    """Without a byte, after which a request is given up and tried again; as a whole it may take longer."""
+    """Timeout between two bytes of an answer, after which the request is retried. A whole request may take longer."""
 
 
 class S3Connection:
-    """One process's S3 clients, both made from one botocore session, with its credentials.
+    """The S3 clients of a process, which share one botocore session and its credentials.
 
     Raises:
-        botocore.exceptions.BotoCoreError: there are no credentials, no such profile, or no region.
+        botocore.exceptions.BotoCoreError: no credentials, no such profile, no region, or a malformed endpoint.
     """
 
     def __init__(self) -> None:
         import boto3
         import botocore.session
-        from botocore.exceptions import NoCredentialsError
+        from botocore.exceptions import InvalidEndpointConfigurationError, NoCredentialsError
 
         session = botocore.session.Session()
         self.configuration = _resolve(session)
@@ -83,42 +83,45 @@ class S3Connection:
             raise NoCredentialsError
         self._credentials = credentials
         self.etag_is_quoted: dict[str, bool] = {}
-        """Whether `If-Match` takes the ETag in quotes, by the root of each store where that was tried."""
+        """Whether `If-Match` takes the ETag in quotes, by the root of each store where it was tested."""
         self.buckets_seen: set[str] = set()
-        """Buckets that are known to exist."""
-        self.client: S3Client = boto3.Session(botocore_session=session).client(
-            "s3",
-            endpoint_url=self.configuration.endpoint_url,
-            region_name=self.configuration.region,
-            config=_client_config(self.configuration),
-        )
-        # What the handler returns is used, though botocore's stubs say that it returns nothing.
+        """Buckets known to exist."""
+        try:
+            self.client: S3Client = boto3.Session(botocore_session=session).client(
+                "s3",
+                endpoint_url=self.configuration.endpoint_url,
+                region_name=self.configuration.region,
+                config=_client_config(self.configuration),
+            )
+        except ValueError:  # its message may repeat a password in the URL
+            raise InvalidEndpointConfigurationError(msg="not a URL") from None
+        # botocore uses the handler's result, although its stubs declare none.
         self.client.meta.events.register("needs-retry.s3", cast(Any, self._delay_of_retry))
         self._lock = threading.Lock()
         self._arrow: tuple[Any, Any] = (None, None)
 
     @property
     def endpoint(self) -> str:
-        """Where requests go: scheme, host and port."""
+        """Scheme, host and port that requests go to."""
         parts = urlsplit(self.client.meta.endpoint_url)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
     @property
     def credentials_source(self) -> str:
-        """Where in the chain the credentials were found: `env`, `shared-credentials-file`, `sso`, `iam-role`, …"""
+        """Source of the credentials in the chain: `env`, `shared-credentials-file`, `sso`, `iam-role`, …"""
         return self._credentials.method or "unknown"
 
     @property
     def access_key_id(self) -> str:
-        """The public half of the credentials of this moment."""
+        """The public half of the current credentials."""
         return str(self._credentials.get_frozen_credentials().access_key)
 
     def arrow_filesystem(self) -> Any:
-        """The `pyarrow.fs.S3FileSystem` for the credentials of this moment.
+        """Return a `pyarrow.fs.S3FileSystem` with the current credentials.
 
-        pyarrow takes credentials once and can't ask for new ones. So botocore is asked at each call, which refreshes
-        what ends within ten minutes, and a new file system is made when they have changed. Whoever opens a file asks
-        here first, and keeps no file system for longer than a file takes.
+        pyarrow takes credentials once and can't refresh them. So every call asks botocore, which refreshes credentials
+        that expire within ten minutes, and builds a new file system if they have changed. Call this for each file you
+        open, and keep the file system no longer than the file.
         """
         credentials = self._credentials.get_frozen_credentials()
         with self._lock:
@@ -129,11 +132,11 @@ class S3Connection:
         return filesystem
 
     def _delay_of_retry(self, attempts: int, response: Any, caught_exception: Any, **_: Any) -> float | None:
-        """Seconds to wait before the next try, or None where there is none; asked after botocore's own answer.
+        """Return the seconds to wait before the next attempt, or None to give up. Overrides botocore's own answer.
 
-        botocore's standard mode stops retrying when a quota of some 35 failures is used up, faster than successes
-        fill it again. That protects a service from a fleet of callers, but here it fails a run: with one answer in
-        five lost, it happened within 1,600 requests. The bound on the attempts at each request is bound enough.
+        botocore's standard mode has a quota of about 35 failures, which successes refill slowly. When it is used up,
+        botocore stops retrying. That protects a service from a fleet of callers, but here it fails a run: with one
+        answer in five lost, it happened within 1,600 requests. The limit of attempts per request is enough.
         """
         from botocore.exceptions import HTTPClientError
 
@@ -169,24 +172,24 @@ class S3Connection:
 
 
 def s3_connection() -> S3Connection:
-    """The connection of this process: made at first use, and made anew after a fork or where the environment changed.
+    """Return the connection of this process. It is replaced after a fork, and when the environment changes.
 
     Raises:
         botocore.exceptions.BotoCoreError: as `S3Connection`.
     """
-    # Both SDKs and every other tool in the process read it, pyarrow's as late as when a client is made.
+    # All SDKs in the process read it. pyarrow's reads it only when it creates a client.
     os.environ.setdefault(CHECKSUM_VARIABLE, "when_required")
-    # A hash, so that the cache's keys hold no secrets.
+    # Hashed, so that the keys of the cache hold no secrets.
     environment = hash(frozenset(item for item in os.environ.items() if _concerns_s3(item[0])))
     with _connecting:
         return _connection(environment)
 
 
 def worker_environment() -> dict[str, str]:
-    """The variables, none of them secret, with which a process on another machine reaches S3 as this one does.
+    """Return the environment variables with which a process on another machine reaches S3 as this one does.
 
-    Credentials are not among them: what is handed to a scheduler shows up in its state, its logs and its pages. A
-    worker finds them in its own machine's chain.
+    They hold no credentials, because what a scheduler receives shows up in its state, logs and UI. Workers find
+    credentials in the chain of their own machine.
     """
     found = {name: os.environ[name] for name in _WORKER_VARIABLES if name in os.environ}
     return found | {CHECKSUM_VARIABLE: os.environ.get(CHECKSUM_VARIABLE, "when_required")}
@@ -201,7 +204,7 @@ def _connection(_environment: int) -> S3Connection:
 
 
 def _forget() -> None:
-    # Sockets and locks of the parent are of no use in a child.
+    # A child can't use the sockets and locks of its parent.
     global _connecting  # noqa: PLW0603
     _connecting = threading.Lock()
     _connection.cache_clear()
@@ -218,7 +221,7 @@ def _resolve(session: "Session") -> S3Configuration:
     from botocore.exceptions import NoRegionError
 
     endpoint_url = _endpoint_url(session)
-    # botocore knows only the second of the two; the other SDKs, pyarrow's among them, know the first.
+    # botocore reads only AWS_DEFAULT_REGION. The other SDKs, including pyarrow's, read AWS_REGION.
     region = os.environ.get("AWS_REGION") or session.get_config_variable("region")
     if not region and not endpoint_url:
         raise NoRegionError
@@ -226,7 +229,7 @@ def _resolve(session: "Session") -> S3Configuration:
     style = s3_section.get("addressing_style")
     return S3Configuration(
         endpoint_url=endpoint_url,
-        region=region or "us-east-1",  # a private server's region is a mere word in the signature
+        region=region or "us-east-1",  # to a private server, the region is only a word in the signature
         profile=session.profile,
         addressing_style=style if style in ("path", "virtual") else "path" if endpoint_url else "auto",
         retry_mode="adaptive" if session.get_config_variable("retry_mode") == "adaptive" else "standard",
@@ -249,10 +252,10 @@ def _endpoint_url(session: "Session") -> str | None:
 
 
 def _moment(text: Any) -> datetime:
-    """A time as S3 writes it. botocore tries one format after the other: 76 ms a page of 1,000 keys, instead of 12."""
+    """Parse a time in an answer. botocore tries several formats, which takes 76 ms per 1,000 keys instead of 12 ms."""
     try:
         return datetime.fromisoformat(text)
-    except (TypeError, ValueError):  # in headers it is written otherwise
+    except (TypeError, ValueError):  # headers have another format
         from botocore.utils import parse_timestamp
 
         return parse_timestamp(text)
@@ -263,8 +266,8 @@ def _client_config(configuration: S3Configuration) -> Any:
 
     s3_options: Any = {"addressing_style": configuration.addressing_style}
     if (configuration.endpoint_url or "").startswith("http://"):
-        # Over https that is the default for bodies that carry a digest in a signed header, as all of ours do. A second
-        # one cost a fifth of the time of an upload to a server on the same machine.
+        # Our bodies have a digest in a signed header, so they need no second one. Over https, that is the default. The
+        # second digest took a fifth of the time of an upload to a server on the same machine.
         s3_options["payload_signing_enabled"] = False
     return Config(
         s3=s3_options,

@@ -202,8 +202,8 @@ def _main(images: str, table: str, mode: str, reports: str) -> None:
     import infra.storage.batch_plan
     from flows.parameters import ClassifyParameters
     from infra.settings import load_settings
+    from infra.storage.keys import manifest_key
     from infra.storage.object_store import open_store
-    from infra.storage.prediction_table import manifest_key
 
     if mode == "files":  # every piece is then larger than a share
         infra.storage.batch_plan.SMALLEST_SHARD = infra.storage.batch_plan.LARGEST_SHARD = 1.0

@@ -1,4 +1,4 @@
-"""The stamp says which code, when and who, from the code's own checkout."""
+"""Provenance names the version of the code from its own checkout, the time and the user."""
 
 import getpass
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from infra import provenance
+from infra import packages, provenance
 from infra.provenance import Provenance
 from tests.harness.absent import needs
 
@@ -28,9 +28,10 @@ def git(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def code(tmp_path: Path) -> Path:
-    """A copy of the module in a folder that is no checkout."""
+    """A copy of the module in a folder that isn't a checkout."""
     (tmp_path / "code/infra").mkdir(parents=True)
-    shutil.copy(provenance.__file__, tmp_path / "code/infra")
+    for module in (packages, provenance):
+        shutil.copy(module.__file__, tmp_path / "code/infra")
     (tmp_path / "code/infra/__init__.py").touch()
     return tmp_path / "code"
 
@@ -44,7 +45,7 @@ def checkout(code: Path) -> Path:
 
 
 def code_version_in(folder: Path, **environment: str) -> str:
-    """What the copy in a folder says of itself, told by a process that works elsewhere."""
+    """Ask the copy in a folder for its version, in a process with another working folder."""
     return subprocess.run(
         [sys.executable, "-B", "-c", "import infra.provenance; print(infra.provenance.code_version())"],
         cwd=folder.parent,
@@ -57,39 +58,39 @@ def code_version_in(folder: Path, **environment: str) -> str:
 
 
 @needs_git
-def test_code_in_a_checkout_is_told_by_its_commit(checkout: Path):
+def test_version_in_a_checkout_has_the_commit(checkout: Path):
     commit = git(checkout, "rev-parse", "--short=12", "HEAD")
     assert code_version_in(checkout) == f"{VERSION}+{commit}"
 
 
 @needs_git
-def test_changed_code_is_told_as_dirty(checkout: Path):
+def test_version_of_changed_code_is_dirty(checkout: Path):
     with (checkout / "infra/__init__.py").open("a") as file:
         file.write("# changed\n")
     assert code_version_in(checkout).endswith("-dirty")
 
 
 @needs_git
-def test_tag_is_told_with_the_commit(checkout: Path):
+def test_version_of_a_tagged_commit_has_the_tag(checkout: Path):
     git(checkout, "tag", "--annotate", "v9", "--message", "Nine")
     assert code_version_in(checkout) == f"{VERSION}+v9"
 
 
-def test_code_outside_a_checkout_is_told_by_its_version(code: Path):
+def test_version_outside_a_checkout_is_the_packages(code: Path):
     assert code_version_in(code) == VERSION
 
 
-def test_code_on_a_machine_without_git_is_told_by_its_version(code: Path):
+def test_version_on_a_machine_without_git_is_the_packages(code: Path):
     assert code_version_in(code, PATH="") == VERSION
 
 
-def test_stamp_tells_the_time_in_utc():
-    stamp = Provenance.now()
-    assert stamp.created_at.utcoffset() == timedelta(0)
-    assert abs(datetime.now(UTC) - stamp.created_at) < timedelta(minutes=1)
+def test_time_is_in_utc():
+    made = Provenance.now()
+    assert made.created_at.utcoffset() == timedelta(0)
+    assert abs(datetime.now(UTC) - made.created_at) < timedelta(minutes=1)
 
 
-def test_stamp_tells_user_and_host():
+def test_creator_is_user_and_host():
     assert Provenance.now().created_by == f"{getpass.getuser()}@{platform.node()}"
 
 
@@ -104,6 +105,6 @@ def test_user_without_a_name_is_unknown():
     assert output.strip() == f"unknown@{platform.node()}"
 
 
-def test_stamp_survives_json():
-    stamp = Provenance.now()
-    assert Provenance.model_validate_json(stamp.model_dump_json()) == stamp
+def test_provenance_survives_json():
+    made = Provenance.now()
+    assert Provenance.model_validate_json(made.model_dump_json()) == made

@@ -1,4 +1,4 @@
-"""Settings come from the environment or `.env`, and a value that can't be meant is told by the setting's name."""
+"""Settings come from the environment or `.env`. An invalid value is refused by the setting's name."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from infra.storage.object_store import open_store
 
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in a folder without a `.env`, with no setting in the environment."""
+    """Work in a folder without `.env`, with no settings in the environment."""
     for name in ("STORE", "RAY_ADDRESS", "DATASET_DIR", "STATE_DIR"):
         monkeypatch.delenv(f"FMNIST_{name}", raising=False)
     monkeypatch.setenv("HOME", "/home/analyst")
@@ -42,13 +42,13 @@ def test_env_file_is_read(tmp_path: Path):
     assert (settings.store, settings.ray_address) == ("file:///data/store", "head:6379")
 
 
-def test_environment_goes_before_the_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_environment_overrides_the_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / ".env").write_text("FMNIST_STORE=/from/file\n")
     assert store_for("/from/environment", monkeypatch) == "file:///from/environment"
 
 
 @pytest.mark.parametrize("where", ["environment", "env file"])
-def test_empty_value_counts_as_not_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str):
+def test_empty_value_means_not_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str):
     for name in ("STORE", "RAY_ADDRESS", "DATASET_DIR", "STATE_DIR"):
         if where == "environment":
             monkeypatch.setenv(f"FMNIST_{name}", "")
@@ -60,11 +60,11 @@ def test_empty_value_counts_as_not_set(tmp_path: Path, monkeypatch: pytest.Monke
     assert (settings.dataset_dir, settings.state_dir) == (None, tmp_path / "var")
 
 
-def test_relative_store_lies_under_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_relative_store_is_below_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert store_for("results/store", monkeypatch) == (tmp_path / "results/store").as_uri()
 
 
-def test_store_stays_where_it_was_when_the_working_folder_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_store_stays_the_same_when_the_working_folder_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings = load_settings()
     monkeypatch.chdir("/")
     assert settings.store == (tmp_path / "var/store").as_uri()
@@ -87,31 +87,31 @@ def test_store_stays_where_it_was_when_the_working_folder_changes(tmp_path: Path
         ("s3://bucket/prefix/", "s3://bucket/prefix"),
     ],
 )
-def test_store_is_brought_to_one_form(monkeypatch: pytest.MonkeyPatch, value: str, store: str):
+def test_store_is_normalized(monkeypatch: pytest.MonkeyPatch, value: str, store: str):
     assert store_for(value, monkeypatch) == store
 
 
 @pytest.mark.parametrize("name", ["my store", "größe", "50%20off", "a#b", "a?b", "~nobody-of-that-name"])
-def test_store_in_a_folder_of_any_name_is_that_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+def test_store_can_be_a_folder_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
     open_store(store_for(f"{tmp_path}/{name}", monkeypatch)).create("object", b"bytes")
     assert (tmp_path / name / "object").read_bytes() == b"bytes"
 
 
-def test_name_that_begins_with_a_tilde_and_is_no_users_is_taken_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_tilde_before_an_unknown_user_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert store_for("~nobody-of-that-name/x", monkeypatch) == (tmp_path / "~nobody-of-that-name/x").as_uri()
 
 
 def test_file_uri_with_a_host_is_refused(monkeypatch: pytest.MonkeyPatch):
-    expected = "FMNIST_STORE: .*file://data/store names the host data.*file:///data/store"
-    with pytest.raises(RequestError, match=expected):
+    with pytest.raises(RequestError) as refusal:
         store_for("file://data/store", monkeypatch)
+    for words in ("FMNIST_STORE", "file://data/store", "file:///data/store"):
+        assert words in str(refusal.value)
 
 
 def test_secret_in_the_store_uri_is_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(RequestError, match=r"^FMNIST_STORE: .*user or password") as refusal:
+    with pytest.raises(RequestError) as refusal:
         store_for("s3://key:canary@bucket/prefix", monkeypatch)
+    assert "FMNIST_STORE" in str(refusal.value)
     assert "canary" not in str(refusal.value)
 
 
@@ -122,12 +122,12 @@ def test_tilde_in_a_folder_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, n
 
 
 @pytest.mark.parametrize("name", ["DATASET_DIR", "STATE_DIR"])
-def test_relative_folder_lies_under_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+def test_relative_folder_is_below_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
     monkeypatch.setenv(f"FMNIST_{name}", "folder")
     assert getattr(load_settings(), name.lower()) == tmp_path / "folder"
 
 
-def test_other_variables_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_other_variables_are_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FMNIST_STOER", "/data")
     (tmp_path / ".env").write_text("DATABASE_URL=postgres://x\n")
     assert load_settings().store == (tmp_path / "var/store").as_uri()
@@ -138,7 +138,7 @@ def test_settings_cannot_be_changed():
         load_settings().store = "file:///elsewhere"
 
 
-def test_credentials_in_the_env_file_appear_nowhere_in_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_settings_hold_no_credentials_of_the_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / ".env").write_text("AWS_SECRET_ACCESS_KEY=hunter2\nFMNIST_STORE=s3://bucket\n")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "hunter2")
     settings = load_settings()

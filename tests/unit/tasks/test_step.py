@@ -7,7 +7,7 @@ import pytest
 
 from fmnist_model.errors import InvalidDataset, InvalidImage, InvalidWeights
 from infra.errors import JobError, JobStopped, RequestError
-from infra.storage.object_store import StoreUnavailable
+from infra.storage.object_store import StoreMisconfigured, StoreUnavailable
 from tasks.step import step
 
 pytestmark = [
@@ -54,7 +54,8 @@ def test_transient_error_is_retried_as_often_as_configured(
 @pytest.mark.parametrize(
     "error",
     [
-        RequestError("no such store"),
+        RequestError("no such model"),
+        StoreMisconfigured("no such bucket"),
         JobStopped("the loss is NaN"),
         InvalidDataset("no labels"),
         InvalidImage("not an image"),

@@ -12,6 +12,7 @@ import pytest
 from infra.cluster import worker_logs
 from infra.cluster.progress_board import LoggedLine, ProgressBoard
 from infra.cluster.worker_logs import BoardHandler, forward_logs
+from infra.packages import PACKAGES
 
 OURS = logging.getLogger("tasks.training.train")
 THIRD_PARTY = logging.getLogger("urllib3.connectionpool")
@@ -29,7 +30,7 @@ def board(running_services: None) -> ProgressBoard:
 @pytest.fixture
 def logs(board: ProgressBoard) -> Iterator[BoardHandler]:
     """What this process logs is handed on, for the length of a test."""
-    loggers = [logging.getLogger(name) for name in ("flows", "tasks", "fmnist_model", "infra")]
+    loggers = [logging.getLogger(name) for name in PACKAGES]
     levels = [logger.level for logger in loggers]
     handler = forward_logs("rank 0")
     yield handler

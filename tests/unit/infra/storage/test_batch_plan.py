@@ -1,4 +1,4 @@
-"""A batch's inputs are cut into shards of even work, and its plan is the same object however they come."""
+"""Inputs are cut into shards of even work, and the plan doesn't depend on how the inputs are chunked."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -34,7 +34,7 @@ Piece = tuple[str, int, int]
 
 
 def pieces(some: list[Piece]) -> pa.RecordBatch:
-    """Pieces with URIs and labels of their own."""
+    """Pieces with different URIs and labels."""
     rows = [
         {
             "uri": f"file:///{number:06d}",
@@ -52,7 +52,7 @@ def pieces(some: list[Piece]) -> pa.RecordBatch:
 
 
 def apart(batch: pa.RecordBatch, cuts: list[int]) -> list[pa.RecordBatch]:
-    """The same rows as several batches, some of them empty."""
+    """Split rows into several batches, some of them empty."""
     bounds = [0, *sorted(cut % (len(batch) + 1) for cut in cuts), len(batch)]
     return [batch.slice(begin, end - begin) for begin, end in pairwise(bounds)]
 
@@ -62,7 +62,7 @@ def cut(batches: list[pa.RecordBatch], work: float) -> pa.Table:
 
 
 def shard_sizes(shards: pa.Table) -> list[float]:
-    """The work of each shard, by number."""
+    """Add up the work of each shard, in order."""
     costs = np.concatenate([work_of(batch.drop_columns(["shard"])) for batch in shards.to_batches()])
     return np.bincount(shards.column("shard").to_numpy(), costs).tolist()
 
@@ -78,7 +78,7 @@ any_pieces = st.lists(
     max_size=60,
 )
 any_work = st.one_of(st.none(), st.floats(1, 1e7))
-"""Of a shard; none: what `shard_work` says."""
+"""Work per shard. None stands for the default of `shard_work`."""
 any_cuts = st.lists(st.integers(0, 100), max_size=5)
 
 
@@ -103,7 +103,7 @@ def test_shards_are_numbered_in_order_without_gaps(some: list[Piece], work: floa
 
 @settings(deadline=None, print_blob=True)
 @given(any_pieces, any_work)
-def test_no_shard_strays_from_its_share_by_more_than_a_piece(some: list[Piece], work: float | None):
+def test_shards_differ_from_their_share_by_at_most_one_piece(some: list[Piece], work: float | None):
     share, largest = work_or_default(some, work), float(work_of(pieces(some)).max())
     sizes = shard_sizes(cut([pieces(some)], share))
     assert max(sizes) <= share + largest + 1e-6
@@ -112,14 +112,14 @@ def test_no_shard_strays_from_its_share_by_more_than_a_piece(some: list[Piece], 
 
 @settings(deadline=None, print_blob=True)
 @given(any_pieces)
-def test_last_of_the_even_shards_is_no_rest(some: list[Piece]):
+def test_last_shard_is_as_large_as_the_others(some: list[Piece]):
     share, largest = work_or_default(some, None), float(work_of(pieces(some)).max())
     assert shard_sizes(cut([pieces(some)], share))[-1] >= share - largest - 1e-6
 
 
 @settings(deadline=None, print_blob=True)
 @given(any_pieces, any_work, any_cuts)
-def test_shards_are_the_same_however_the_pieces_come(some: list[Piece], work: float | None, cuts: list[int]):
+def test_shards_do_not_depend_on_how_the_pieces_are_chunked(some: list[Piece], work: float | None, cuts: list[int]):
     share = work_or_default(some, work)
     assert cut(apart(pieces(some), cuts), share).equals(cut([pieces(some)], share))
 
@@ -128,7 +128,7 @@ def test_shards_are_the_same_however_the_pieces_come(some: list[Piece], work: fl
     ("images", "shards"),
     [(1, [1]), (4000, [4000]), (5999, [5999]), (6001, [3000, 3001]), (8000, [4000, 4000]), (40_000, [4000] * 10)],
 )
-def test_loose_images_are_shared_out_evenly(images: int, shards: list[int]):
+def test_loose_images_are_split_evenly(images: int, shards: list[int]):
     files = loose(images)
     numbers = cut([files], shard_work(float(work_of(files).sum()))).column("shard").to_numpy()
     assert np.bincount(numbers).tolist() == shards
@@ -139,7 +139,7 @@ def test_piece_larger_than_a_share_is_a_shard_of_its_own():
     assert shard_sizes(shards) == [1000, 5000, 1000]
 
 
-def test_nothing_is_cut_into_nothing():
+def test_no_pieces_make_no_shards():
     assert list(cut_into_shards([], 1000)) == list(cut_into_shards([loose(0)], 1000)) == []
 
 
@@ -154,28 +154,28 @@ def test_nothing_is_cut_into_nothing():
         (LARGEST_SHARD * SHARDS * 10, LARGEST_SHARD),
     ],
 )
-def test_share_grows_with_the_work_between_its_bounds(total: float, share: float):
+def test_work_per_shard_grows_between_its_bounds(total: float, share: float):
     assert shard_work(total) == share
 
 
 @settings(deadline=None, print_blob=True)
 @given(st.floats(1, 1e13))
-def test_work_is_a_whole_number_of_shares(total: float):
+def test_total_work_is_a_whole_number_of_shards(total: float):
     shares = total / shard_work(total)
     assert shares == pytest.approx(round(shares))
 
 
-def test_loose_file_is_more_work_than_an_image_of_a_container():
+def test_loose_file_is_more_work_than_an_image_in_a_container():
     single, contained = work_of(pieces([("image", 1, 600), ("tar", 1, 600)]))
     assert single > contained
 
 
-def test_image_of_many_bytes_is_more_work_than_a_small_one():
+def test_large_image_is_more_work_than_a_small_one():
     large, small = work_of(pieces([("image", 1, 10_000_000), ("image", 1, 600)]))
     assert large > 100 * small
 
 
-# Plans as objects
+# Plans in the store
 
 
 def write(store: ObjectStore, scratch: Path, shards: list[pa.RecordBatch], **changed: Any) -> BatchPlan:
@@ -185,7 +185,7 @@ def write(store: ObjectStore, scratch: Path, shards: list[pa.RecordBatch], **cha
 
 @settings(deadline=None, print_blob=True, max_examples=20)
 @given(some=any_pieces, cuts=any_cuts)
-def test_batch_is_the_same_however_its_inputs_come(
+def test_batch_id_does_not_depend_on_how_the_inputs_arrive(
     tmp_path_factory: pytest.TempPathFactory, some: list[Piece], cuts: list[int]
 ):
     folder = tmp_path_factory.mktemp("plans")
@@ -197,7 +197,7 @@ def test_batch_is_the_same_however_its_inputs_come(
     assert store.read(f"{plan.key}/_plan.parquet") == written
 
 
-def test_batch_is_the_same_however_its_inputs_are_chunked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_batch_id_does_not_depend_on_the_chunk_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     store = open_store(f"file://{tmp_path}/store")
     shards = list(cut_into_shards([loose(1000)], 1000))
     expected = write(store, tmp_path, shards).batch
@@ -206,7 +206,7 @@ def test_batch_is_the_same_however_its_inputs_are_chunked(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("column", ["shard", *PIECE_SCHEMA.names])
-def test_batch_is_another_where_any_of_its_inputs_is(tmp_path: Path, column: str):
+def test_batch_id_depends_on_every_column_of_the_inputs(tmp_path: Path, column: str):
     store = open_store(f"file://{tmp_path}/store")
     [shards] = cut_into_shards([pieces([("tar", 5, 100)] * 3)], 1e9)
     rows = shards.to_pylist()
@@ -216,29 +216,27 @@ def test_batch_is_another_where_any_of_its_inputs_is(tmp_path: Path, column: str
 
 
 @pytest.mark.parametrize("changed", [{"model_version": "2"}, {"options": {"invert": "auto"}}])
-def test_batch_is_another_for_another_model_or_options(tmp_path: Path, changed: dict[str, Any]):
+def test_batch_id_depends_on_model_and_options(tmp_path: Path, changed: dict[str, Any]):
     store = open_store(f"file://{tmp_path}/store")
     shards = list(cut_into_shards([loose(3)], 1e9))
     assert write(store, tmp_path, shards, **changed).batch != write(store, tmp_path, shards).batch
 
 
-def test_label_that_is_not_known_is_not_label_0(tmp_path: Path):
+def test_unknown_label_differs_from_label_0(tmp_path: Path):
     store = open_store(f"file://{tmp_path}/store")
     [shards] = cut_into_shards([loose(1)], 1e9)
     labelled = shards.set_column(8, shards.schema.field("label"), pa.array([0], pa.int8()))
     assert write(store, tmp_path, [labelled]).batch != write(store, tmp_path, [shards]).batch
 
 
-def test_plan_is_found_as_it_was_written(tmp_path: Path):
+def test_plan_is_read_back_as_it_was_written(tmp_path: Path):
     store = open_store(f"file://{tmp_path}/store")
     plan = write(store, tmp_path, list(cut_into_shards([loose(3)], 1e9)))
     assert (plan.shards, plan.planned) == (1, 3)
     assert find_plan(store, "t", plan.batch) == plan
 
 
-def test_plans_of_a_store_that_is_elsewhere_are_copied_once_and_in_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_plans_of_a_remote_store_are_copied_once_and_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     store = open_store(f"file://{tmp_path}/store")
     batches = [write(store, tmp_path, list(cut_into_shards([loose(1 + n)], 1e9))).batch for n in range(40)]
     elsewhere = fs.SubTreeFileSystem(f"{tmp_path}/store", fs.LocalFileSystem())
@@ -253,7 +251,7 @@ def test_plans_of_a_store_that_is_elsewhere_are_copied_once_and_in_order(
     assert files[0].read_bytes() == b"not copied again"
 
 
-def test_plan_that_is_lost_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_lost_plan_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     store = open_store(f"file://{tmp_path}/store")
     batch = write(store, tmp_path, list(cut_into_shards([loose(3)], 1e9))).batch
     elsewhere = fs.SubTreeFileSystem(f"{tmp_path}/store", fs.LocalFileSystem())
@@ -262,13 +260,13 @@ def test_plan_that_is_lost_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         plan_files(store, "t", [batch, "0" * 16], tmp_path)
 
 
-def test_plan_that_was_never_written_is_none(tmp_path: Path):
+def test_missing_plan_is_none(tmp_path: Path):
     assert find_plan(open_store(f"file://{tmp_path}/store"), "t", "0" * 16) is None
 
 
 @settings(deadline=None, print_blob=True, max_examples=30)
 @given(some=any_pieces, work=st.floats(1, 1e6), chunk_rows=st.integers(1, 20))
-def test_each_shard_has_its_inputs_from_a_plan_of_several_row_groups(
+def test_shard_reads_its_inputs_across_row_groups(
     tmp_path_factory: pytest.TempPathFactory, some: list[Piece], work: float, chunk_rows: int
 ):
     folder = tmp_path_factory.mktemp("plans")

@@ -1,4 +1,4 @@
-"""A path, folder, glob or URI names the same files each time, or is refused by name."""
+"""A path, folder, glob or URI always lists the same files, or is refused by name."""
 
 import os
 import re
@@ -31,11 +31,11 @@ def touch(folder: Path, *names: str) -> None:
 
 
 def listed(location: str | Path, below: Path) -> list[str]:
-    """Names below a folder, sorted."""
+    """List names below a folder, sorted."""
     return sorted(file.uri.removeprefix(f"file://{below}/") for file in list_input_files(str(location)))
 
 
-# What is listed
+# Listing
 
 
 def test_one_file_is_listed(tmp_path: Path):
@@ -43,12 +43,12 @@ def test_one_file_is_listed(tmp_path: Path):
     assert listed(tmp_path / "a.png", tmp_path) == ["a.png"]
 
 
-def test_folder_is_listed_with_all_below_it(tmp_path: Path):
+def test_folder_is_listed_with_its_subfolders(tmp_path: Path):
     touch(tmp_path, "a.png", "x/b.png", "x/y/z/c.png")
     assert listed(tmp_path, tmp_path) == ["a.png", "x/b.png", "x/y/z/c.png"]
 
 
-def test_link_into_a_folder_above_is_followed_once(tmp_path: Path):
+def test_link_to_a_parent_folder_is_followed_once(tmp_path: Path):
     touch(tmp_path, "a.png", "x/b.png")
     (tmp_path / "x" / "up").symlink_to(tmp_path)
     (tmp_path / "x" / "self").symlink_to(tmp_path / "x")
@@ -63,17 +63,17 @@ def test_linked_folder_and_file_are_listed(tmp_path: Path):
     assert listed(tmp_path / "here", tmp_path / "here") == ["b.png", "c.png", "linked/a.png"]
 
 
-def test_hidden_files_and_folders_are_passed_over(tmp_path: Path):
+def test_hidden_files_and_folders_are_skipped(tmp_path: Path):
     touch(tmp_path, "a.png", ".b.png", "_c.png", ".git/d.png", "_temporary/e.png", "x/.y/f.png", "g_.png")
     assert listed(tmp_path, tmp_path) == ["a.png", "g_.png"]
 
 
-def test_hidden_file_is_listed_where_it_is_named(tmp_path: Path):
+def test_hidden_file_is_listed_by_its_name(tmp_path: Path):
     touch(tmp_path, ".a.png")
     assert listed(tmp_path / ".a.png", tmp_path) == [".a.png"]
 
 
-def test_folder_inside_a_hidden_one_is_listed_where_it_is_named(tmp_path: Path):
+def test_folder_inside_a_hidden_one_is_listed_by_its_name(tmp_path: Path):
     touch(tmp_path, ".cache/images/a.png")
     assert listed(tmp_path / ".cache/images", tmp_path) == [".cache/images/a.png"]
 
@@ -111,7 +111,7 @@ def test_listed_uri_lists_the_same_file_again(tmp_path: Path, name: str):
     assert list(list_input_files(file.uri)) == [file]
 
 
-def test_upper_case_endings_are_listed(tmp_path: Path):
+def test_files_with_upper_case_suffixes_are_listed(tmp_path: Path):
     touch(tmp_path, "A.PNG", "b.Jpeg")
     assert listed(tmp_path, tmp_path) == ["A.PNG", "b.Jpeg"]
 
@@ -120,7 +120,7 @@ def test_empty_folder_lists_nothing(tmp_path: Path):
     assert listed(tmp_path, tmp_path) == []
 
 
-def test_empty_subfolders_are_no_files(tmp_path: Path):
+def test_empty_subfolder_is_not_listed(tmp_path: Path):
     (tmp_path / "a.png").mkdir()
     assert listed(tmp_path, tmp_path) == []
 
@@ -132,13 +132,13 @@ def test_linked_file_is_listed(tmp_path: Path):
     assert listed(tmp_path / "images", tmp_path) == ["images/b.png"]
 
 
-def test_link_that_leads_nowhere_is_passed_over(tmp_path: Path):
+def test_broken_link_is_skipped(tmp_path: Path):
     touch(tmp_path, "a.png")
     (tmp_path / "b.png").symlink_to(tmp_path / "nowhere")
     assert listed(tmp_path, tmp_path) == ["a.png"]
 
 
-def test_pipe_is_passed_over(tmp_path: Path):
+def test_pipe_is_skipped(tmp_path: Path):
     touch(tmp_path, "a.png")
     os.mkfifo(tmp_path / "b.png")
     assert listed(tmp_path, tmp_path) == ["a.png"]
@@ -162,39 +162,39 @@ def test_pipe_is_passed_over(tmp_path: Path):
         ("x*/d.*", ["x/d.png"]),
     ],
 )
-def test_glob_lists_what_it_matches(tmp_path: Path, pattern: str, expected: list[str]):
+def test_glob_lists_its_matches(tmp_path: Path, pattern: str, expected: list[str]):
     touch(tmp_path, "a.png", "b.png", "c.jpg", "x/d.png", "x/y/e.png", ".hidden/f.png", "_g.png")
     assert listed(tmp_path / pattern, tmp_path) == expected
 
 
-def test_relative_glob_is_of_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_relative_glob_starts_at_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     touch(tmp_path, "x/a.png")
     monkeypatch.chdir(tmp_path)
     assert listed("x/*.png", tmp_path) == ["x/a.png"]
 
 
-def test_glob_matches_names_with_spaces_and_signs(tmp_path: Path):
+def test_glob_matches_names_with_spaces_and_special_characters(tmp_path: Path):
     touch(tmp_path, "two words #1 50%.png")
     assert listed(tmp_path / "two words*.png", tmp_path) == ["two words #1 50%.png"]
 
 
-def test_regular_expression_signs_in_a_glob_stand_for_themselves(tmp_path: Path):
+def test_regular_expression_characters_in_a_glob_are_literal(tmp_path: Path):
     touch(tmp_path, "a+(1).png", "aa1.png", "axpng")
     assert listed(tmp_path / "a+(1)*.png", tmp_path) == ["a+(1).png"]
 
 
-def test_file_goes_before_the_glob_its_name_would_be(tmp_path: Path):
+def test_file_whose_name_is_a_glob_is_listed_itself(tmp_path: Path):
     touch(tmp_path, "[1].png", "1.png")
     assert listed(tmp_path / "[1].png", tmp_path) == ["[1].png"]
 
 
-def test_glob_that_matches_nothing_lists_nothing(tmp_path: Path):
+def test_glob_without_matches_lists_nothing(tmp_path: Path):
     touch(tmp_path, "a.png")
     assert listed(tmp_path / "*.jpg", tmp_path) == []
 
 
 def test_glob_below_a_missing_folder_is_not_found(tmp_path: Path):
-    with pytest.raises(InputNotFound, match=r"nowhere/\*\.png: there is no such file or folder"):
+    with pytest.raises(InputNotFound, match=r"nowhere/\*\.png"):
         list(list_input_files(str(tmp_path / "nowhere/*.png")))
 
 
@@ -204,50 +204,50 @@ def test_glob_below_a_file_does_not_list_the_file(tmp_path: Path):
         list(list_input_files(str(tmp_path / "a.png/*.png")))
 
 
-def test_glob_that_is_none_is_refused_by_name(tmp_path: Path):
+def test_malformed_glob_is_refused_by_name(tmp_path: Path):
     with pytest.raises(RequestError, match=re.escape(f"{tmp_path}/a**b")):
         list(list_input_files(f"{tmp_path}/a**b"))
 
 
-# What is refused
+# Refusals
 
 
-def test_missing_file_is_not_found_by_name(tmp_path: Path):
-    with pytest.raises(InputNotFound, match=re.escape(f"{tmp_path}/a.png: there is no such file or folder")):
+def test_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(InputNotFound, match=re.escape(f"{tmp_path}/a.png")):
         list(list_input_files(str(tmp_path / "a.png")))
 
 
 def test_empty_location_is_not_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     touch(tmp_path, "a.png")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputNotFound, match="An input is empty"):
+    with pytest.raises(InputNotFound):
         list(list_input_files(""))
 
 
 @pytest.mark.parametrize("uri", ["http://host/a.png", "gs://bucket/a.png", "nonsense://a"])
-def test_scheme_that_cannot_be_read_is_refused_by_name(uri: str):
+def test_unknown_scheme_is_refused_by_name(uri: str):
     with pytest.raises(RequestError, match=re.escape(uri)):
         list(list_input_files(uri))
 
 
 @pytest.mark.parametrize("uri", ["file://host/a.png", "file://a.png"])
 def test_file_uri_with_a_host_is_refused(uri: str):
-    with pytest.raises(RequestError, match="a file URI has three slashes"):
+    with pytest.raises(RequestError, match="file:///"):
         list(list_input_files(uri))
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
-def test_name_that_no_file_can_have_is_refused(tmp_path: Path, name: str):
+def test_impossible_file_name_is_refused(tmp_path: Path, name: str):
     with pytest.raises(RequestError):
         list(list_input_files(f"{tmp_path}/{name}"))
 
 
-def test_file_whose_name_is_not_utf8_is_told(tmp_path: Path):
+def test_file_name_that_is_not_utf8_is_refused(tmp_path: Path):
     try:
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")).touch()
     except OSError:
-        missing("this file system has Unicode names alone")
-    with pytest.raises(RequestError, match=r"not UTF-8: .*\\xff\.png"):
+        missing("this file system has only Unicode names")
+    with pytest.raises(RequestError, match=r"\\xff\.png"):
         list(list_input_files(str(tmp_path)))
 
 
@@ -264,15 +264,13 @@ def test_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch):
     assert input_uri("~/a.png") == "file:///home/analyst/a.png"
 
 
-def test_name_that_begins_with_a_tilde_and_is_no_users_is_taken_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_tilde_before_an_unknown_user_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     touch(tmp_path, "~nobody-of-that-name.png")
     monkeypatch.chdir(tmp_path)
     assert listed("~nobody-of-that-name.png", tmp_path) == ["~nobody-of-that-name.png"]
 
 
-def test_uri_is_left_as_it_is():
+def test_uri_stays_as_it_is():
     assert input_uri("s3://bucket/a b.png") == "s3://bucket/a b.png"
 
 
@@ -283,7 +281,7 @@ def test_file_uri_names_the_local_path(prefix: str):
     assert path == "/data/a b#c%20?.png"
 
 
-def test_folder_uri_may_end_with_a_slash(tmp_path: Path):
+def test_folder_uri_with_a_trailing_slash_is_listed(tmp_path: Path):
     touch(tmp_path, "x/a.png")
     assert listed(f"file://{tmp_path}/x/", tmp_path) == ["x/a.png"]
 
@@ -291,13 +289,13 @@ def test_folder_uri_may_end_with_a_slash(tmp_path: Path):
 # Fingerprints
 
 
-def test_size_is_the_files(tmp_path: Path):
+def test_size_is_in_bytes(tmp_path: Path):
     touch(tmp_path, "a.png")
     (file,) = list_input_files(str(tmp_path))
     assert file.size == len("a.png")
 
 
-def test_fingerprint_of_an_unchanged_file_stays(tmp_path: Path):
+def test_fingerprint_of_an_unchanged_file_stays_the_same(tmp_path: Path):
     touch(tmp_path, "a.png")
     assert list(list_input_files(str(tmp_path))) == list(list_input_files(str(tmp_path)))
 

@@ -1,4 +1,4 @@
-"""Versions say what they said when they were registered, also those that older releases wrote."""
+"""Versions are read back as they were registered, including those of older releases."""
 
 import json
 from pathlib import Path
@@ -27,12 +27,12 @@ def register(registry: ModelRegistry, temperature: float) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.05, 1.0, 1.0167711771549401])
-def test_temperature_is_read_back_to_the_bit(registry: ModelRegistry, temperature: float):
+def test_temperature_is_read_back_exactly(registry: ModelRegistry, temperature: float):
     register(registry, temperature)
     assert registry.version(1).temperature == temperature
 
 
-def test_version_without_a_temperature_has_1(registry: ModelRegistry, tmp_path: Path):
+def test_temperature_of_an_older_version_is_1(registry: ModelRegistry, tmp_path: Path):
     register(registry, 3.0)
     [path] = (tmp_path / "store").rglob("00000001.json")
     record = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""A part is whole or absent, in row groups of a fixed size, and holds its books; a batch is committed by its books."""
+"""A part is whole or absent and holds its books. A batch is committed only if its books balance."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,7 +48,7 @@ def write(store: ObjectStore, key: str, batches: list[pa.RecordBatch], books: Sh
 
 
 def read(store: ObjectStore, key: str) -> tuple[pa.Table, list[int]]:
-    """A part's rows, and the sizes of its row groups."""
+    """Read a part's rows and the sizes of its row groups."""
     filesystem, path = store.arrow(key)
     with pq.ParquetFile(path, filesystem=filesystem) as file:
         groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
@@ -60,7 +60,7 @@ def read(store: ObjectStore, key: str) -> tuple[pa.Table, list[int]]:
 
 @settings(deadline=None, print_blob=True, max_examples=30)
 @given(sizes=st.lists(st.integers(0, 25), max_size=8))
-def test_row_groups_are_full_however_the_rows_come(tmp_path_factory: pytest.TempPathFactory, sizes: list[int]):
+def test_row_groups_are_full_for_any_sizes_of_batches(tmp_path_factory: pytest.TempPathFactory, sizes: list[int]):
     store = open_store(f"file://{tmp_path_factory.mktemp('parts')}/store")
     batches = [rows(size, first=sum(sizes[:number])) for number, size in enumerate(sizes)]
     with pytest.MonkeyPatch.context() as patched:
@@ -79,7 +79,7 @@ def test_part_counts_its_rows(store: ObjectStore):
         assert part.rows == 7
 
 
-def test_part_without_rows_is_a_part(store: ObjectStore):
+def test_part_without_rows_is_written(store: ObjectStore):
     write(store, "part.parquet", [])
     found, _ = read(store, "part.parquet")
     assert (found.num_rows, found.schema) == (0, SCHEMA)
@@ -92,7 +92,7 @@ def test_part_is_absent_until_its_block_ends(store: ObjectStore):
     assert store.stat("part.parquet") is not None
 
 
-def test_part_whose_block_raises_is_absent(store: ObjectStore):
+def test_part_is_absent_if_its_block_raises(store: ObjectStore):
     def fail(batches: Iterator[pa.RecordBatch]) -> None:
         with open_part(store, "part.parquet", SCHEMA) as part:
             for batch in batches:
@@ -104,7 +104,7 @@ def test_part_whose_block_raises_is_absent(store: ObjectStore):
     assert list(store.list("")) == []
 
 
-def test_part_written_twice_is_the_same_though_it_took_longer(store: ObjectStore):
+def test_bytes_of_a_part_do_not_depend_on_how_long_it_took(store: ObjectStore):
     written = []
     for seconds in (1.0, 2.0):
         write(store, "part.parquet", [rows(3)], ShardBooks(0, 4, 3, 1, seconds))
@@ -112,7 +112,7 @@ def test_part_written_twice_is_the_same_though_it_took_longer(store: ObjectStore
     assert written[0] == written[1]
 
 
-def test_part_has_statistics_by_which_readers_skip_row_groups(store: ObjectStore):
+def test_part_has_statistics_that_let_readers_skip_row_groups(store: ObjectStore):
     write(store, "part.parquet", [rows(7)])
     filesystem, path = store.arrow("part.parquet")
     found = pq.read_metadata(path, filesystem=filesystem).row_group(0).column(1).statistics
@@ -122,7 +122,7 @@ def test_part_has_statistics_by_which_readers_skip_row_groups(store: ObjectStore
 # Books
 
 
-def test_books_are_in_the_part_as_they_were_noted_but_for_the_time_it_took(store: ObjectStore):
+def test_books_are_read_back_without_their_seconds(store: ObjectStore):
     write(store, part_key(PLAN, 2), [rows(3)], ShardBooks(2, 5, 3, 2, 1.5))
     assert read_books(store, PLAN, 2) == ShardBooks(2, 5, 3, 2, 0.0)
 
@@ -131,20 +131,20 @@ def test_shard_without_a_part_has_no_books(store: ObjectStore):
     assert read_books(store, PLAN, 0) is None
 
 
-def test_existing_parts_are_the_shards_with_a_part(store: ObjectStore):
+def test_shards_with_a_part_are_listed(store: ObjectStore):
     for shard in (0, 2):
         write(store, part_key(PLAN, shard), [])
     assert sorted(existing_parts(store, PLAN)) == [0, 2]
 
 
-def test_quarantine_and_other_objects_are_no_parts(store: ObjectStore):
+def test_quarantine_and_other_objects_do_not_count_as_parts(store: ObjectStore):
     write(store, errors_key(PLAN, 1), [])
     for name in ("_plan.parquet", "_manifest.json", "part-1.parquet", "part-00001.parquet.crc", "part-00003.parquet"):
         store.create(f"{PLAN.key}/{name}", b"")
     assert existing_parts(store, PLAN) == []
 
 
-def test_part_of_a_shard_beyond_99999_is_found(store: ObjectStore):
+def test_part_of_a_shard_above_99999_is_listed(store: ObjectStore):
     plan = PLAN.model_copy(update={"shards": 100_001})
     write(store, part_key(plan, 100_000), [])
     assert existing_parts(store, plan) == [100_000]
@@ -156,14 +156,14 @@ def test_part_of_a_shard_beyond_99999_is_found(store: ObjectStore):
 BOOKS = [ShardBooks(0, 3, 3, 0), ShardBooks(1, 1, 0, 1), ShardBooks(2, 2, 1, 1)]
 
 
-def test_manifest_adds_the_books_up(store: ObjectStore):
+def test_manifest_adds_up_the_books(store: ObjectStore):
     manifest = commit(store, PLAN, BOOKS, model={"version": 1}, seconds=2.0)
     assert (manifest.planned, manifest.predicted, manifest.quarantined) == (6, 4, 2)
     assert manifest.images_per_second == 3.0
     assert read_manifest(store, "t", "b") == manifest
 
 
-def test_manifest_names_all_parts_and_the_quarantine_of_those_that_have_one(store: ObjectStore):
+def test_manifest_names_all_parts_and_existing_quarantines(store: ObjectStore):
     manifest = commit(store, PLAN, BOOKS[::-1], model={}, seconds=2.0)
     assert manifest.parts == [part_key(PLAN, shard) for shard in range(3)]
     assert manifest.error_parts == [errors_key(PLAN, shard) for shard in (1, 2)]
@@ -172,20 +172,20 @@ def test_manifest_names_all_parts_and_the_quarantine_of_those_that_have_one(stor
 @pytest.mark.parametrize(
     ("books", "message"),
     [
-        (BOOKS[:2], r"shards \[2\] have no books"),
-        ([*BOOKS[:2], ShardBooks(2, 2, 1, 0)], "shard 2: 1 predicted . 0 quarantined is not 2 planned"),
-        ([*BOOKS[:2], ShardBooks(2, 2, 2, 1)], "shard 2: 2 predicted . 1 quarantined is not 2 planned"),
-        ([*BOOKS[:2], ShardBooks(2, 3, 3, 0)], "its shards planned 7 images, the plan 6"),
+        (BOOKS[:2], r"\[2\]"),
+        ([*BOOKS[:2], ShardBooks(2, 2, 1, 0)], "shard 2: 1 .* 0 .* 2 "),
+        ([*BOOKS[:2], ShardBooks(2, 2, 2, 1)], "shard 2: 2 .* 1 .* 2 "),
+        ([*BOOKS[:2], ShardBooks(2, 3, 3, 0)], "7 images.* 6"),
     ],
     ids=["missing", "lost", "twice", "more"],
 )
-def test_books_that_do_not_balance_are_not_committed(store: ObjectStore, books: list[ShardBooks], message: str):
+def test_unbalanced_books_are_not_committed(store: ObjectStore, books: list[ShardBooks], message: str):
     with pytest.raises(BooksDontBalance, match=message):
         commit(store, PLAN, books, model={}, seconds=2.0)
     assert read_manifest(store, "t", "b") is None
 
 
-def test_second_commit_of_a_batch_is_the_first_one(store: ObjectStore):
+def test_second_commit_returns_the_first(store: ObjectStore):
     first = commit(store, PLAN, BOOKS, model={}, seconds=2.0)
     assert commit(store, PLAN, BOOKS, model={}, seconds=3.0) == first
 

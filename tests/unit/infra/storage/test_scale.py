@@ -1,4 +1,4 @@
-"""docs/scale.md says what was measured, and reckons with it as it says."""
+"""docs/scale.md shows the measured numbers, and its estimates follow from them."""
 
 import json
 from pathlib import Path
@@ -16,13 +16,13 @@ def slopes() -> Slopes:
     return Slopes.of(json.loads(RESULTS.read_text()))
 
 
-def test_tables_of_the_page_are_those_of_the_results():
+def test_tables_of_the_page_match_the_results():
     page = PAGE.read_text().splitlines()
     missing = [line for line in tables(json.loads(RESULTS.read_text())).splitlines() if line not in page]
     assert not missing, "python -m tests.benchmarks.scale --table"
 
 
-def test_loose_objects_are_each_listed_planned_and_fetched(slopes: Slopes):
+def test_each_loose_object_is_listed_planned_and_fetched(slopes: Slopes):
     batch = Loose(slopes, 10**9)
     assert batch.objects == batch.pieces == 10**9
     assert batch.requests("GET") >= 10**9

@@ -1,4 +1,4 @@
-"""Of all listed files, those that are in no plan yet come out, each once and in order, whatever their number."""
+"""Listed files that no plan holds come out once each and in order, no matter how many there are."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def files(some: list[File]) -> pa.RecordBatch:
 
 
 def plans(folder: Path, *plans: list[tuple[str, str, int]]) -> list[Path]:
-    """Plans with URI, fingerprint and images of each piece, as files below a folder."""
+    """Write plans with URI, fingerprint and rows of each piece as files below a folder."""
     paths = []
     for number, rows in enumerate(plans):
         path = folder / f"batch={number}" / "_plan.parquet"
@@ -50,71 +50,71 @@ def test_files_come_in_the_order_of_their_uris(tmp_path: Path):
     assert new_files(tmp_path, listed[::-1][:3], listed[::-1][3:]) == listed
 
 
-def test_files_are_handed_on_as_they_were_listed(tmp_path: Path):
+def test_files_come_back_as_they_were_listed(tmp_path: Path):
     staged = StagedInputs(tmp_path)
     batch = files([("file:///a", "1", 3), ("file:///b", "2", None)])
     staged.stage([batch])
     assert list(staged.new_files([])) == [batch]
 
 
-def test_file_that_is_listed_twice_comes_once(tmp_path: Path):
+def test_file_listed_twice_comes_once(tmp_path: Path):
     listed: list[File] = [("file:///a", "1", None), ("file:///b", "1", None)]
     assert new_files(tmp_path, listed, listed, listed) == listed
 
 
-def test_file_that_is_listed_twice_comes_with_its_label(tmp_path: Path):
+def test_file_listed_twice_comes_with_its_label(tmp_path: Path):
     assert new_files(tmp_path, [("file:///a", "1", None)], [("file:///a", "1", 9)], [("file:///a", "1", None)]) == [
         ("file:///a", "1", 9)
     ]
 
 
-def test_file_with_two_labels_gets_the_same_one_whatever_was_listed_first(tmp_path: Path):
+def test_label_of_a_file_with_two_labels_does_not_depend_on_the_order(tmp_path: Path):
     one, other = ("file:///a", "1", 3), ("file:///a", "1", 4)
     assert new_files(tmp_path, [one, other]) == new_files(tmp_path, [other, one])
 
 
-def test_file_that_is_in_a_plan_does_not_come(tmp_path: Path):
+def test_planned_file_does_not_come(tmp_path: Path):
     done = plans(tmp_path, [("file:///a", "1", 1)])
     assert new_files(tmp_path, [("file:///a", "1", None), ("file:///b", "1", None)], done=done) == [
         ("file:///b", "1", None)
     ]
 
 
-def test_file_that_is_in_a_plan_in_another_version_comes(tmp_path: Path):
+def test_planned_file_comes_in_another_version(tmp_path: Path):
     done = plans(tmp_path, [("file:///a", "1", 1)])
     assert new_files(tmp_path, [("file:///a", "2", None)], done=done) == [("file:///a", "2", None)]
 
 
-def test_container_in_a_plan_by_many_pieces_does_not_come(tmp_path: Path):
+def test_container_planned_in_many_pieces_does_not_come(tmp_path: Path):
     done = plans(tmp_path, [("file:///a.tar", "1", 10)] * 5)
     assert new_files(tmp_path, [("file:///a.tar", "1", None)], done=done) == []
 
 
-def test_files_that_are_in_different_plans_do_not_come(tmp_path: Path):
+def test_files_of_different_plans_do_not_come(tmp_path: Path):
     done = plans(tmp_path, [("file:///a", "1", 1)], [("file:///b", "1", 1)], [("file:///a", "2", 1)])
     listed: list[File] = [(f"file:///{name}", "1", None) for name in "abc"]
     assert new_files(tmp_path, listed, done=done) == [("file:///c", "1", None)]
 
 
-def test_nothing_new_gives_no_batch(tmp_path: Path):
+def test_no_new_files_give_no_batch(tmp_path: Path):
     staged = StagedInputs(tmp_path)
     staged.stage([files([("file:///a", "1", None)])])
     assert list(staged.new_files(plans(tmp_path, [("file:///a", "1", 1)]))) == []
 
 
-def test_files_may_be_asked_for_again_with_other_plans(tmp_path: Path):
+def test_files_can_be_compared_again_with_other_plans(tmp_path: Path):
     staged = StagedInputs(tmp_path)
     staged.stage([files([("file:///a", "1", None), ("file:///b", "1", None)])])
     for done, expected in (([], 2), (plans(tmp_path, [("file:///a", "1", 1)]), 1)):
         assert sum(map(len, staged.new_files(done))) == expected
 
 
-def test_nothing_but_what_was_listed_stays_on_the_disk(tmp_path: Path):
+def test_only_the_listed_files_stay_on_disk(tmp_path: Path):
     new_files(tmp_path, [("file:///a", "1", None)])
     assert [path.name for path in tmp_path.iterdir()] == ["listed.parquet"]
 
 
-def test_images_that_plans_hold_of_the_listed_files_are_counted(tmp_path: Path):
+def test_planned_images_of_listed_files_are_counted(tmp_path: Path):
     staged = StagedInputs(tmp_path)
     staged.stage([files([("file:///a.tar", "1", None), ("file:///b", "1", None), ("file:///c", "1", None)])])
     pieces = [
@@ -127,13 +127,13 @@ def test_images_that_plans_hold_of_the_listed_files_are_counted(tmp_path: Path):
     assert staged.images_done(plans(tmp_path, pieces)) == 16
 
 
-def test_images_of_a_file_that_is_listed_twice_are_counted_once(tmp_path: Path):
+def test_images_of_a_file_listed_twice_are_counted_once(tmp_path: Path):
     staged = StagedInputs(tmp_path)
     staged.stage([files([("file:///a", "1", None), ("file:///a", "1", 4)])])
     assert staged.images_done(plans(tmp_path, [("file:///a", "1", 1)])) == 1
 
 
-def test_no_image_is_done_where_plans_hold_none(tmp_path: Path):
+def test_no_images_are_counted_if_plans_hold_none(tmp_path: Path):
     staged = StagedInputs(tmp_path)
     staged.stage([files([("file:///a", "1", None)])])
     assert staged.images_done([]) == staged.images_done(plans(tmp_path, [("file:///b", "1", 1)])) == 0
@@ -143,13 +143,13 @@ ODD_NAMES = ["two words", "it's", '"', "50%20", "größe", "a*b", "[1]", "a?b", 
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_scratch_folder_may_have_any_name(tmp_path: Path, name: str):
+def test_scratch_folder_can_have_any_name(tmp_path: Path, name: str):
     (tmp_path / name).mkdir()
     assert new_files(tmp_path / name, [("file:///a", "1", None)]) == [("file:///a", "1", None)]
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_folder_of_a_plan_may_have_any_name(tmp_path: Path, name: str):
+def test_folder_of_a_plan_can_have_any_name(tmp_path: Path, name: str):
     done = plans(tmp_path / name, [("file:///a", "1", 1)])
     assert new_files(tmp_path, [("file:///a", "1", None)], done=done) == []
 
@@ -166,7 +166,7 @@ any_files = st.lists(
 
 @settings(deadline=None, print_blob=True, max_examples=40)
 @given(listed=any_files, done=any_files, chunk_rows=st.sampled_from([1, 3, 65_536]))
-def test_new_files_are_the_listed_ones_without_those_done(
+def test_new_files_are_listed_files_without_planned_ones(
     tmp_path_factory: pytest.TempPathFactory, listed: list[File], done: list[File], chunk_rows: int
 ):
     folder = tmp_path_factory.mktemp("staged")
@@ -182,7 +182,7 @@ def test_new_files_are_the_listed_ones_without_those_done(
 
 @settings(deadline=None, print_blob=True, max_examples=15)
 @given(listed=any_files, done=any_files, range_files=st.integers(1, 8))
-def test_files_that_are_compared_range_by_range_are_the_same(
+def test_comparing_in_ranges_gives_the_same_files(
     tmp_path_factory: pytest.TempPathFactory, listed: list[File], done: list[File], range_files: int
 ):
     folder = tmp_path_factory.mktemp("staged")
@@ -196,29 +196,27 @@ def test_files_that_are_compared_range_by_range_are_the_same(
         patched.setattr(staged_inputs, "RANGE_FILES", range_files)
         found = new_files(folder, *batches, done=planned)
         assert staged.images_done(planned) == images_done
-    # Of a file that is listed in two versions, either comes.
+    # If a file is listed in two versions, either may come.
     assert [uri for uri, _, _ in found] == [uri for uri, _, _ in expected]
     assert {(uri, fingerprint) for uri, fingerprint, _ in found} <= {(u, f) for u, f, _ in listed} - {
         (u, f) for u, f, _ in done
     }
 
 
-def test_images_of_plans_on_both_sides_of_a_range_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_plans_that_span_ranges_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(staged_inputs, "RANGE_FILES", 1)
     batches: list[list[File]] = [[(f"file:///{name}", "1", None)] for name in "bdf"]
     done = plans(tmp_path, [(f"file:///{name}", "1", 1) for name in "abcdeg"])
     assert new_files(tmp_path, *batches, done=done) == [("file:///f", "1", None)]
 
 
-def test_file_that_is_listed_more_often_than_a_chunk_is_long_comes_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_file_listed_more_often_than_a_chunk_has_rows_comes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(staged_inputs, "CHUNK_ROWS", 4)
     listed: list[File] = [("file:///a", "1", None)] * 10 + [("file:///b", "1", None)] * 3
     assert new_files(tmp_path, listed) == [("file:///a", "1", None), ("file:///b", "1", None)]
 
 
-def test_more_files_than_fit_into_a_row_group_come_in_order(tmp_path: Path):
+def test_more_files_than_a_row_group_holds_come_in_order(tmp_path: Path):
     count = 200_000
     uris = pa.array([f"file:///{(number * 7919) % count:09d}" for number in range(count)])
     ones = pa.repeat(pa.scalar("1"), count)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fmnist_model.images.decode import decode_images
 from infra.errors import RequestError
 from infra.storage.batch_plan import Piece
+from infra.storage.input_files import InputsUnavailable
 from tasks.classification import read as reading
 from tasks.classification.options import ReadOptions
 from tasks.classification.read import ReadImages, read_shard
@@ -461,7 +462,11 @@ def test_unexpected_exception_in_a_container_leaves_the_images_read_before_it(
     assert kinds_of_reasons(read_plan(plan)) == [None, "damaged", None]
 
 
-@pytest.mark.parametrize("error", [RequestError("S3 doesn't answer"), OSError("AWS Error")], ids=repr)
+@pytest.mark.parametrize(
+    "error",
+    [RequestError("no credentials"), InputsUnavailable("S3 doesn't answer"), OSError("AWS Error")],
+    ids=repr,
+)
 @pytest.mark.parametrize("reader", ["read_input", "read"])
 def test_store_failure_fails_the_shard(tmp_path: Path, reader: str, error: Exception, monkeypatch: pytest.MonkeyPatch):
     save_tar(tmp_path / "a.tar", [("1.png", png(0))])

@@ -126,3 +126,8 @@ def test_newest_version_is_candidate_even_if_it_is_not_champion(store: ObjectSto
     candidate = ModelRegistry(store).alias("candidate")
     assert candidate is not None
     assert candidate.version == 2
+
+
+def test_standing_names_the_champion(store: ObjectStore):
+    assert register_model.fn(trained(store), result_with(90)).standing == "champion"
+    assert "version 1" in register_model.fn(trained(store, run_id="other"), result_with(80)).standing
