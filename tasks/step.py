@@ -1,4 +1,4 @@
-"""A step of a flow: a Prefect task, tried again where that may help."""
+"""A step of a flow: a Prefect task that is retried if its error is transient."""
 
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
@@ -16,14 +16,14 @@ R = TypeVar("R")
 
 _MOST_RETRIES = 10
 _BACK_OFF_SECONDS = 10
-"""Before the first retry; twice as long before each further one."""
+"""Delay before the first retry. Each further delay is twice as long."""
 
 
 def step(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
-    """Make a function a Prefect task, which is never answered from a cache.
+    """Make a function a Prefect task without a result cache.
 
-    One that failed is tried again as often as FMNIST_RETRIES says, later each time, unless what it failed of lasts and
-    would end it again. What it had done is in the store, so that it goes on from there.
+    A failed step is retried up to FMNIST_RETRIES times with exponential backoff, unless the error is permanent. Its
+    finished work is in the store, so a retry resumes there.
     """
     return task(
         name=name,
@@ -35,7 +35,7 @@ def step(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
 
 
 def is_transient(_: Any, task_run: Any, state: Any) -> bool:
-    """Whether to retry a failed task run: a retry may succeed, and not all of them are used up."""
+    """Return whether a retry of a failed task run may succeed, and is still allowed."""
     error = state.result(raise_on_failure=False)
     is_permanent = isinstance(error, RequestError | InvalidInput | JobStopped)
     return task_run.run_count <= load_settings().retries and not is_permanent
