@@ -4,7 +4,7 @@
 # Needs python3 (3.11 or later) and a package index. uv gets pip's own configuration (index, certificate, proxy). It
 # installs in half a minute what takes pip several minutes.
 set -eu
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../../.."
 lock=requirements.lock
 [ "${1:-}" = dev ] && lock=requirements-dev.lock
 
