@@ -1,1 +1,1 @@
-"""What is scheduled, triggered or typed: the flows and the `fmnist` command."""
+"""The flows, and the `fmnist` command that runs them."""

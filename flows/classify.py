@@ -5,7 +5,7 @@ from prefect import flow
 from flows.parameters import ClassifyParameters
 from infra.cluster.connection import connected_to_ray
 from infra.orchestration.flow_progress import shows_progress
-from infra.orchestration.flow_run import finished
+from infra.orchestration.flow_run import completed_with
 from infra.orchestration.one_at_a_time import one_at_a_time
 from tasks.classification.classify import classify_shards
 from tasks.classification.commit import check_error_share, commit_batches
@@ -19,22 +19,21 @@ from tasks.summaries import ClassificationSummary
 @connected_to_ray
 @shows_progress
 def classify(parameters: ClassifyParameters = ClassifyParameters()) -> ClassificationSummary:  # noqa: B008 # it is frozen
-    """Classify every image that the table does not hold yet, and commit the predictions as a batch."""
-    with one_at_a_time(f"classify into {parameters.table}"):
+    """Classify every image that is not in the table yet, and commit the predictions as a batch."""
+    table = parameters.table
+    with one_at_a_time(f"classify into {table}"):
         model = resolve_model(parameters.model)
         inputs = parameters.inputs or _test_images()
-        work = plan_batch(inputs, parameters.table, model, parameters.reading)
+        work = plan_batch(inputs, table, model, parameters.reading)
         if not work.plans:
-            nothing = ClassificationSummary(table=parameters.table, work=work, manifests=[])
-            return finished(nothing, nothing.in_words())
+            return completed_with(ClassificationSummary(table, work, manifests=[]))
         batches = classify_shards(work, parameters.resources)
         manifests = commit_batches(work, batches)
         reports = write_batch_reports(manifests)
         check_error_share(manifests, parameters.max_error_share)
-        summary = ClassificationSummary(table=parameters.table, work=work, manifests=manifests, reports=reports)
-        return finished(summary, summary.in_words())
+        return completed_with(ClassificationSummary(table, work, manifests, reports))
 
 
 def _test_images() -> list[str]:
-    """URIs of Fashion-MNIST's test images, brought into the store first where they are not."""
+    """Return the URIs of Fashion-MNIST's test images. Imports the dataset into the store if it isn't there."""
     return split_uris(prepare_dataset(), "test")

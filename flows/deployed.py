@@ -1,10 +1,10 @@
-"""The flows as deployments run them: the same, within a limit of time. infra/deploy/prefect.yaml names them."""
+"""The flows with timeouts, for the deployments in infra/deploy/prefect.yaml."""
 
 from flows.cli.services import prepare_environment
 
 prepare_environment(console=True)
 
-from flows.classify import classify as _classify  # noqa: E402 # after the environment
+from flows.classify import classify as _classify  # noqa: E402 # needs the environment above
 from flows.train import train as _train  # noqa: E402
 from flows.train_and_classify import train_and_classify as _train_and_classify  # noqa: E402
 

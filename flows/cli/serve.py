@@ -1,4 +1,4 @@
-"""`fmnist serve`: all that scheduled and triggered runs need, on one machine."""
+"""`fmnist serve`: run everything that scheduled and triggered runs need on one machine."""
 
 import os
 import signal
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 def serve(
     *,
-    port: Annotated[int, Parameter(help="Of Prefect's pages and API.", validator=Number(gte=1, lte=65535))] = 4200,
+    port: Annotated[int, Parameter(help="Port of Prefect's UI and API.", validator=Number(gte=1, lte=65535))] = 4200,
 ) -> None:
-    """Run Prefect's server and pages, Ray, and a worker for the deployments, until Ctrl-C ends all of it.
+    """Run Prefect's server and UI, Ray, and a worker for the deployments, until you press Ctrl-C.
 
-    What PREFECT_API_URL and FMNIST_RAY_ADDRESS name is used, where they are set, and not started.
+    If PREFECT_API_URL or FMNIST_RAY_ADDRESS is set, the server or the cluster at that address is used instead.
     """
     from infra.storage.object_store import open_store
     from tasks.preflight import check_state_folder
@@ -32,54 +32,54 @@ def serve(
     settings = load_settings()
     open_store(settings.store).check_writable()
     check_state_folder(settings)
-    with _until_told() as told, ExitStack() as stack:
+    with _until_stopped() as stopped, ExitStack() as stack:
         os.environ |= {"FMNIST_STORE": settings.store, "FMNIST_STATE_DIR": str(settings.state_dir)}
-        os.environ.setdefault("FMNIST_RETRIES", "3")  # as infra/deploy/prefect.yaml has it
+        os.environ.setdefault("FMNIST_RETRIES", "3")  # as in infra/deploy/prefect.yaml
         with console.status("Starting Prefect and Ray"):
             server, ray = _start_services(settings, port, stack)
         with console.status("Deploying the flows"):
-            from infra.orchestration.deployments import deploy_all, keep_automations
+            from infra.orchestration.deployments import create_automations, deploy_all
 
             deploy_all()
-            keep_automations()
+            create_automations()
             from infra.orchestration.worker import prefect_worker
 
             worker = stack.enter_context(prefect_worker(settings.state_dir / "worker.log"))
-        first = _first_model()
-        _print_addresses(console, settings, ray, first=first)
-        while not told.wait(1):
+        is_training = _train_first_model()
+        _print_addresses(console, settings, ray, is_training=is_training)
+        while not stopped.wait(1):
             for name, process in (("Prefect's server", server), ("Prefect's worker", worker)):
                 if process is not None and process.has_ended():
-                    console.print(f"{name} ended by itself, and is started again.", highlight=False)
+                    console.print(f"{name} ended unexpectedly. Restarting it.", highlight=False)
                     process.start()
-        console.print("Ending the runs, the worker, Ray and Prefect", highlight=False, soft_wrap=True)
+        console.print("Stopping all runs, the worker, Ray and Prefect", highlight=False, soft_wrap=True)
 
 
 @contextmanager
-def _until_told() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, the first time; the second Ctrl-C interrupts."""
-    told = threading.Event()
+def _until_stopped() -> Iterator[threading.Event]:
+    """Yield an event that Ctrl-C or SIGTERM sets. A second signal raises KeyboardInterrupt."""
+    stopped = threading.Event()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def tell(*_: object) -> None:
-        if told.is_set():
+    def stop(*_: object) -> None:
+        if stopped.is_set():
             raise KeyboardInterrupt
-        told.set()
+        stopped.set()
 
     try:
         for number in before:
-            signal.signal(number, tell)
-        yield told
+            signal.signal(number, stop)
+        yield stopped
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _start_services(settings: Settings, port: int, stack: ExitStack) -> "tuple[Server | None, str]":
-    """Start what is not configured, side by side, and name it to the processes that are started later.
+    """Start Prefect's server and Ray if they are not configured, and set their addresses for the worker and its runs.
 
     Returns:
-        Prefect's server, where it was started here; and where Ray is to be looked at, or found.
+        Prefect's server, or None if it was not started here, and the dashboard's URL or the address of Ray.
     """
     from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
@@ -97,12 +97,8 @@ def _start_services(settings: Settings, port: int, stack: ExitStack) -> "tuple[S
     return server, ray
 
 
-def _first_model() -> bool:
-    """Have a first model trained where there is none to classify with.
-
-    Returns:
-        Whether that was necessary.
-    """
+def _train_first_model() -> bool:
+    """Start a training run if there is no champion to classify with. Returns whether it did."""
     from infra.orchestration.deployments import run_deployment
     from infra.storage.model_registry import ModelRegistry
     from infra.storage.object_store import open_store
@@ -113,15 +109,15 @@ def _first_model() -> bool:
     return True
 
 
-def _print_addresses(console: Console, settings: Settings, ray: str, *, first: bool) -> None:
-    pages = os.environ["PREFECT_API_URL"].removesuffix("/api")
+def _print_addresses(console: Console, settings: Settings, ray: str, *, is_training: bool) -> None:
+    prefect = os.environ["PREFECT_API_URL"].removesuffix("/api")
     lines = [
-        f"  Prefect      {pages}",
+        f"  Prefect      {prefect}",
         f"  Ray          {ray}",
         f"  store        {settings.store}",
-        f"  deployments  {pages}/deployments: train, classify, train-and-classify",
-        "There is no champion yet: the run first-model trains one, by the preset quick." if first else "",
-        "Ctrl-C ends all of it, and the runs that are under way; a retry goes on with them.",
+        f"  deployments  {prefect}/deployments: train, classify, train-and-classify",
+        "There is no champion yet. The run first-model trains one with the preset quick." if is_training else "",
+        "Press Ctrl-C to stop everything, including runs in progress. Retry a run to resume it.",
     ]
     for line in filter(None, lines):
         console.print(line, highlight=False, soft_wrap=True)

@@ -1,1 +1,1 @@
-"""Ray: the cluster, its workers and their progress."""
+"""Run work on Ray, and collect its progress, logs and metrics."""

@@ -22,19 +22,19 @@ from infra.cluster.size import cluster_limit
 from infra.cluster.waiting import ClusterLost, HeadWatch
 from infra.errors import JobError
 
-_MOST_DEATHS = 3
+_MAX_DEATHS = 3
 """Actor deaths to tolerate, per shard and in a row during start-up."""
 _GROW_SECONDS = 2.0
-"""Time between two looks at the size of the cluster."""
+"""Time between two checks of the cluster's size."""
 _WAIT_SECONDS = 1.0
-"""Longest wait for an answer before the head of the cluster is checked."""
+"""Longest wait for an actor before the head of the cluster is checked."""
 
 
 @contextmanager
 def map_shards(
     actor_class: type, arguments: tuple[Any, ...], shards: Sequence[int], resources: ActorResources, *, what: str
 ) -> Iterator[Iterator[Any]]:
-    """Map shards over actors. The block starts when the first actor is ready, and every actor is gone after it.
+    """Map shards over actors. The block starts when the first actor is ready. After it, all actors are gone.
 
     Signals and timeouts interrupt the wait for results.
 
@@ -83,7 +83,7 @@ class _Pool:
         self._arguments, self._resources = arguments, resources
         self._head = HeadWatch()
         self._left = deque(shards)
-        # The actor, and the shard it works on, by the reference that its answer will have.
+        # Actors by the reference to their pending call, and the shards that they work on.
         self._starting: dict[Any, Any] = {}
         self._working: dict[Any, tuple[Any, int]] = {}
         self._answered: SimpleQueue[tuple[Any, Future[Any]]] = SimpleQueue()
@@ -123,7 +123,7 @@ class _Pool:
         return reference
 
     def _next_results(self) -> list[Any]:
-        """Wait for an answer, give its actor the next shard, and return the result if there is one."""
+        """Wait for one actor, give it the next shard, and return its result if it has one."""
         import ray
 
         try:
@@ -133,7 +133,7 @@ class _Pool:
             return []
         is_start = reference in self._starting
         if not is_start and reference not in self._working:
-            return []  # the actor was killed meanwhile
+            return []  # the actor was killed in the meantime
         actor, shard = (self._starting.pop(reference), None) if is_start else self._working.pop(reference)
         try:
             value = outcome.result()
@@ -157,10 +157,10 @@ class _Pool:
         self._working[self._when_answered(actor.work.remote(shard))] = actor, shard
 
     def _replace(self, actor: Any, shard: int | None, error: Any) -> None:
-        """Replace an actor that died or whose node is unreachable, and put its shard back in front."""
+        """Replace an actor that died or whose node is unreachable. Its shard is next in line."""
         self._kill([actor])
         self._deaths[shard] += 1
-        if self._deaths[shard] > _MOST_DEATHS or getattr(error, "actor_init_failed", False):
+        if self._deaths[shard] > _MAX_DEATHS or getattr(error, "actor_init_failed", False):
             raise error
         if shard is not None:
             self._left.appendleft(shard)

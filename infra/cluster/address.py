@@ -1,4 +1,4 @@
-"""Whether a Ray cluster is where it should be."""
+"""Check that a Ray cluster listens at the configured address."""
 
 import socket
 from urllib.parse import urlsplit
@@ -7,18 +7,16 @@ from infra.errors import RequestError
 
 
 def check_ray_address(address: str) -> None:
-    """Find out whether anything listens at a Ray address, which Ray itself takes half a minute to tell.
+    """Check that something listens at a Ray address. Ray itself takes half a minute to notice that nothing does.
 
     Raises:
-        RequestError: nothing does, or it is no address.
+        RequestError: nothing listens there, or it is not an address.
     """
     parts = urlsplit(address if "://" in address else f"//{address}")
     if address == "auto":
         return
     if parts.scheme not in ("", "ray") or not parts.hostname or not parts.port:
-        raise RequestError(
-            f"FMNIST_RAY_ADDRESS: {address!r} is no Ray address; expected host:6379 or ray://host:10001."
-        )
+        raise RequestError(f"FMNIST_RAY_ADDRESS: {address!r} is not a Ray address. Use host:6379 or ray://host:10001.")
     try:
         socket.create_connection((parts.hostname, parts.port), timeout=5).close()
     except OSError as error:

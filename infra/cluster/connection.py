@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from infra.cluster.address import check_ray_address
@@ -14,6 +13,7 @@ from infra.cluster.local_ray import start_for_run
 from infra.cluster.signals import own_sigterm_handler
 from infra.cluster.worker_environment import KNOWN_ENVIRONMENT, worker_environment
 from infra.errors import RequestError
+from infra.packages import PACKAGES, ROOT
 from infra.settings import Settings, load_settings
 
 P = ParamSpec("P")
@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 
 def connected_to_ray(function: Callable[P, R]) -> Callable[P, R]:
-    """Run a function with a connection to Ray, which it shares with the functions that it calls."""
+    """Decorate a function that needs Ray. Functions that it calls share its connection."""
 
     @functools.wraps(function)
     def with_connection(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -33,9 +33,9 @@ def connected_to_ray(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def ray_connection(settings: Settings) -> Iterator[None]:
-    """Connect to the configured cluster, or start Ray on this machine, for the length of the block.
+    """Connect to the configured cluster, or start Ray on this machine, while the block runs.
 
-    If this process is connected already, the block shares that connection.
+    If this process is already connected, the block shares that connection.
 
     Raises:
         RequestError: nothing listens at the configured address, or this process may not use the cluster.
@@ -64,7 +64,7 @@ def _join(settings: Settings, address: str) -> None:
         "env_vars": environment | _address_variable(address),
         "py_modules": _own_packages(),
     }
-    # A worker process with a runtime environment of its own takes longer to start.
+    # Worker processes start faster without a runtime environment of their own.
     is_known = json.loads(os.environ.get(KNOWN_ENVIRONMENT, "null")) == environment
     try:
         with own_sigterm_handler():
@@ -83,11 +83,10 @@ def _join(settings: Settings, address: str) -> None:
 
 
 def _address_variable(address: str) -> dict[str, str]:
-    """Name the cluster to Ray's own actors in it: on a machine with several clusters, they would find none."""
+    """Tell Ray's own actors which cluster they belong to. On a machine with several clusters, they would find none."""
     return {} if "://" in address or address == "auto" else {"RAY_ADDRESS": address}
 
 
 def _own_packages() -> list[str]:
     """Folders of this project's packages: a node may have none of them, or other versions."""
-    root = Path(__file__).parents[2]
-    return [str(root / name) for name in ("flows", "tasks", "fmnist_model", "infra")]
+    return [str(ROOT / name) for name in PACKAGES]

@@ -13,7 +13,7 @@ from infra.settings import load_settings
 from infra.upstream.ray_monitoring_processes import without_monitoring_processes
 
 ENVIRONMENT = {
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less: nothing preempts the only machine
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process fewer: nothing preempts the only machine
     # Each thread's own heap returns its memory whenever it is empty. Taking that memory back for the activations of
     # each step costs a virtual machine more than two threads that wait for each other (mallopt(3)).
     "MALLOC_ARENA_MAX": "2",
@@ -32,18 +32,18 @@ def start_for_run() -> None:
 
 @contextmanager
 def ray_head() -> Iterator[tuple[str, str]]:
-    """Run a cluster of this machine, with its dashboard, for the length of the block.
+    """Run a cluster on this machine, with its dashboard, while the block runs.
 
-    Its processes have this process's settings. Runs with the same settings don't need to send them.
+    The cluster's processes get this process's settings. Runs with the same settings don't need to send them.
 
     Yields:
-        The cluster's address, for FMNIST_RAY_ADDRESS, and the dashboard's URL.
+        The cluster's address, as FMNIST_RAY_ADDRESS takes it, and the dashboard's URL.
     """
     import ray
 
     _set_environment()
     environment = worker_environment(load_settings())
-    # Ray's own actors look for the cluster in their environment. Without an address there, they take any cluster of
+    # Ray's own actors look for the cluster in their environment. Without an address there, they take any cluster on
     # this machine, and fail if there are two. So the port is chosen before the start.
     port = _free_port()
     os.environ |= environment | {"RAY_GCS_SERVER_PORT": str(port)}

@@ -1,10 +1,10 @@
-"""On which node of the cluster something runs, where that matters."""
+"""Choose the node that a task or actor runs on."""
 
 from typing import Any
 
 
 def on_this_node() -> dict[str, Any]:
-    """Options for a task or actor that lives and dies with this process's node, and holds no CPU."""
+    """Return options for a task or actor that runs on this process's node, ends with it, and reserves no CPU."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -1,7 +1,7 @@
-"""Where work that runs in the cluster says how far it is and what it has to tell, and whoever wants to know looks.
+"""Collect progress and log lines from the cluster in one place, for the flow and the terminal to read.
 
-One small actor a driver, found by name within the driver's namespace. Writers don't wait, and lose nothing but a line
-of progress where the actor is gone; readers poll.
+Each driver has one board: a small actor that is found by name within the driver's namespace. Writers never wait. If the
+actor is gone, only progress and log lines are lost. Readers poll.
 """
 
 import time
@@ -13,34 +13,35 @@ from typing import Any
 from infra.cluster.placement import on_this_node
 
 _NAME = "progress"
-_PART_SECONDS = 1.0
-_LINES = 500
-"""That are kept until they are taken; of more, the oldest are lost, and counted."""
-
+_SHARD_SECONDS = 1.0
+"""Minimum time between two reports on one shard."""
+_MAX_LINES = 500
+"""Log lines that the board holds until they are taken. Beyond that, it drops the oldest lines and counts them."""
+_READ_TIMEOUT_SECONDS = 10
 
 _boards: dict[str, Any] = {}
-"""This process's handle, by Ray job."""
+"""This process's handle of the board, by Ray job."""
 
 
 @dataclass(frozen=True)
 class LoggedLine:
-    """What a worker logged."""
+    """A line that a worker logged."""
 
     level: int
-    """As in `logging`."""
-    where: str
-    """Of the work, such as `rank 0`."""
+    """Level as in `logging`."""
+    source: str
+    """Work that logged the line, such as `rank 0`."""
     text: str
-    at: float = field(compare=False, default_factory=time.time)
-    """Seconds since 1970, by the clock of the worker."""
+    logged_at: float = field(compare=False, default_factory=time.time)
+    """Unix time in seconds, by the worker's clock."""
 
 
 class _Board:
     def __init__(self) -> None:
         self._latest: dict[str, Any] = {}
-        self._lines: deque[LoggedLine] = deque(maxlen=_LINES)
+        self._lines: deque[LoggedLine] = deque(maxlen=_MAX_LINES)
         self._lost = 0
-        self._parts: dict[str, int] = {}
+        self._shards: dict[str, int] = {}
 
     def post(self, entry: dict[str, Any]) -> None:
         self._latest = entry
@@ -49,19 +50,19 @@ class _Board:
         return self._latest
 
     def clear(self) -> None:
-        self._latest, self._parts = {}, {}
+        self._latest, self._shards = {}, {}
 
-    def advance(self, part: str, count: int) -> None:
-        self._parts[part] = count
+    def advance(self, shard: str, images: int) -> None:
+        self._shards[shard] = images
 
-    def forget(self, part: str) -> None:
-        self._parts.pop(part, None)
+    def forget(self, shard: str) -> None:
+        self._shards.pop(shard, None)
 
-    def parts(self) -> dict[str, int]:
-        return self._parts
+    def shards(self) -> dict[str, int]:
+        return self._shards
 
     def log(self, line: LoggedLine) -> None:
-        self._lost += len(self._lines) == _LINES
+        self._lost += len(self._lines) == _MAX_LINES
         self._lines.append(line)
 
     def take(self) -> tuple[dict[str, Any], list[LoggedLine], int]:
@@ -72,7 +73,7 @@ class _Board:
 
 
 class ProgressBoard:
-    """The board of this driver, started by whoever asks for it first."""
+    """A client of this driver's board. The first client starts the board's actor."""
 
     def __init__(self) -> None:
         import ray
@@ -85,64 +86,66 @@ class ProgressBoard:
         self._actor = _boards[job]
 
     def post(self, stage: str, text: str, share: float | None = None, **figures: Any) -> None:
-        """Say where the work stands; returns at once.
+        """Post the current progress, without waiting for the board.
 
         Args:
-            stage: what is being done, by the name that readers know it by.
-            text: the same, and how far, for people.
-            share: of the stage's work that is done, 0 to 1, where it is known.
-            figures: how far, in numbers and short texts.
+            stage: name of the current stage.
+            text: stage and progress as text for people.
+            share: share of the stage's work that is done, 0 to 1. None if it is unknown.
+            figures: further numbers and short texts of the entry.
         """
         self._actor.post.remote({"stage": stage, "text": text, "share": share} | figures)
 
     def clear(self) -> None:
-        """Forget the latest entry, and what was said of parts; returns at once."""
+        """Clear the latest entry and all shards, without waiting for the board."""
         self._actor.clear.remote()
 
-    def advance(self, part: str, count: int) -> None:
-        """Say how much of a part of the work is done; returns at once."""
-        self._actor.advance.remote(part, count)
+    def advance(self, shard: str, images: int) -> None:
+        """Report how many images of a shard are done, without waiting for the board."""
+        self._actor.advance.remote(shard, images)
 
-    def forget(self, part: str) -> None:
-        """Keep no longer what was said of a part; returns at once."""
-        self._actor.forget.remote(part)
+    def forget(self, shard: str) -> None:
+        """Remove a shard, without waiting for the board."""
+        self._actor.forget.remote(shard)
 
-    def parts(self) -> dict[str, int]:
-        """How much of each part is done, as far as it was said."""
+    def shards(self) -> dict[str, int]:
+        """Return the reported images of each shard, by the shard's name."""
         import ray
 
-        parts: dict[str, int] = ray.get(self._actor.parts.remote(), timeout=10)
-        return parts
+        shards: dict[str, int] = ray.get(self._actor.shards.remote(), timeout=_READ_TIMEOUT_SECONDS)
+        return shards
 
     def log(self, line: LoggedLine) -> Any:
-        """Hand on a line that was logged; returns at once, what Ray is to answer when the board has it."""
+        """Add a log line, without waiting for the board. Returns a reference that is ready once the board has it."""
         return self._actor.log.remote(line)
 
     def read(self) -> dict[str, Any]:
-        """The latest entry: its figures, stage, text and share; empty before the first."""
+        """Return the latest entry: its stage, text, share and figures. It is empty before the first post."""
         import ray
 
-        latest: dict[str, Any] = ray.get(self._actor.read.remote(), timeout=10)
+        latest: dict[str, Any] = ray.get(self._actor.read.remote(), timeout=_READ_TIMEOUT_SECONDS)
         return latest
 
     def take(self) -> tuple[dict[str, Any], list[LoggedLine], int]:
-        """The latest entry; the lines that were logged since they were last taken; and how many of them were lost."""
+        """Return the latest entry, the log lines since the last call, and the number of lines that were dropped."""
         import ray
 
-        taken: tuple[dict[str, Any], list[LoggedLine], int] = ray.get(self._actor.take.remote(), timeout=10)
+        taken: tuple[dict[str, Any], list[LoggedLine], int] = ray.get(
+            self._actor.take.remote(), timeout=_READ_TIMEOUT_SECONDS
+        )
         return taken
 
 
-class PartProgress:
-    """Tells the board how much of a part of the work is done, once a second at most."""
+class ShardProgress:
+    """Reports the progress of one shard to the board, at most once a second."""
 
-    def __init__(self, part: str) -> None:
-        self._part = part
-        self._told = time.monotonic()
+    def __init__(self, shard: str) -> None:
+        self._shard = shard
+        self._reported = time.monotonic()
 
-    def at(self, count: int) -> None:
-        """Say how much it is by now; without a board, nothing is said."""
-        if time.monotonic() - self._told > _PART_SECONDS:
-            self._told = time.monotonic()
-            with suppress(Exception):  # a line of progress is not worth a run
-                ProgressBoard().advance(self._part, count)
+    def report(self, images: int) -> None:
+        """Report how many images are done by now. Does nothing if there is no board."""
+        if time.monotonic() - self._reported > _SHARD_SECONDS:
+            self._reported = time.monotonic()
+            with suppress(Exception):  # a lost progress report must not fail the run
+                ProgressBoard().advance(self._shard, images)

@@ -1,9 +1,10 @@
-"""Figures for Prometheus, through Ray: each node's agent serves what the node's processes count, and more of Ray's own.
+"""Export Prometheus metrics through Ray. Each node's agent serves them, next to Ray's own.
 
-Ray puts `ray_` before a name, and the process, the node's address and the session's name among the labels. What a
-process counts is handed on every ten seconds and when it ends, unless it is killed by a signal. The agent keeps the
-counters of processes that have ended: a sum over them only grows, as long as the node lives, and the number of its
-series does, too, by one a process and set of labels (Ray 2.60).
+Ray puts `ray_` in front of a name, and adds labels for the process, the node's address and the session. A process sends
+its metrics to the agent every ten seconds and when it ends, unless a signal kills it.
+
+The agent keeps the counters of processes that have ended. While the node lives, a sum over them only grows. So does the
+number of time series, by one per process and set of labels (Ray 2.60).
 """
 
 import sys
@@ -18,45 +19,46 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _EXPORT_SECONDS = 1.0
+"""Minimum time between two exports of a stage timer."""
 
 _recorders: dict[str, Any] = {}
-"""Ray's own, by name: of this process, so that a metric can be handed to others."""
+"""This process's Ray metrics, by name. They are made on first use, so that `Counter` and `Gauge` can be pickled."""
 
 
 @dataclass(frozen=True)
 class Counter:
-    """What only grows."""
+    """A metric that only grows."""
 
     name: str
-    """Ends in `_total`; with `ray_` before it, what Prometheus sees."""
+    """Name that ends in `_total`. Prometheus shows it with `ray_` in front."""
     description: str
     labels: tuple[str, ...] = ()
-    """Each with few values: the node's agent keeps them all."""
+    """Label names. Each label may take only a few values, because the node's agent keeps a time series for each."""
 
     def add(self, value: float, **labels: str) -> None:
-        """Count; some microseconds, and nothing where there is no Ray. Not for each image."""
+        """Add to the counter. Takes a few microseconds, so don't call it for each image. Does nothing without Ray."""
         if value > 0:
-            with suppress(Exception):  # a figure is not worth a run
+            with suppress(Exception):  # a lost metric must not fail the run
                 _recorder(self, "Counter").inc(float(value), labels)
 
 
 @dataclass(frozen=True)
 class Gauge:
-    """What goes up and down, of one process; it is gone some twenty seconds after the process."""
+    """A metric of one process that goes up and down. It disappears about 20 s after the process."""
 
     name: str
     description: str
     labels: tuple[str, ...] = ()
 
     def set(self, value: float, **labels: str) -> None:
-        """Say what it is now; some microseconds, and nothing where there is no Ray."""
-        with suppress(Exception):
+        """Set the current value. Takes a few microseconds. Does nothing without Ray."""
+        with suppress(Exception):  # a lost metric must not fail the run
             _recorder(self, "Gauge").set(float(value), labels)
 
 
 def _recorder(metric: Counter | Gauge, kind: str) -> Any:
     if metric.name not in _recorders:
-        if "ray" not in sys.modules:  # so this is no worker, and need not spend the second that the import takes
+        if "ray" not in sys.modules:  # this process is not a worker, so save the second that the import takes
             raise LookupError
         from ray.util import metrics
 
@@ -64,8 +66,8 @@ def _recorder(metric: Counter | Gauge, kind: str) -> Any:
     return _recorders[metric.name]
 
 
-class Stages:
-    """Seconds that each stage of a worker's work takes, exported once a second at most; stages may be threads' own."""
+class StageTimer:
+    """Counts the seconds that each stage of a worker's work takes. Threads may share it."""
 
     def __init__(self, counter: Counter) -> None:
         self._counter = counter
@@ -74,19 +76,19 @@ class Stages:
         self._exported = time.monotonic()
 
     @contextmanager
-    def of(self, stage: str) -> Iterator[None]:
-        """Count the block's seconds as the stage's."""
-        began = time.perf_counter()
+    def measure(self, stage: str) -> Iterator[None]:
+        """Count the seconds that the block takes."""
+        started = time.perf_counter()
         try:
             yield
         finally:
-            self._add(stage, time.perf_counter() - began)
+            self._add(stage, time.perf_counter() - started)
 
-    def each(self, stage: str, items: Iterable[T]) -> Iterator[T]:
-        """Count as the stage's what it takes to make each item, and not what is done with them."""
+    def measure_each(self, stage: str, items: Iterable[T]) -> Iterator[T]:
+        """Yield the items, and count the seconds that the iterable takes to make them."""
         iterator = iter(items)
         while True:
-            with self.of(stage):
+            with self.measure(stage):
                 try:
                     item = next(iterator)
                 except StopIteration:
@@ -94,12 +96,12 @@ class Stages:
             yield item
 
     def export(self) -> None:
-        """Hand on what is counted."""
+        """Add the seconds since the last export to the counter. This happens once a second without a call, too."""
         with self._lock:
             seconds, self._seconds = self._seconds, defaultdict(float)
             self._exported = time.monotonic()
-        for stage, some in seconds.items():
-            self._counter.add(some, stage=stage)
+        for stage, elapsed in seconds.items():
+            self._counter.add(elapsed, stage=stage)
 
     def _add(self, stage: str, seconds: float) -> None:
         with self._lock:

@@ -1,4 +1,4 @@
-"""The resources that Ray actors take, and how many actors fit into a cluster."""
+"""Define the resources of Ray actors, and count how many actors fit into a cluster."""
 
 from typing import Annotated, Any
 
@@ -6,7 +6,7 @@ from pydantic import Field
 
 from infra.form import FormModel
 
-_MOST_WORKERS = 100_000
+_MAX_WORKERS = 100_000
 
 
 class ActorResources(FormModel):
@@ -39,7 +39,7 @@ class ActorResources(FormModel):
         Field(
             title="Maximum workers",
             ge=1,
-            le=_MOST_WORKERS,
+            le=_MAX_WORKERS,
             description="Maximum number of workers. By default, as many run as fit into the cluster.",
         ),
     ] = None
@@ -61,7 +61,7 @@ class ActorResources(FormModel):
         """
         wanted = self.options(has_gpus=gpus > 0)
         available = {"num_cpus": cpus, "num_gpus": gpus}
-        # The small addition makes up for rounding: 1 // 0.2 is 4.
+        # The small addition makes up for rounding errors: 1 // 0.2 is 4.
         counts = [available[name] / wanted[name] + 1e-6 for name in available if wanted[name]]
         fitting = min(counts, default=float("inf"))
-        return int(max(1, min(fitting, self.max_workers or _MOST_WORKERS)))
+        return int(max(1, min(fitting, self.max_workers or _MAX_WORKERS)))

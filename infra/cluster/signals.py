@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def own_sigterm_handler() -> Iterator[None]:
-    """Restore the handler of SIGTERM after the block, in which Ray replaces it.
+    """Restore this process's SIGTERM handler after the block. Ray replaces it when it starts.
 
-    Prefect cancels a run by SIGTERM. With Ray's handler, the process would exit before it could report that.
+    Prefect cancels a run by SIGTERM. With Ray's handler, the process would exit before it could report the cancel.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

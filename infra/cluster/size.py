@@ -1,4 +1,4 @@
-"""How many CPUs and GPUs a cluster has, and how many it can grow to."""
+"""Count the CPUs and GPUs that a cluster has, and those that it can grow to."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ class ClusterSize:
 
 
 def cluster_size() -> ClusterSize:
-    """Return what the connected cluster has now."""
+    """Return the current size of the connected cluster."""
     import ray
 
     resources = ray.cluster_resources()
@@ -22,6 +22,6 @@ def cluster_size() -> ClusterSize:
 
 
 def cluster_limit() -> ClusterSize:
-    """Return what the connected cluster has, or can grow to."""
+    """Return the size that the connected cluster can grow to."""
     settings, size = load_settings(), cluster_size()
     return ClusterSize(max(size.cpus, settings.ray_max_cpus), max(size.gpus, settings.ray_max_gpus))

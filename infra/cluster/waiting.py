@@ -18,7 +18,7 @@ _HEAD_TIMEOUT_SECONDS = 40.0
 
 
 class ClusterLost(JobError):
-    """The head of the cluster is gone, and every actor of the run with it."""
+    """The head of the cluster is gone, and the run's actors with it."""
 
 
 class HeadWatch:
@@ -34,7 +34,7 @@ class HeadWatch:
         self._checked = self._last_seen = time.monotonic()
 
     def check(self) -> None:
-        """Look for the head, at most every five seconds.
+        """Check the head, at most every five seconds.
 
         Raises:
             ClusterLost: the head has been unreachable for 40 seconds.
@@ -49,8 +49,8 @@ class HeadWatch:
         except OSError as error:
             if now - self._last_seen > _HEAD_TIMEOUT_SECONDS:
                 raise ClusterLost(
-                    f"The head of the Ray cluster at {self._address} is gone ({error.strerror or error}), and the run "
-                    "with it. Start a cluster."
+                    f"The head of the Ray cluster at {self._address} can't be reached ({error.strerror or error}). "
+                    "Start the cluster, then retry the run."
                 ) from None
         else:
             self._last_seen = now

@@ -1,9 +1,9 @@
-"""Environment variables that Ray's worker processes need, on this machine or another."""
+"""Collect the environment variables that Ray's worker processes need, on this machine or another."""
 
 from infra.settings import Settings
 
 KNOWN_ENVIRONMENT = "FMNIST_RAY_ENVIRONMENT"
-"""Variable that holds, as JSON, what the processes of a cluster were started with. `ray_head` sets it."""
+"""Variable with the environment that a cluster's processes started with, as JSON. `ray_head` sets it."""
 
 
 def worker_environment(settings: Settings) -> dict[str, str]:

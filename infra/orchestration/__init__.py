@@ -1,1 +1,1 @@
-"""Prefect: server, worker, deployments and what a flow run shows."""
+"""Run Prefect's server and worker, deploy flows, and show flow runs' progress in Prefect."""

@@ -1,13 +1,13 @@
-"""Access to Prefect's server from web browsers.
+"""Restrict access to Prefect's server from web browsers.
 
-Prefect's server asks for no password by default, and its deployments run commands. A web page from anywhere can send
-requests to 127.0.0.1 from the browser of the user who visits it. These rules let only the server's own pages in:
+Prefect's server asks for no password by default, and its deployments run commands. Any web page can send requests to
+127.0.0.1 from the browser of its visitor. These rules allow only the server's own pages:
 
 - A request or WebSocket handshake with a foreign `Origin` gets 403. CORS alone would only hide the answer from the
   page. It does not cover WebSockets.
 - A request with a foreign `Host` gets 400. This stops DNS rebinding, where the page's own domain resolves to 127.0.0.1.
 
-Requests without an `Origin`, such as those of workers and the command line, pass the first rule.
+Workers and the command line send no `Origin`, so the first rule doesn't affect them.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def access_settings(port: int) -> Iterator[list[str]]:
         port: the port that the server listens on.
 
     Yields:
-        The addresses that browsers may use: the server's own, and those that the two settings name.
+        The addresses that browsers may use: the server's own, and those in the two settings.
     """
     from prefect.settings import (
         PREFECT_SERVER_CORS_ALLOWED_ORIGINS,
@@ -81,7 +81,7 @@ class _OriginMiddleware:
 
 
 def _host(address: str) -> str | None:
-    """Extract the host as a Host header has it, without its port."""
+    """Extract the host in the form of a Host header, without the port."""
     host = urlsplit(address.strip()).hostname
     if not host or _ANY in host:
         return None
@@ -89,7 +89,7 @@ def _host(address: str) -> str | None:
 
 
 def _origin(address: str) -> str | None:
-    """Extract the origin as browsers send it: in lower case, without a path or a default port."""
+    """Extract the origin in the form that browsers send: in lower case, without a path or a default port."""
     host, parts = _host(address), urlsplit(address.strip())
     if host is None:
         return None

@@ -1,4 +1,4 @@
-"""A process that this one starts, watches and ends."""
+"""Start, watch and stop a child process."""
 
 import os
 import subprocess
@@ -11,18 +11,18 @@ _GRACE_SECONDS = 10
 
 @dataclass
 class ChildProcess:
-    """A process of its own session, which can be started again. What it prints goes to a log file."""
+    """A process in its own session. It can be restarted. Its output goes to a log file."""
 
     command: Sequence[str]
     environment: dict[str, str]
     log: Path
     descriptors: Sequence[int] = ()
-    """File descriptors that it inherits."""
+    """File descriptors that the process inherits."""
     _process: "subprocess.Popen[bytes] | None" = field(default=None, init=False)
 
     @property
     def pid(self) -> int | None:
-        """Id of the process, or None before its start."""
+        """Process id, or None before the start."""
         return None if self._process is None else self._process.pid
 
     def start(self) -> None:
@@ -39,7 +39,7 @@ class ChildProcess:
             )
 
     def has_ended(self) -> bool:
-        """Return whether the process is gone, or was never started."""
+        """Return whether the process has ended, or was never started."""
         return self._process is None or self._process.poll() is not None
 
     def stop(self, grace_seconds: float = _GRACE_SECONDS) -> None:
@@ -54,11 +54,15 @@ class ChildProcess:
             self._process.wait()
 
     def wait(self) -> None:
-        """Wait until the process is gone."""
+        """Wait until the process has ended."""
         if self._process is not None:
             self._process.wait()
 
 
-def ends_with(owner: int) -> bool:
-    """Return whether the process that started this one is gone."""
-    return os.getppid() != owner
+def parent_is_gone(parent: int) -> bool:
+    """Return whether the process that started this one has ended.
+
+    Args:
+        parent: process id of the parent.
+    """
+    return os.getppid() != parent

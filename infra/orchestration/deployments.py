@@ -1,4 +1,4 @@
-"""The deployments of infra/deploy/prefect.yaml, at a Prefect server."""
+"""Create this project's deployments and automations on a Prefect server, and run deployments."""
 
 import os
 import subprocess
@@ -11,14 +11,15 @@ from infra.errors import JobError
 from infra.orchestration.worker import POOL
 
 _SILENT_SECONDS = 120
+"""Time without a heartbeat after which a run counts as crashed."""
 DEFINITIONS = Path(__file__).parents[1] / "deploy" / "prefect.yaml"
 
 
 def deploy_all() -> None:
-    """Create the work pool, the deployments and their automations at the server of PREFECT_API_URL, or renew them.
+    """Create the work pool, and create or update the deployments, on the server at PREFECT_API_URL.
 
     Raises:
-        JobError: Prefect refused; the message is its own.
+        JobError: Prefect refused a deployment. The message contains its output.
     """
     _create_pool()
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(DEFINITIONS)]
@@ -27,9 +28,11 @@ def deploy_all() -> None:
         raise JobError(f"Prefect refused the deployments of {DEFINITIONS}:\n{(done.stdout + done.stderr)[-2000:]}")
 
 
-def keep_automations() -> None:
-    """Have the server mark a run as crashed whose process was lost without a word, by the heartbeats that it misses."""
+def create_automations() -> None:
+    """Create the automation that marks runs as crashed if their heartbeats stop, unless it exists.
 
+    If a run's process and its worker are killed together, nobody reports the crash.
+    """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.objects import StateType
     from prefect.events.actions import ChangeFlowRunState
@@ -38,7 +41,7 @@ def keep_automations() -> None:
     ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", "TimedOut")}
     lost = AutomationCore(
         name="Crash runs whose process is gone",
-        description=f"A run that sent heartbeats, and for {_SILENT_SECONDS} s none, has no process any more.",
+        description=f"Marks a run as crashed if it has sent no heartbeat for {_SILENT_SECONDS} s.",
         trigger=EventTrigger(
             after={"prefect.flow-run.heartbeat"},
             expect={"prefect.flow-run.heartbeat"} | ends,
@@ -49,7 +52,9 @@ def keep_automations() -> None:
             within=timedelta(seconds=_SILENT_SECONDS),
         ),
         actions=[
-            ChangeFlowRunState(state=StateType.CRASHED, message="The run's process is gone. A retry goes on with it.")
+            ChangeFlowRunState(
+                state=StateType.CRASHED, message="The run's process is gone. Retry the run to resume it."
+            )
         ],
     )
     with get_client(sync_client=True) as client:
@@ -69,19 +74,19 @@ def _create_pool() -> None:
 
 
 def run_deployment(name: str, parameters: dict[str, object], run_name: str) -> None:
-    """Have a deployment run as soon as a worker is free, unless a run of that name waits or goes on already.
+    """Start a run of a deployment, unless a run of this name is scheduled or in progress.
 
     Args:
-        name: `flow/deployment`.
-        parameters: of the flow.
-        run_name: by which people know it.
+        name: deployment as `flow/deployment`.
+        parameters: parameters of the flow.
+        run_name: name of the run.
     """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter
     from prefect.deployments import run_deployment as run
 
-    under_way = {"name": {"any_": [run_name]}, "state": {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING"]}}}
+    unfinished = {"name": {"any_": [run_name]}, "state": {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING"]}}}
     with get_client(sync_client=True) as client:
-        if client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(under_way)):
+        if client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(unfinished)):
             return
     run(name, parameters=parameters, timeout=0, flow_run_name=run_name)

@@ -1,4 +1,4 @@
-"""What happens here that others may want to act on: events at the Prefect server, for its automations."""
+"""Emit events to Prefect's server, so that automations can act on them."""
 
 MODEL_PROMOTED = "fmnist.model.promoted"
 BATCH_COMMITTED = "fmnist.batch.committed"
@@ -6,17 +6,17 @@ BATCH_OVER_ERROR_SHARE = "fmnist.batch.over-error-share"
 CLASS_MIX_MOVED = "fmnist.batch.class-mix-moved"
 
 
-def announce(event: str, resource: str, **figures: object) -> None:
-    """Emit an event, where there is a server to tell; one that does not answer is no reason to fail.
+def announce(event: str, resource: str, **payload: object) -> None:
+    """Emit an event if a Prefect server is configured. A server that doesn't answer is ignored.
 
     Args:
-        event: one of this module's names.
-        resource: what it happened to, such as `model.fashion-mnist` or `table.mine`.
-        figures: what an automation or a notification may want to say of it; the event's payload.
+        event: name of the event, from this module.
+        resource: what the event is about, such as `model.fashion-mnist` or `table.mine`.
+        payload: figures for automations and notifications.
     """
     from prefect.events import emit_event
     from prefect.settings import get_current_settings
 
     if get_current_settings().api.url:
         labels = {"prefect.resource.id": f"fmnist.{resource}", "prefect.resource.name": resource.partition(".")[2]}
-        emit_event(event=event, resource=labels, payload=dict(figures))
+        emit_event(event=event, resource=labels, payload=dict(payload))

@@ -1,24 +1,33 @@
-"""The flow run that this code is part of, as Prefect knows it."""
+"""Read and complete the current flow run."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TypeVar, cast
+from typing import Protocol, TypeVar, cast
 from uuid import UUID
 
-R = TypeVar("R")
+
+class Summary(Protocol):
+    """What a flow returns."""
+
+    def in_words(self) -> str:
+        """Summarize the flow's result in one line."""
+        ...
+
+
+S = TypeVar("S", bound=Summary)
 
 
 @dataclass(frozen=True)
 class RootFlowRun:
-    """The flow run that was scheduled, triggered or typed; a subflow has its parent's. A retry is the same run."""
+    """The outermost flow run, which its subflows share. A retry keeps it."""
 
     id: UUID
-    began: datetime
-    """When Prefect first knew of it."""
+    created: datetime
+    """Time when Prefect created the flow run."""
 
 
 def root_flow_run() -> RootFlowRun | None:
-    """The flow run that this process runs; None outside of one."""
+    """Return the outermost flow run of this process, or None outside of a flow run."""
     from prefect import runtime
     from prefect.client.orchestration import get_client
 
@@ -31,15 +40,18 @@ def root_flow_run() -> RootFlowRun | None:
 
 
 def task_run_id() -> str | None:
-    """Id of the task run that this is called in; None outside of one."""
+    """Return the id of the current task run, or None outside of a task run."""
     from prefect.context import TaskRunContext
 
     context = TaskRunContext.get()
     return str(context.task_run.id) if context else None
 
 
-def finished(summary: R, message: str) -> R:
-    """What a flow returns in the place of its summary, so that its run's page says in a line what came of it."""
+def completed_with(summary: S) -> S:
+    """Have a flow return its summary, and show the summary's line as the run's state message in Prefect's UI.
+
+    A flow has to return the result. It is a Prefect state, and Prefect gives the summary in it to the flow's caller.
+    """
     from prefect.states import Completed
 
-    return cast("R", Completed(message=message, data=summary))
+    return cast("S", Completed(message=summary.in_words(), data=summary))

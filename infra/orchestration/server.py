@@ -1,8 +1,8 @@
-"""Prefect's API for a run on one machine: the configured server, or one that is started for the run.
+"""Provide Prefect's API: from the configured server, or from one that is started here.
 
 Prefect can start a temporary server by itself. It allows 20 s for that, which the migrations of a new database exceed
-on a fresh machine. This server is started beside Ray and is waited for as long as it lives. It listens on a socket that
-is bound before its start, so no other process can take its port. It ends with the process that started it.
+on a fresh machine. The server here starts next to Ray, and gets the time that it needs. It listens on a socket that is
+bound before its start, so no other process can take its port. It ends with the process that started it.
 """
 
 import os
@@ -17,26 +17,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infra.errors import JobError, RequestError
-from infra.orchestration.child_process import ChildProcess, ends_with
+from infra.orchestration.child_process import ChildProcess, parent_is_gone
 
 _START_SECONDS = 180
 
-_own_urls: set[str] = set()
+_embedded_urls: set[str] = set()
 
 
 @contextmanager
 def prefect_api(state_dir: Path) -> Iterator[Callable[[], str]]:
-    """Provide Prefect's API and name it to this process, and to those it starts, for the length of the block.
+    """Provide Prefect's API to this process, and to those that it starts, while the block runs.
 
-    The server comes up in the background; do other things meanwhile.
+    If PREFECT_API_URL names no server, an embedded server starts in the background. You can do other work meanwhile.
 
     Args:
-        state_dir: the embedded server keeps its database in the folder `prefect` below it.
+        state_dir: folder in which the embedded server keeps its database, below `prefect`.
 
     Yields:
-        A function that waits until the API answers, and returns its URL: the one that Prefect's settings name, else
-        that of a server started here. It raises RequestError where the former does not answer, and JobError, with the
-        end of the log, where the latter does not come up.
+        A function that waits until the API answers, and returns its URL. It raises RequestError if the configured
+        server doesn't answer, and JobError, with the end of the log, if the embedded server doesn't start.
 
     Raises:
         RequestError: the folder can't be written.
@@ -50,11 +49,11 @@ def prefect_api(state_dir: Path) -> Iterator[Callable[[], str]]:
         return
     with _server(state_dir / "prefect") as server, temporary_settings({PREFECT_API_URL: server.url}):
         os.environ["PREFECT_API_URL"] = server.url
-        _own_urls.add(server.url)
+        _embedded_urls.add(server.url)
         try:
             yield server.wait_until_healthy
         finally:
-            APILogHandler().flush()  # or Prefect would try at exit, when the server is gone
+            APILogHandler().flush()  # otherwise, Prefect would flush at exit, after the server has ended
             del os.environ["PREFECT_API_URL"]
 
 
@@ -71,26 +70,26 @@ def _answering(url: str) -> str:
     return url
 
 
-def is_for_this_run_alone() -> bool:
-    """Whether Prefect's API is that of a server that this process started for its own run."""
+def uses_embedded_server() -> bool:
+    """Return whether Prefect's API comes from a server that this process started for its own run."""
     from prefect.settings import get_current_settings
 
-    return get_current_settings().api.url in _own_urls
+    return get_current_settings().api.url in _embedded_urls
 
 
 @contextmanager
 def prefect_server(state_dir: Path, port: int) -> Iterator["Server"]:
-    """Run a server with its schedules, its automations and its web pages for the length of the block.
+    """Run a server with schedules, automations and the UI while the block runs.
 
     Args:
-        state_dir: it keeps its database in the folder `serve` below it.
-        port: to listen on, of this machine alone.
+        state_dir: folder in which the server keeps its database, below `serve`.
+        port: port to listen on, on 127.0.0.1.
 
     Yields:
-        The server, which comes up in the background.
+        The server, which starts in the background.
 
     Raises:
-        RequestError: the folder can't be written, or the port is taken.
+        RequestError: the folder can't be written, or the port is in use.
     """
     with _server(state_dir / "serve", port) as server:
         yield server
@@ -98,7 +97,7 @@ def prefect_server(state_dir: Path, port: int) -> Iterator["Server"]:
 
 @dataclass
 class Server(ChildProcess):
-    """A server's process, which can be started again on the socket that it had.
+    """The process of a server. It can be restarted on the same socket.
 
     Requests that arrive before the server is up wait in the socket's queue.
     """
@@ -127,8 +126,8 @@ class Server(ChildProcess):
 
 _FOR_ONE_RUN = {
     "PREFECT_UI_ENABLED": "0",
-    "PREFECT__SERVER_EPHEMERAL": "1",  # as Prefect sets it for its own temporary server: no services for schedules
-    "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",  # automations belong to a server that stays
+    "PREFECT__SERVER_EPHEMERAL": "1",  # no scheduling services, as in Prefect's own temporary server
+    "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",  # only a permanent server has automations
 }
 _FOR_SCHEDULES = {
     # By default, leases are in memory and are lost with the server. What they protect would then stay locked.
@@ -146,7 +145,7 @@ def _server(home: Path, port: int | None = None) -> Iterator[Server]:
         log.write_bytes(b"")
     except OSError as error:
         raise RequestError(
-            f"FMNIST_STATE_DIR: {home} can't be written: {error.strerror}. Make it writable, or name another folder."
+            f"FMNIST_STATE_DIR: {home} can't be written: {error.strerror}. Make it writable, or set another folder."
         ) from None
     environment = {
         **os.environ,
@@ -172,7 +171,7 @@ def _listener(port: int | None) -> socket.socket:
         return socket.create_server(("127.0.0.1", port or 0), backlog=128)
     except OSError as error:
         raise RequestError(
-            f"Port {port} can't be listened on ({error.strerror}). Stop what has it, or name another by --port."
+            f"Port {port} can't be used ({error.strerror}). Stop the process that uses it, or choose another --port."
         ) from None
 
 
@@ -186,7 +185,7 @@ def _serve(
     Args:
         host: Address to listen on.
         port: Port to listen on.
-        descriptor: Socket that already listens, in place of host and port.
+        descriptor: Socket that already listens. Replaces host and port.
         owner: Parent process. The server stops when that process ends.
     """
     import uvicorn
@@ -198,7 +197,7 @@ def _serve(
     if owner is not None:
         threading.Thread(target=_stop_with, args=[owner], daemon=True).start()
     begin_transactions_as_writers()
-    level = os.environ.get("PREFECT_SERVER_LOGGING_LEVEL", "error").lower()  # info: a line a request
+    level = os.environ.get("PREFECT_SERVER_LOGGING_LEVEL", "error").lower()  # info would log every request
     listener = socket.create_server((host, port)) if descriptor is None else socket.socket(fileno=descriptor)
     with listener, access_settings(listener.getsockname()[1]) as addresses:
         app = restrict_access(create_app(final=True), addresses)
@@ -206,7 +205,7 @@ def _serve(
 
 
 def _stop_with(owner: int) -> None:
-    while not ends_with(owner):
+    while not parent_is_gone(owner):
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(5)

@@ -1,7 +1,7 @@
-"""A Prefect worker for the process work pool. It runs the deployments' flows as processes of this machine.
+"""Run a Prefect worker, which runs the deployments' flows as processes on this machine.
 
-The worker ends with the process that started it, and so do its flow runs. They are terminated, have ten seconds to
-report their state to Prefect, and are then killed.
+The worker and its flow runs end with the process that started the worker. They are terminated, and killed if they don't
+end within ten seconds. In that time, flow runs report their state to Prefect.
 """
 
 import asyncio
@@ -17,12 +17,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from infra.orchestration.child_process import ChildProcess, ends_with
+from infra.orchestration.child_process import ChildProcess, parent_is_gone
 
 POOL = "fmnist"
 _GRACE_SECONDS = 10
 _QUERY_SECONDS = "1"
-"""Time between two queries for due runs. Prefect's default of 10 s is meant for thousands of workers on one server."""
+"""Time between two queries for due runs. Prefect's default of 10 s is for servers with thousands of workers."""
 
 
 class Worker(ChildProcess):
@@ -37,7 +37,7 @@ class Worker(ChildProcess):
 
 @contextmanager
 def prefect_worker(log: Path) -> Iterator[Worker]:
-    """Run a worker for the length of the block. Its output and that of its flow runs goes to the log."""
+    """Run a worker for the length of the block. Its output and that of its flow runs go to the log."""
     log.write_bytes(b"")
     command = [sys.executable, "-m", "infra.orchestration.worker", str(os.getpid())]
     worker = Worker(command, os.environ | {"PREFECT_WORKER_QUERY_SECONDS": _QUERY_SECONDS}, log)
@@ -66,10 +66,10 @@ def end_with_runs(worker: int, grace_seconds: float = _GRACE_SECONDS) -> None:
 
 @cache
 def engine_worker() -> Any:
-    """Return Prefect's process worker, which starts every flow run directly as `python -m prefect.engine`.
+    """Return a process worker that starts every flow run directly as `python -m prefect.engine`.
 
-    By default, Prefect starts a process that only fetches the flow's code, and then a second one that runs it. That
-    imports Prefect twice. Our flows are installed next to the worker, so there is nothing to fetch.
+    By default, Prefect starts one process that fetches the flow's code, and a second one that runs it. This imports
+    Prefect twice. Our flows are installed next to the worker, so there is nothing to fetch.
     """
     import prefect.settings
     from prefect.utilities.processutils import command_to_string
@@ -87,7 +87,7 @@ def engine_worker() -> Any:
         job_configuration = EngineConfiguration
 
         async def run(self, flow_run: Any, configuration: Any, task_status: Any = None) -> Any:
-            # With a command, Prefect lets the worker's settings override those of the deployment. Here they are equal.
+            # With a command, Prefect lets the worker's settings override the deployment's. Make both equal.
             found = {name: getattr(prefect.settings, name, None) for name in configuration.env if _is_setting(name)}
             updates = {setting: configuration.env[name] for name, setting in found.items() if setting is not None}
             with prefect.settings.temporary_settings(updates):
@@ -114,7 +114,7 @@ def _work(owner: int) -> None:
 
 
 def _stop_with(owner: int) -> None:
-    while not ends_with(owner):
+    while not parent_is_gone(owner):
         time.sleep(1)
     end_with_runs(os.getpid())
     os.kill(os.getpid(), signal.SIGKILL)

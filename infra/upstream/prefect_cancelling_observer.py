@@ -1,8 +1,8 @@
 """Ignore the Cancel of an earlier try when a run is retried.
 
 Changes:   the name `FlowRunCancellingObserver` in `prefect.runner._flow_run_executor`, in Prefect 3.8.
-Why:       the observer of a run subscribes to the events of the last minute. A run that is retried within a minute of
-           its Cancel receives that Cancel again, and is ended by it.
+Why:       a run's observer also receives the events of the last minute. If a run is retried within a minute of its
+           Cancel, the retry receives that Cancel again and ends.
 Gain:      a bug fix: a cancelled run can be retried at once.
 Upstream:  PrefectHQ/prefect, no issue found. Seen with 3.8.8.
 Remove:    when the observer compares an event's time with the time of the run's newest state.
@@ -21,13 +21,13 @@ TARGETS = (
 """The private names that this patch needs."""
 
 _MARGIN = timedelta(seconds=2)
-"""From reading a run's state until the observer listens. Nobody cancels and retries a run in less time."""
+"""Time from reading a run's state until the observer listens. Nobody cancels and retries a run in less time."""
 
 _log = logging.getLogger(__name__)
 
 
 def ignore_earlier_cancels() -> None:
-    """Have every run that this process starts listen to the Cancels since its start only."""
+    """Have the runs that this process starts ignore Cancels from before their start."""
     try:
         from prefect.runner import _flow_run_executor
 
@@ -37,7 +37,7 @@ def ignore_earlier_cancels() -> None:
 
 
 def cancelling_observer() -> Any:
-    """Return the observer class that passes over events from before its own start."""
+    """Return an observer class that skips events from before its own start."""
     from prefect._internal.observers import FlowRunCancellingObserver
 
     class CancellingObserver(FlowRunCancellingObserver):

@@ -1,9 +1,9 @@
 """Start every SQLite transaction of Prefect's server as a writer.
 
 Changes:   `AioSqliteConfiguration.begin_transaction` in Prefect 3.8.
-Why:       Prefect starts most transactions as readers. SQLite refuses the write of a transaction that began as a reader
-           before another one wrote, at once and whatever the busy timeout. The server then answers 503, and the client
-           retries two seconds later.
+Why:       Prefect starts most transactions as readers. If another transaction has written since, SQLite refuses their
+           first write at once and ignores the busy timeout. The server then answers 503, and the client retries two
+           seconds later.
 Gain:      a bug fix: no 503 and no two-second pauses while several steps report at once.
 Upstream:  PrefectHQ/prefect, no issue found. See "SQLITE_BUSY" in https://www.sqlite.org/lang_transaction.html.
 Remove:    when Prefect begins transactions that write with BEGIN IMMEDIATE.
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 def begin_transactions_as_writers() -> None:
-    """Make each transaction wait, from its start, for those that write."""
+    """Make every transaction wait at its start for transactions that write."""
     try:
         from prefect.server.database.configurations import AioSqliteConfiguration
 

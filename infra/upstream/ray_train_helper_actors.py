@@ -2,13 +2,13 @@
 
 Changes:   `TorchTrainer._create_default_callbacks` in Ray 2.60, in a subclass.
 Why:       Ray Train starts an actor that hands out Ray Data shards, although there are none. It also starts a detached
-           actor that removes the run's placement group if the controller dies. On a Ray of the run's own, that actor
-           asks a dashboard that doesn't exist. On a cluster, a controller that is killed between creating this actor
-           and telling it to watch leaves it there for as long as the cluster lives.
-Gain:      two processes fewer before the first step, each 1 % of a CPU while training lasts. No leaked actor.
+           actor that removes the run's placement group if the controller dies. In a Ray that was started for the run,
+           that actor queries a dashboard that doesn't exist. On a cluster, the controller creates the actor and then
+           tells it to watch. If the controller is killed in between, the actor stays as long as the cluster.
+Gain:      two processes fewer, each of which takes 1 % of a CPU during the training. No leaked actor.
 Upstream:  no public option exists.
 Remove:    when Ray Train starts its data actor on demand, and its cleaner watches from its own start.
-If gone:   training starts with all of Ray Train's helpers, and one log line says so.
+If gone:   training starts with all of Ray Train's helpers, and logs one line.
 Test:      tests/integration/test_ray_of_a_run.py, tests/unit/infra/upstream/test_patches.py
 """
 
@@ -33,13 +33,13 @@ class LeanTorchTrainer(TorchTrainer):  # type: ignore[misc] # Ray ships no types
 
     Args:
         arguments: arguments of `TorchTrainer`.
-        ends_with_run: whether the cluster was started for this run alone.
+        ends_with_run: whether Ray was started for this run, and ends with it.
     """
 
     def __init__(self, *arguments: Any, ends_with_run: bool, **more: Any) -> None:
         super().__init__(*arguments, **more)
         if self.datasets:
-            raise ValueError("This trainer hands out no Ray Data datasets.")
+            raise ValueError("LeanTorchTrainer doesn't support Ray Data datasets. Use TorchTrainer.")
         self._ends_with_run = ends_with_run
 
     def _create_default_callbacks(self) -> list[Any]:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from fmnist_model.images.decode import decode_images
-from infra.cluster.progress_board import PartProgress
-from infra.cluster.prometheus import Stages
+from infra.cluster.progress_board import ShardProgress
+from infra.cluster.prometheus import StageTimer
 from infra.cluster.worker_logs import forward_logs
 from infra.importing import gc_paused
 from infra.prefetch import prefetched
@@ -86,16 +86,16 @@ class ShardClassifier:
 
     def _work(self, shard: int) -> ShardBooks:
         started = time.perf_counter()
-        self._logs.where = f"shard {shard}"
+        self._logs.source = f"shard {shard}"
         done = read_books(self._store, self._plan, shard)
         if done is not None:
             SHARDS.add(1, outcome="found", error="")
             return done
         inputs = self._inputs.of(shard)
         planned = sum(inputs.column("rows").to_pylist())
-        stages = Stages(STAGE_SECONDS)
+        stages = StageTimer(STAGE_SECONDS)
         with (
-            prefetched(stages.each("read", read_shard(inputs, self._options)), 1) as batches,
+            prefetched(stages.measure_each("read", read_shard(inputs, self._options)), 1) as batches,
             prefetched(map(partial(self._classify, stages), batches), 1) as classified,
         ):
             books = self._write(shard, planned, classified, started, stages)
@@ -106,16 +106,16 @@ class ShardClassifier:
             _log.warning("%s of %s images are in quarantine.", f"{books.quarantined:,}", f"{planned:,}")
         return books
 
-    def _classify(self, stages: Stages, batch: ReadImages) -> "_ClassifiedImages":
-        with stages.of("decode"):
+    def _classify(self, stages: StageTimer, batch: ReadImages) -> "_ClassifiedImages":
+        with stages.measure("decode"):
             decoded = decode_images(batch.encoded, invert=self._options.invert)
         rejected = {row: batch.reasons.get(row, reason) for row, reason in decoded.rejected}
-        with stages.of("forward"):
+        with stages.measure("forward"):
             predictions = self._classifier.classify(decoded.pixels)
         return _ClassifiedImages(batch, pa.array(decoded.rows), predictions, rejected)
 
     def _write(
-        self, shard: int, planned: int, classified: "Iterator[_ClassifiedImages]", started: float, stages: Stages
+        self, shard: int, planned: int, classified: "Iterator[_ClassifiedImages]", started: float, stages: StageTimer
     ) -> ShardBooks:
         """Write the shard's rows and its quarantine, each as a Parquet part."""
         from fmnist_model.predictions import prediction_batch, prediction_schema, quarantine_batch, quarantine_schema
@@ -126,11 +126,11 @@ class ShardClassifier:
         with ExitStack() as parts:
             rows = parts.enter_context(open_part(self._store, part_key(self._plan, shard), schema))
             errors: PartWriter | None = None
-            progress = PartProgress(shard_name(self._plan, shard))
+            progress = ShardProgress(shard_name(self._plan, shard))
             reasons: Counter[str] = Counter()
             for batch in classified:
                 images, labels = batch.read.images, batch.read.labels
-                with stages.of("write"):
+                with stages.measure("write"):
                     if batch.rejected:
                         if errors is None:
                             key = errors_key(self._plan, shard)
@@ -139,7 +139,7 @@ class ShardClassifier:
                         images, labels = images.take(batch.rows), labels.take(batch.rows)
                         reasons.update(map(reason_kind, batch.rejected.values()))
                     rows.write(prediction_batch(images, batch.predictions, labels, version))
-                progress.at(rows.rows + (errors.rows if errors else 0))
+                progress.report(rows.rows + (errors.rows if errors else 0))
             if errors is None:  # an attempt that was killed may have left a quarantine
                 self._store.delete(errors_key(self._plan, shard))
             books = ShardBooks(
@@ -150,7 +150,7 @@ class ShardClassifier:
                 seconds=time.perf_counter() - started,
             )
             rows.note(books)
-            with stages.of("write"):
+            with stages.measure("write"):
                 parts.close()
         _count_images(books, reasons)
         return books

@@ -121,7 +121,7 @@ class BatchProgress:
         while not self._ended.wait(_LOOK_SECONDS):
             with suppress(Exception):  # a line of progress is not worth a run
                 SHARDS_LEFT.set(self._plan.shards - len(self._done), table=self._plan.table)
-                parts = self._board.parts()
+                parts = self._board.shards()
                 with self._posting:
                     self._parts = parts
                     self._post()

@@ -78,7 +78,7 @@ def _new_run_id() -> str:
     flow_run = root_flow_run()
     if flow_run is None:
         return f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{secrets.token_hex(2)}"
-    return f"{flow_run.began:%Y-%m-%dT%H-%M-%S}-{flow_run.id.hex[-4:]}"
+    return f"{flow_run.created:%Y-%m-%dT%H-%M-%S}-{flow_run.id.hex[-4:]}"
 
 
 def _recipe_in(record: Checkpoint) -> TrainingRecipe:

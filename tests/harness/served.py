@@ -213,7 +213,7 @@ def serving(folder: Path, data_store: str) -> Iterator[Served]:
         command = [str(Path(sys.executable).parent / "fmnist"), "serve", "--port", str(free_port())]
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, text=True, cwd=folder)
     try:
-        until(lambda: "Ctrl-C ends all" in log.read_text() or process.poll() is not None, START_SECONDS)
+        until(lambda: "Press Ctrl-C" in log.read_text() or process.poll() is not None, START_SECONDS)
         assert process.poll() is None, log.read_text()
         yield Served(process, log, environment)
     finally:

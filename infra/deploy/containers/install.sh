@@ -1,14 +1,14 @@
 #!/bin/sh
-# The steps by which the image is built; the tests run the same ones into a folder.
+# Build steps of the image. The tests run the same steps in a folder.
 #
-#   install.sh dependencies PREFIX gpu|cpu    a virtual environment with what requirements.lock names
-#   install.sh wheel PREFIX SOURCE FOLDER     the project as a wheel, built by what PREFIX has
-#   install.sh project PREFIX FOLDER          that wheel into the environment
-#   install.sh cpu-lock                       prints what of requirements.lock is installed for cpu
+#   install.sh dependencies PREFIX gpu|cpu    create a virtual environment with the packages of requirements.lock
+#   install.sh wheel PREFIX SOURCE FOLDER     build the project's wheel with the tools in PREFIX
+#   install.sh project PREFIX FOLDER          install that wheel in the environment
+#   install.sh cpu-lock                       print the part of requirements.lock that cpu installs
 #
-# gpu: all files by their hashes, PyTorch as the lock names it, with its CUDA libraries; it runs without a GPU as well.
-# cpu: the lock without PyTorch, torchvision and CUDA; and these two, of the same versions (or TORCH, if it is set), from
-# TORCH_INDEX, an index of PyTorch's CPU builds. These have other hashes than the lock's: that index is trusted.
+# gpu installs the whole lock with its hashes, including CUDA. It also runs without a GPU.
+# cpu installs the lock without PyTorch, torchvision and CUDA. The first two come from TORCH_INDEX, an index of CPU
+# builds, in the lock's versions or in those of TORCH. Their hashes are not in the lock, so you must trust that index.
 set -eu
 
 fail() { printf '%s\n' "$@" >&2; exit 2; }
@@ -17,8 +17,8 @@ dependencies() {
     prefix=$1 variant=$2
     case $variant in
     gpu) ;;
-    cpu) [ -n "${TORCH_INDEX:-}" ] || fail "cpu: name an index of PyTorch's CPU builds in TORCH_INDEX." ;;
-    *) fail "$variant: expected gpu or cpu." ;;
+    cpu) [ -n "${TORCH_INDEX:-}" ] || fail "cpu: set TORCH_INDEX to an index of PyTorch's CPU builds." ;;
+    *) fail "$variant: use gpu or cpu." ;;
     esac
     "${PYTHON:-python3}" -m venv "$prefix"
     "$prefix/bin/python" -m pip install --quiet --disable-pip-version-check \
@@ -34,14 +34,14 @@ dependencies() {
     fi
 }
 
-# Compiled here, once: where the image runs, its files are read-only.
+# Compile to bytecode now, because the image's files are read-only later.
 install() {
     environment=$1
     shift
     "$environment/bin/uv" pip install --python "$environment/bin/python" --quiet --compile-bytecode "$@"
 }
 
-# pip's index and certificate, from its environment or files, are uv's, too.
+# Give uv the index and certificate of pip's environment and files.
 pip_configuration() {
     index=${PIP_INDEX_URL:-$(pip_setting "$1" index-url)}
     certificate=${PIP_CERT:-$(pip_setting "$1" cert)}
@@ -49,7 +49,7 @@ pip_configuration() {
     [ -z "$certificate" ] || export SSL_CERT_FILE="${SSL_CERT_FILE:-$certificate}"
 }
 
-# By `list`: `get` looks into one of the files alone.
+# `pip config list` reads all files. `get` would read only one.
 pip_setting() {
     "$1/bin/python" -m pip config list | sed -n "s/^global\.$2='\(.*\)'$/\1/p"
 }
@@ -73,5 +73,5 @@ project() {
 case "${1:-}" in
 dependencies | wheel | project) "$@" ;;
 cpu-lock) cpu_lock ;;
-*) fail "Expected dependencies, wheel, project or cpu-lock; the first lines of $0 say more." ;;
+*) fail "Use dependencies, wheel, project or cpu-lock. The first lines of $0 explain them." ;;
 esac

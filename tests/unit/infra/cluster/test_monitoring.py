@@ -1,4 +1,4 @@
-"""Prometheus's own tool on its rules, and what they and the dashboard name."""
+"""Check the monitoring files with Prometheus's own tool, and the metrics that they name."""
 
 import json
 import re
@@ -19,7 +19,7 @@ EXPORTED = {f"ray_{found.name}" for found in vars(work_metrics).values() if isin
 
 @pytest.fixture(scope="module")
 def promtool() -> str:
-    """Prometheus's tool."""
+    """Return the name of Prometheus's checker, or skip if it isn't installed."""
     if shutil.which("promtool") is None:
         install("prometheus", "promtool")
     return "promtool"
@@ -30,12 +30,12 @@ def promtool() -> str:
     [["check", "config", "prometheus.yaml"], ["check", "rules", "rules.yaml"], ["test", "rules", "rules_test.yaml"]],
     ids=" ".join,
 )
-def test_promtool_is_content(command: list[str], promtool: str) -> None:
+def test_promtool_accepts_the_monitoring_files(command: list[str], promtool: str) -> None:
     done = subprocess.run([promtool, *command], cwd=FOLDER, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_dashboard_shows_what_is_exported_or_recorded() -> None:
+def test_dashboard_uses_only_exported_or_recorded_metrics() -> None:
     dashboard = json.loads((FOLDER / "dashboard.json").read_text())
     shown = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
     recorded = set(re.findall(r"record: (\S+)", (FOLDER / "rules.yaml").read_text()))
@@ -43,7 +43,7 @@ def test_dashboard_shows_what_is_exported_or_recorded() -> None:
     assert set(re.findall(r"\bray_fmnist_\w+", shown)) <= EXPORTED
 
 
-def test_page_for_operators_names_every_metric_and_alert() -> None:
+def test_operations_page_documents_every_metric_and_alert() -> None:
     page = (ROOT / "docs" / "operations.md").read_text()
     alerts = set(re.findall(r"alert: (\w+)", (FOLDER / "rules.yaml").read_text()))
     assert {name for name in EXPORTED | alerts if name not in page} == set()

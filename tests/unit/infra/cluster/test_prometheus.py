@@ -1,4 +1,4 @@
-"""What is exported: names as Prometheus wants them, and nothing that could stop the work."""
+"""Export metrics under names that follow Prometheus's rules, without ever failing the work."""
 
 import re
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.cluster.prometheus import Counter, Gauge, Stages
+from infra.cluster.prometheus import Counter, Gauge, StageTimer
 from tasks import prometheus as work_metrics
 from tasks.prometheus import StepCounter, reason_kind
 
@@ -16,11 +16,11 @@ ROOT = Path(__file__).parents[4]
 EXPORTED = [found for found in vars(work_metrics).values() if isinstance(found, Counter | Gauge)]
 
 
-class Noted(Counter):
-    """Keeps what is counted."""
+class RecordingCounter(Counter):
+    """Keeps its values in this process."""
 
     def __init__(self) -> None:
-        super().__init__("noted_total", "What was counted.", ("stage",))
+        super().__init__("recorded_total", "Values of a test.", ("stage",))
         object.__setattr__(self, "values", {})
 
     def add(self, value: float, **labels: str) -> None:
@@ -29,17 +29,17 @@ class Noted(Counter):
 
 
 @pytest.mark.parametrize("metric", EXPORTED, ids=lambda metric: str(metric.name))
-def test_names_are_prometheus_s_own_kind(metric: Counter | Gauge) -> None:
+def test_metric_name_follows_prometheus_conventions(metric: Counter | Gauge) -> None:
     assert re.fullmatch(r"fmnist_[a-z_]+", metric.name)
     assert metric.name.endswith("_total") == isinstance(metric, Counter)
 
 
-def test_no_name_is_there_twice() -> None:
+def test_metric_names_are_unique() -> None:
     names = [metric.name for metric in EXPORTED]
     assert len(names) == len(set(names))
 
 
-def test_where_there_is_no_ray_nothing_is_counted_and_ray_is_not_imported() -> None:
+def test_metric_without_ray_does_nothing_and_imports_no_ray() -> None:
     program = (
         "import sys; from tasks.prometheus import IMAGES, SHARDS_LEFT\n"
         "IMAGES.add(3, outcome='predicted', reason=''); SHARDS_LEFT.set(1, table='t')\n"
@@ -57,11 +57,11 @@ def test_where_there_is_no_ray_nothing_is_counted_and_ray_is_not_imported() -> N
         ("", "other"),
     ],
 )
-def test_reason_is_one_of_a_few(reason: str, kind: str) -> None:
+def test_label_takes_only_known_reasons(reason: str, kind: str) -> None:
     assert reason_kind(reason) == kind
 
 
-def test_stages_count_what_each_took(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_are_timed_separately(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = 0.0
     monkeypatch.setattr("infra.cluster.prometheus.time.perf_counter", lambda: clock)
 
@@ -71,38 +71,38 @@ def test_stages_count_what_each_took(monkeypatch: pytest.MonkeyPatch) -> None:
             clock += 3
             yield item
 
-    counter = Noted()
-    stages = Stages(counter)
-    for _ in stages.each("read", items()):
-        with stages.of("write"):
+    counter = RecordingCounter()
+    stages = StageTimer(counter)
+    for _ in stages.measure_each("read", items()):
+        with stages.measure("write"):
             clock += 20
     stages.export()
     assert counter.__dict__["values"] == {"read": 6, "write": 40}
 
 
-def test_stages_hand_on_once_a_second_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    counter = Noted()
-    stages = Stages(counter)
+def test_stages_are_exported_at_most_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = RecordingCounter()
+    stages = StageTimer(counter)
     for _ in range(1000):
-        with stages.of("read"):
+        with stages.measure("read"):
             pass
     assert counter.__dict__["values"] == {}
     monkeypatch.setattr("infra.cluster.prometheus._EXPORT_SECONDS", -1.0)
-    with stages.of("read"):
+    with stages.measure("read"):
         pass
     assert counter.__dict__["values"]["read"] > 0
 
 
-def test_stage_that_fails_is_counted_and_fails() -> None:
-    counter = Noted()
-    stages = Stages(counter)
-    with pytest.raises(OSError, match="gone"), stages.of("read"):
-        raise OSError("gone")
+def test_failed_stage_is_counted() -> None:
+    counter = RecordingCounter()
+    stages = StageTimer(counter)
+    with pytest.raises(OSError), stages.measure("read"):  # noqa: PT011
+        raise OSError
     stages.export()
     assert "read" in counter.__dict__["values"]
 
 
-def test_steps_before_a_run_was_resumed_are_not_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_run_counts_only_its_new_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[float] = []
     monkeypatch.setattr(Counter, "add", lambda self, value: counted.append(value) if "images" in self.name else None)
 
@@ -116,7 +116,7 @@ def test_steps_before_a_run_was_resumed_are_not_counted_again(monkeypatch: pytes
     assert counted == [300, 200]
 
 
-def test_a_training_s_steps_and_images_are_counted_as_its_epochs_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_counts_the_steps_and_images_of_its_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     import numpy as np
     import torch
 

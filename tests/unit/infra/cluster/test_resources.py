@@ -1,4 +1,4 @@
-"""How many classification workers fit into a cluster, and what Ray reserves for each."""
+"""Count how many workers fit into a cluster, and what Ray reserves for each."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from infra.cluster.resources import ActorResources
         (ActorResources(worker_memory_gib=1.5), False, {"num_cpus": 1.0, "num_gpus": 0.0, "memory": 3 * 2**29}),
     ],
 )
-def test_options_are_those_of_ray(resources: ActorResources, has_gpus: bool, options: dict[str, Any]):
+def test_options_reserve_one_worker(resources: ActorResources, has_gpus: bool, options: dict[str, Any]):
     assert resources.options(has_gpus=has_gpus) == options
 
 
@@ -46,7 +46,7 @@ def test_scarcest_resource_limits_the_room(resources: ActorResources, cpus: floa
 
 
 @pytest.mark.parametrize(("cpus", "gpus"), [(0, 0), (1, 0), (64, 0), (0, 1)])
-def test_full_cluster_has_room_for_one_so_that_it_grows(cpus: float, gpus: float):
+def test_cluster_without_free_resources_still_has_room_for_one(cpus: float, gpus: float):
     assert ActorResources(worker_cpus=2, worker_gpus=1).room(cpus=cpus, gpus=gpus) == 1
 
 

@@ -120,7 +120,7 @@ def test_log_lines_of_an_actor_that_is_killed_right_after_are_not_lost(
     for shard in range(batch.shards):
         with map_shards(ShardClassifier, (store.root, batch, model), [shard], ActorResources(), what="Test") as results:
             list(results)
-    lines = [f"{line.where}: {line.text}" for line in board.take()[1] if "quarantine" not in line.text]
+    lines = [f"{line.source}: {line.text}" for line in board.take()[1] if "quarantine" not in line.text]
     assert len(lines) == batch.shards
     assert all(line.startswith(f"shard {shard}: ") for shard, line in enumerate(lines)), lines
 
