@@ -46,7 +46,7 @@ def describe(
         raise RequestError(f"--plot: the folder {plot.parent} doesn't exist. Create it first.")
     names, pixels = _images(store, image)
     if plot is not None and not names:
-        raise RequestError("--plot: there are no images to plot. Name image files, or run `fmnist dataset prepare`.")
+        raise RequestError("--plot: no images to plot. Name image files, or run `fmnist dataset prepare`.")
     network, origin, temperature = _network(store, model)
 
     from fmnist_model.description import describe as describe_network

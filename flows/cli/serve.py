@@ -98,7 +98,7 @@ def _start_services(settings: Settings, port: int, stack: ExitStack) -> "tuple[S
 
 
 def _train_first_model() -> bool:
-    """Start a training run if there is no champion to classify with. Returns whether it did."""
+    """Start a training run if no champion exists to classify with. Return whether it did."""
     from infra.orchestration.deployments import run_deployment
     from infra.storage.model_registry import ModelRegistry
     from infra.storage.object_store import open_store
@@ -116,7 +116,7 @@ def _print_addresses(console: Console, settings: Settings, ray: str, *, is_train
         f"  Ray          {ray}",
         f"  store        {settings.store}",
         f"  deployments  {prefect}/deployments: train, classify, train-and-classify",
-        "There is no champion yet. The run first-model trains one with the preset quick." if is_training else "",
+        "No champion exists yet. The run first-model trains one with the preset quick." if is_training else "",
         "Press Ctrl-C to stop everything, including runs in progress. Retry a run to resume it.",
     ]
     for line in filter(None, lines):

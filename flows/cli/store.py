@@ -1,4 +1,4 @@
-"""`fmnist store`: check the object store, and remove what is no longer needed, without Ray or Prefect."""
+"""`fmnist store`: check the object store, and remove obsolete files, without Ray or Prefect."""
 
 from dataclasses import asdict
 from datetime import timedelta
@@ -17,7 +17,7 @@ from infra.errors import JobError
 from infra.settings import load_settings
 from infra.storage.object_store import open_store
 
-store = App(name="store", help="Check the object store, and remove what is no longer needed.")
+store = App(name="store", help="Check the object store, and remove obsolete files.")
 
 
 @store.command
@@ -52,7 +52,7 @@ def prune(
     dry_run: bool = False,
     as_json: Json = False,
 ) -> None:
-    """Remove checkpoints that are no longer needed, and what dead writers left behind.
+    """Remove obsolete checkpoints, and what dead writers left behind.
 
     Each run keeps its best checkpoints by loss, its last one, and those of model versions. Prediction tables and
     datasets are not touched.

@@ -14,7 +14,7 @@ _DIVERGED_LOSS = 3 * math.log(len(CLASS_NAMES))
 
 
 class TrainingDiverged(ArithmeticError):
-    """The loss or a weight is no longer finite, or the loss is far above that of guessing."""
+    """The loss or a weight has stopped being finite, or the loss is far above that of guessing."""
 
 
 def check_losses(epoch: int, losses: NDArray[np.float64], learning_rate: float) -> None:

@@ -144,7 +144,7 @@ class ShardProgress:
         self._reported = time.monotonic()
 
     def report(self, images: int) -> None:
-        """Report how many images are done by now. Does nothing if there is no board."""
+        """Report how many images are done by now. Does nothing without a board."""
         if time.monotonic() - self._reported > _SHARD_SECONDS:
             self._reported = time.monotonic()
             with suppress(Exception):  # a lost progress report must not fail the run

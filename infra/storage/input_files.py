@@ -286,7 +286,7 @@ def _list_local(location: str, path: str) -> Iterator[InputFile]:
         yield _local_file(path, Path(path).stat())
         return
     if not Path(base).is_dir():
-        raise InputNotFound(f"{location}: there is no such file or folder.")
+        raise InputNotFound(f"{location}: no such file or folder.")
     for entry in _walk(base.rstrip("/") or "/", ()):
         if pattern is None or pattern.fullmatch(entry.path):
             with suppress(FileNotFoundError):  # deleted while its folder was listed
@@ -336,7 +336,7 @@ def _list_s3(location: str, bucket: str, path: str) -> Iterator[InputFile]:
     literal = _GLOB_SIGN.split(path, maxsplit=1)[0]
     base = literal[: literal.rfind("/") + 1]
     if literal == path or (base and not _holds_any(client, bucket, base)):
-        raise InputNotFound(f"{location}: there is no such object or prefix.")
+        raise InputNotFound(f"{location}: no such object or prefix.")
     pattern = re.compile(glob_translate(path))
     for key, file in _listed(client, bucket, literal):
         if not _is_hidden(key[len(base) :]) and pattern.fullmatch(key):

@@ -25,7 +25,7 @@ from tasks.classification.plan import PlannedWork
 from tasks.prometheus import SHARDS_LEFT
 from tasks.step import step
 
-_LOOK_SECONDS = 1.0
+_REFRESH_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,21 @@ class ClassifiedBatch:
     plan: BatchPlan
     books: list[ShardBooks]
     seconds: float
-    """From the moment the first actor was ready to the end of the last shard."""
+    """Seconds from the first ready actor to the end of the last shard."""
     steady_images_per_second: float = 0.0
-    """From the end of the first shard to that of the last; 0 where there were fewer than two."""
+    """Throughput from the end of the first shard to the end of the last. 0 with fewer than two shards."""
 
 
 @step("classify shards")
 def classify_shards(work: PlannedWork, resources: ActorResources) -> list[ClassifiedBatch]:
     """Classify the shards that have no part yet.
 
+    Args:
+        work: plans of the batches, and the model.
+        resources: resources of each actor.
+
     Raises:
-        JobError: the store or a shard fails again and again; what is done is kept.
+        JobError: the store or a shard failed too often. Finished shards are kept.
     """
     store = open_store(load_settings().store)
     return [_classify_batch(store, plan, work.model, resources) for plan in work.plans]
@@ -83,7 +87,7 @@ def _rate(books: list[ShardBooks], ends: list[float]) -> float:
 
 
 class BatchProgress:
-    """Posts how far a batch is: whenever a shard is done, and once a second by what the actors say of those they do."""
+    """Post the progress of a batch after each shard, and once a second from what the actors report."""
 
     def __init__(self, plan: BatchPlan, earlier: Sequence[ShardBooks]) -> None:
         self._plan, self._board, self._task_run = plan, ProgressBoard(), task_run_id()
@@ -107,9 +111,9 @@ class BatchProgress:
         SHARDS_LEFT.set(0, table=self._plan.table)
 
     def add(self, books: ShardBooks) -> None:
-        """Count a shard that is done."""
+        """Count a finished shard."""
         name = shard_name(self._plan, books.shard)
-        self._board.forget(name)  # the board keeps what is under way, and not a million shards
+        self._board.forget(name)  # the board holds the shards in progress, not a million finished ones
         with self._posting:
             self._done.add(name)
             self._images += books.planned
@@ -118,8 +122,8 @@ class BatchProgress:
 
     def _follow(self) -> None:
         SHARDS_LEFT.set(self._plan.shards - len(self._done), table=self._plan.table)
-        while not self._ended.wait(_LOOK_SECONDS):
-            with suppress(Exception):  # a line of progress is not worth a run
+        while not self._ended.wait(_REFRESH_SECONDS):
+            with suppress(Exception):  # progress must not fail a run
                 SHARDS_LEFT.set(self._plan.shards - len(self._done), table=self._plan.table)
                 parts = self._board.shards()
                 with self._posting:
