@@ -1,4 +1,4 @@
-"""A cluster whose nodes share nothing but the network, and come and go; the store is on Ceph's gateway.
+"""A cluster whose nodes share nothing but the network, and come and go; the store is on S3.
 
 The nodes have nothing of this project installed: it comes with the job.
 """
@@ -101,11 +101,11 @@ def running(*arguments: str, **environment: str) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="module")
-def place(ceph_gateway: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place(ceph_or_moto: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("cluster")
-    settings = {"FMNIST_STORE": f"s3://{ceph_gateway.bucket}/cluster", "FMNIST_STATE_DIR": f"{folder}/state"}
-    with ray_cluster(folder, ceph_gateway.environment) as cluster:
-        yield Place(cluster, settings | ceph_gateway.environment)
+    settings = {"FMNIST_STORE": f"s3://{ceph_or_moto.bucket}/cluster", "FMNIST_STATE_DIR": f"{folder}/state"}
+    with ray_cluster(folder, ceph_or_moto.environment) as cluster:
+        yield Place(cluster, settings | ceph_or_moto.environment)
 
 
 @pytest.fixture
@@ -209,7 +209,7 @@ def test_node_that_dies_in_classification_loses_no_image(
 
 
 def test_run_whose_head_is_lost_fails_and_is_resumed_on_another_cluster(
-    place: Place, store: ObjectStore, ceph_gateway: S3Server, tmp_path: Path
+    place: Place, store: ObjectStore, ceph_or_moto: S3Server, tmp_path: Path
 ) -> None:
     ensure_nodes(place.cluster, 2)
     runs = set(list_runs(store))
@@ -225,7 +225,7 @@ def test_run_whose_head_is_lost_fails_and_is_resumed_on_another_cluster(
     [run_id] = set(list_runs(store)) - runs
     assert f"--resume {run_id}" in said
     assert "Traceback" not in said
-    with ray_cluster(tmp_path, ceph_gateway.environment) as other:
+    with ray_cluster(tmp_path, ceph_or_moto.environment) as other:
         other.add_node("one", cpus=2)
         arguments = ("train", "--resume", run_id, "--keep-best", "100")
         with running(*arguments, **place.settings, **other.environment) as command:
