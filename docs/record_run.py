@@ -1,4 +1,4 @@
-"""Make docs/run.svg anew: run `fmnist run` on a terminal of 100 columns, and draw what it says.
+"""Run the main job in a terminal, and draw its output as docs/run.svg.
 
 python docs/record_run.py
 """
@@ -22,7 +22,7 @@ FMNIST = Path(sys.executable).parent / "fmnist"
 
 
 def record() -> str:
-    """Run the main job; what it said, with its colours."""
+    """Run the main job, and return its output with colour codes."""
     screen, terminal = pty.openpty()
     pieces: list[bytes] = []
 
@@ -45,7 +45,7 @@ def record() -> str:
             "TERM": "xterm-256color",
             "COLUMNS": "140",
         }
-        # Only the results go to the terminal: of the live line, which rewrites itself, a picture would show one frame.
+        # Only the results go to the terminal. On a terminal, the progress would be one line that is rewritten.
         command = [FMNIST, "run", "--preset", "quick"]
         done = subprocess.run(command, env=environment, stdout=terminal, stderr=subprocess.PIPE, text=True, check=True)
         os.close(terminal)
@@ -57,6 +57,6 @@ def record() -> str:
 if __name__ == "__main__":
     console = Console(record=True, width=128, file=StringIO(), force_terminal=True)
     console.print(Text.from_ansi(record()), soft_wrap=False)
-    # Without the fonts that rich would have the reader's browser fetch.
+    # Remove the fonts, which the reader's browser would download.
     picture_format = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
     console.save_svg(str(ROOT / "docs" / "run.svg"), title="make run", code_format=picture_format)
