@@ -94,9 +94,8 @@ def test_creator_is_user_and_host():
     assert Provenance.now().created_by == f"{getpass.getuser()}@{platform.node()}"
 
 
-@needs(os.geteuid() == 0, "only root can take an id without a name")
 def test_user_without_a_name_is_unknown():
-    program = "import os, pwd, infra.provenance as p; os.setuid(54321); print(p._who())"
+    program = "import os, infra.provenance as p; os.getuid = lambda: 54321; print(p._who())"
     environment = {
         name: value for name, value in os.environ.items() if name not in ("LOGNAME", "USER", "LNAME", "USERNAME")
     }
