@@ -1,4 +1,4 @@
-"""The chaos suite's store: a bucket on Ceph's gateway, behind a proxy that injects the faults a test asks for."""
+"""The chaos suite's store: a bucket on S3, behind a proxy that injects the faults a test asks for."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,11 +55,11 @@ class FaultyStore:
 
 
 @pytest.fixture(scope="session")
-def faulty_store(ceph_gateway: S3Server, session_folder: Path) -> Iterator[FaultyStore]:
+def faulty_store(ceph_or_moto: S3Server, session_folder: Path) -> Iterator[FaultyStore]:
     faults = FaultSchedule(hang_seconds=2 * TIMEOUT_SECONDS)
     with (
         pytest.MonkeyPatch.context() as monkeypatch,
-        faulty_proxy(ceph_gateway, faults.before, faults.after) as server,
+        faulty_proxy(ceph_or_moto, faults.before, faults.after) as server,
     ):
         isolate_aws(monkeypatch)
         root = f"s3://{server.bucket}/chaos"
@@ -70,7 +70,7 @@ def faulty_store(ceph_gateway: S3Server, session_folder: Path) -> Iterator[Fault
         }
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        yield FaultyStore(root, faults, ceph_gateway)
+        yield FaultyStore(root, faults, ceph_or_moto)
 
 
 @pytest.fixture(scope="session")

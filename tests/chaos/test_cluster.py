@@ -102,11 +102,11 @@ def running(*arguments: str, **environment: str) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="module")
-def place(ceph_gateway: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place(ceph_or_moto: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("cluster")
-    settings = {"FMNIST_STORE": f"s3://{ceph_gateway.bucket}/cluster", "FMNIST_STATE_DIR": f"{folder}/state"}
-    with ray_cluster(folder, ceph_gateway.environment | _FAST_DETECTION) as cluster:
-        yield Place(cluster, settings | ceph_gateway.environment)
+    settings = {"FMNIST_STORE": f"s3://{ceph_or_moto.bucket}/cluster", "FMNIST_STATE_DIR": f"{folder}/state"}
+    with ray_cluster(folder, ceph_or_moto.environment | _FAST_DETECTION) as cluster:
+        yield Place(cluster, settings | ceph_or_moto.environment)
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def test_node_that_dies_in_classification_loses_no_image(
 
 
 def test_run_whose_head_is_lost_fails_and_is_resumed_on_another_cluster(
-    place: Place, store: ObjectStore, ceph_gateway: S3Server, tmp_path: Path
+    place: Place, store: ObjectStore, ceph_or_moto: S3Server, tmp_path: Path
 ) -> None:
     ensure_nodes(place.cluster, 2)
     runs = set(list_runs(store))
@@ -223,7 +223,7 @@ def test_run_whose_head_is_lost_fails_and_is_resumed_on_another_cluster(
             for name in list(place.cluster.nodes):
                 place.cluster.kill(name)
             # Start the other cluster while the command waits for the head to come back.
-            other = stack.enter_context(ray_cluster(tmp_path, ceph_gateway.environment))
+            other = stack.enter_context(ray_cluster(tmp_path, ceph_or_moto.environment))
             other.add_node("one", cpus=2)
             command.process.wait(timeout=120)
         printed = command.rest()

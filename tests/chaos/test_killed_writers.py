@@ -1,4 +1,4 @@
-"""Kill writers at random moments, on a folder and on Ceph. A reader must find whole objects only."""
+"""Kill writers at random moments, in a folder and on S3. A reader must find whole objects only."""
 
 import hashlib
 import multiprocessing
@@ -32,7 +32,7 @@ found_whole = {"file": 0, "s3": 0}
 def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
     if request.param == "file":
         return open_store(tmp_path.as_uri())
-    server: S3Server = request.getfixturevalue("ceph_gateway")
+    server: S3Server = request.getfixturevalue("ceph_or_moto")
     server.use(monkeypatch)
     return open_store(f"s3://{server.bucket}/killed-{uuid4().hex[:8]}")
 

@@ -1,4 +1,4 @@
-"""Tests of what is not on every machine: skipped where it is absent; in CI it is installed, or missed by a failure."""
+"""Skip tests that need something this machine lacks. With CI=true in the environment they run or fail instead."""
 
 import fcntl
 import os
@@ -13,19 +13,19 @@ IN_CI = os.environ.get("CI") == "true"
 
 
 def needs(present: bool, what: str) -> pytest.MarkDecorator:
-    """Mark a test that needs something; in CI it runs, and fails where that is absent."""
+    """Skip the marked test if something is absent. In CI it runs anyway."""
     return pytest.mark.skipif(not present and not IN_CI, reason=what)
 
 
 def missing(what: str) -> NoReturn:
-    """End a test that found something absent."""
+    """Skip the running test because something is absent. In CI it fails."""
     if IN_CI:
         pytest.fail(what)
     pytest.skip(what)
 
 
 def install(package: str, what: str) -> None:
-    """Install a package of Debian's where this is CI; elsewhere end the test with the command that does."""
+    """Install a Debian package in CI. Elsewhere, skip the running test and print the command that installs it."""
     command = f"apt-get install --yes --no-install-recommends {package}"
     if not IN_CI:
         missing(f"{what} is not installed: sudo {command}")

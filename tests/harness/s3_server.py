@@ -1,7 +1,8 @@
-"""An S3 server as tests see it, and a proxy before it that lets things go wrong on demand."""
+"""An S3 server for a test, and a proxy in front of it that injects faults."""
 
 import http.client
 import os
+import shutil
 import socket
 import struct
 import sys
@@ -12,16 +13,31 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import pytest
+
+from infra.storage.object_store import ObjectStore, open_store
+from tests.harness.absent import IN_CI
+
+CEPH_EXPECTED = IN_CI or shutil.which("radosgw") is not None
+
+on_ceph = pytest.mark.slow
+"""Marks a test that only Ceph passes, because moto checks neither signatures nor Content-MD5."""
+
+EACH_SERVER = [
+    pytest.param("moto_server", id="moto"),
+    *([pytest.param("ceph_gateway", id="ceph", marks=pytest.mark.slow)] if CEPH_EXPECTED else []),
+]
+"""Parameters that are names of fixtures: the servers that support everything the project needs."""
 
 
 @dataclass(frozen=True)
 class S3Server:
-    """A server that runs, with a bucket."""
+    """A running server and its bucket."""
 
     environment: dict[str, str]
-    """The AWS variables by which it is found."""
+    """The AWS variables that point clients to the server."""
     bucket: str = "fmnist"
 
     @property
@@ -29,14 +45,18 @@ class S3Server:
         return self.environment["AWS_ENDPOINT_URL"]
 
     def use(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Make it this process's S3, whatever the developer's own environment and profiles say."""
+        """Point this process to the server, whatever AWS settings the developer has."""
         isolate_aws(monkeypatch)
         for name, value in self.environment.items():
             monkeypatch.setenv(name, value)
 
+    def new_store(self) -> ObjectStore:
+        """Open an empty store in the bucket."""
+        return open_store(f"s3://{self.bucket}/{uuid4().hex}/tests")
+
 
 def isolate_aws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take away every AWS setting and credential of the machine's own."""
+    """Hide the machine's own AWS settings and credentials."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
@@ -53,24 +73,24 @@ def free_port() -> int:
 
 @dataclass
 class Exchange:
-    """A request on its way to the server, and the answer on its way back; a fault changes either."""
+    """A request and its answer. A fault changes either on its way."""
 
     method: str
     path: str
     body: bytes
     answer_body: bytes = b""
     lose_answer: bool = False
-    """Close the connection instead of answering, after the server has done what was asked."""
+    """Close the connection instead of answering, once the server has handled the request."""
     cut_answer_at: int | None = None
-    """Close the connection after so many bytes of the answer's body."""
+    """Bytes of the answer's body to send before the connection is closed."""
     answer_instead: int | None = None
-    """Answer with this status, and an S3 error, without asking the server."""
+    """Status of an S3 error to answer with, without asking the server."""
     cut_request_at: int | None = None
-    """Pass only so many bytes of the body on, then close both connections."""
+    """Bytes of the request's body to forward before both connections are closed."""
     hang_seconds: float = 0.0
-    """Wait so long before anything is passed on or answered."""
+    """Wait before the request is forwarded or answered."""
     fault: str = ""
-    """What a schedule drew for it."""
+    """Kind of fault that a schedule drew for the request."""
 
 
 Fault = Callable[[Exchange], None]
@@ -78,13 +98,19 @@ Fault = Callable[[Exchange], None]
 
 @contextmanager
 def faulty_proxy(server: S3Server, before: Fault | None = None, after: Fault | None = None) -> Iterator[S3Server]:
-    """The same server through a proxy, which lets `before` change what is sent to it and `after` what it answers."""
+    """Put a proxy in front of a server.
+
+    Args:
+        server: the server to forward to.
+        before: changes each request before it is forwarded.
+        after: changes each answer before it is returned.
+    """
     target = urlsplit(server.endpoint).netloc
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def _pass_on(self) -> None:
+        def _forward(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             exchange = Exchange(self.command, self.path, body)
             if before:
@@ -134,10 +160,10 @@ def faulty_proxy(server: S3Server, before: Fault | None = None, after: Fault | N
 
         def __getattr__(self, name: str) -> Callable[[], None]:
             if name.startswith("do_"):
-                return self._pass_on
+                return self._forward
             raise AttributeError(name)
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class names it so)
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (named by the base class)
             pass
 
     proxy = _Proxy(("127.0.0.1", 0), Handler)
@@ -154,5 +180,5 @@ class _Proxy(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # a client that gave up waiting
+        if not isinstance(sys.exception(), ConnectionError):  # a client that stopped waiting
             super().handle_error(request, client_address)

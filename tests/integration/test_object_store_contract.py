@@ -1,6 +1,7 @@
-# ruff: noqa: S311 (chance, not secrets)
-"""One contract for every kind of object store, run against a local folder and against Ceph's S3 gateway."""
+# ruff: noqa: S311 (random numbers here protect no secret)
+"""One contract for every kind of object store: a local folder, moto and Ceph's gateway."""
 
+import hashlib
 import json
 import math
 import multiprocessing
@@ -18,7 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -58,26 +58,26 @@ from infra.storage.prediction_table import (
     read_books,
     read_rows,
 )
-from tests.harness.s3_server import Exchange, S3Server, faulty_proxy, free_port, isolate_aws
+from tests.harness.s3_server import EACH_SERVER, Exchange, S3Server, faulty_proxy, free_port, isolate_aws, on_ceph
 
 pytest_plugins = ["tests.harness.gateways"]
 
 LARGE = 20 * 2**20
-"""Bytes; more than what S3 takes in one part of ours."""
+"""Bytes of an object that is uploaded in several parts."""
 
-# Children are forked from a server that has imported what they need, which spares each of them a second.
+# Forking children from a server that has already imported what they need saves a second per child.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload([__name__])
 
 
-@pytest.fixture(params=["file", "s3"])
+@pytest.fixture(params=["file", *EACH_SERVER])
 def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
-    """An empty store."""
+    """An empty store, in a folder and on each server."""
     if request.param == "file":
         return open_store((tmp_path / "store").as_uri())
-    server: S3Server = request.getfixturevalue("ceph_gateway")
+    server: S3Server = request.getfixturevalue(request.param)
     server.use(monkeypatch)
-    return s3_store(server)
+    return server.new_store()
 
 
 @pytest.fixture
@@ -85,21 +85,11 @@ def file_store(tmp_path: Path) -> ObjectStore:
     return open_store((tmp_path / "store").as_uri())
 
 
-@pytest.fixture
-def ceph_store(ceph_gateway: S3Server, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
-    ceph_gateway.use(monkeypatch)
-    return s3_store(ceph_gateway)
-
-
-def s3_store(server: S3Server) -> ObjectStore:
-    return open_store(f"s3://{server.bucket}/{uuid4().hex}/tests")
-
-
 # --- Processes ---
 
 
 def in_processes(count: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """Call a function in many processes at the same moment, with the number of the process first."""
+    """Call a function in many processes at the same moment. Its first argument is the number of the process."""
     barrier, results = PROCESSES.Barrier(count), PROCESSES.Queue()
     children = [
         PROCESSES.Process(target=_child, args=(dict(os.environ), barrier, results, function, number, *arguments))
@@ -120,25 +110,25 @@ def _child(environment: dict[str, str], barrier: Any, results: Any, function: An
     try:
         barrier.wait(timeout=150)
         results.put((None, function(*arguments)))
-    except BaseException:  # noqa: BLE001 (the parent raises it)
+    except BaseException:  # noqa: BLE001 (the parent raises it again)
         results.put((traceback.format_exc(), None))
 
 
 def create_all(number: int, root: str, keys: list[str]) -> list[str]:
-    """Try to create every key, in an order of one's own; the keys that were won."""
+    """Try to create every key, in random order. Return the keys that this call created."""
     store = open_store(root)
-    won = []
+    created = []
     for key in random.Random(number).sample(keys, len(keys)):
         try:
             store.create(key, f"{number}".encode())
         except ObjectExists:
             continue
-        won.append(key)
-    return won
+        created.append(key)
+    return created
 
 
 def increment(number: int, root: str, times: int) -> int:
-    """Add to a counter by compare-and-set, until each of one's own additions is in; how often another was first."""
+    """Add 1 to a counter `times` times by compare-and-set. Return how often another writer came first."""
     store = open_store(root)
     conflicts = 0
     for _ in range(times):
@@ -173,7 +163,7 @@ def register(number: int, root: str) -> int:
 
 
 @pytest.mark.parametrize("size", [0, 1, LARGE])
-def test_what_is_published_reads_back(store: ObjectStore, size: int) -> None:
+def test_published_object_reads_back(store: ObjectStore, size: int) -> None:
     data = os.urandom(size)
 
     with store.publish("folder/object") as stream:
@@ -186,7 +176,7 @@ def test_what_is_published_reads_back(store: ObjectStore, size: int) -> None:
     assert [listed.size for listed in store.list("folder/")] == [size]
 
 
-def test_object_is_absent_until_its_block_ends(store: ObjectStore) -> None:
+def test_object_is_absent_while_it_is_being_written(store: ObjectStore) -> None:
     with store.publish("object") as stream:
         stream.write(os.urandom(LARGE))
         stream.flush()
@@ -209,7 +199,7 @@ def test_aborted_publish_leaves_nothing(store: ObjectStore, size: int) -> None:
     assert list(store.list_folders("")) == []
 
 
-def test_aborted_publish_leaves_the_object_that_was_there(store: ObjectStore) -> None:
+def test_aborted_publish_keeps_the_existing_object(store: ObjectStore) -> None:
     store.create("object", b"first")
 
     def fail_midway() -> None:
@@ -226,16 +216,17 @@ def test_aborted_publish_leaves_the_object_that_was_there(store: ObjectStore) ->
 # --- Reading, replacing, deleting ---
 
 
-def test_missing_object_is_told_by_its_uri(store: ObjectStore) -> None:
+def test_error_for_a_missing_object_names_its_uri(store: ObjectStore) -> None:
     store.create("folder/object", b"data")
 
     for key in ("nothing", "folder", "folder/object/below"):
         assert store.stat(key) is None
-        with pytest.raises(ObjectNotFound, match=store.uri(key)):
+        with pytest.raises(ObjectNotFound) as error:
             store.read(key)
+        assert store.uri(key) in str(error.value)
 
 
-def test_stat_changes_with_the_bytes(store: ObjectStore) -> None:
+def test_etag_changes_with_the_bytes(store: ObjectStore) -> None:
     seen = set()
     for number in range(5):
         with store.publish("object") as stream:
@@ -248,7 +239,7 @@ def test_stat_changes_with_the_bytes(store: ObjectStore) -> None:
     assert len(seen) == 5
 
 
-def test_deleted_object_is_gone_and_may_be_deleted_again(store: ObjectStore) -> None:
+def test_deleted_object_is_gone_and_can_be_deleted_again(store: ObjectStore) -> None:
     store.create("folder/object", b"data")
 
     for key in ("folder", "nothing", "folder/object", "folder/object", "folder/object/below"):
@@ -259,7 +250,7 @@ def test_deleted_object_is_gone_and_may_be_deleted_again(store: ObjectStore) -> 
     assert list(store.list_folders("")) == []
 
 
-def test_parquet_is_read_by_pyarrow_itself(store: ObjectStore) -> None:
+def test_pyarrow_reads_parquet_from_the_store(store: ObjectStore) -> None:
     table = pa.table({"number": list(range(200_000)), "text": ["x" * 50] * 200_000})
     with store.publish("table.parquet") as stream:
         pq.write_table(table, stream, compression="none")
@@ -269,16 +260,16 @@ def test_parquet_is_read_by_pyarrow_itself(store: ObjectStore) -> None:
     assert pq.read_table(path, filesystem=filesystem).equals(table)
 
 
-def test_pickled_store_is_the_same_store(store: ObjectStore) -> None:
+def test_pickled_store_works_and_holds_no_secret(store: ObjectStore) -> None:
     store.create("object", b"data")
 
     pickled = pickle.dumps(store)
 
-    assert pickle.loads(pickled).read("object") == b"data"  # noqa: S301 (our own)
+    assert pickle.loads(pickled).read("object") == b"data"  # noqa: S301 (pickled above)
     assert os.environ.get("AWS_SECRET_ACCESS_KEY", "none").encode() not in pickled
 
 
-def test_store_that_can_be_used_passes_its_checks(store: ObjectStore) -> None:
+def test_working_store_passes_its_checks(store: ObjectStore) -> None:
     store.check_writable()
     store.check_conditional_writes()
 
@@ -292,44 +283,46 @@ def test_store_that_can_be_used_passes_its_checks(store: ObjectStore) -> None:
 def test_create_never_replaces(store: ObjectStore) -> None:
     store.create("object", b"first")
 
-    with pytest.raises(ObjectExists, match=store.uri("object")):
+    with pytest.raises(ObjectExists) as error:
         store.create("object", b"second")
+    assert store.uri("object") in str(error.value)
     with pytest.raises(ObjectExists):
         store.create("object", b"first")
 
     assert store.read("object") == b"first"
 
 
-def test_one_of_many_threads_creates_an_object(store: ObjectStore) -> None:
+def test_only_one_of_many_threads_creates_an_object(store: ObjectStore) -> None:
     keys = [f"contested/{number}" for number in range(10)]
 
     with ThreadPoolExecutor(8) as threads:
-        won = list(threads.map(lambda number: create_all(number, store.root, keys), range(8)))
+        created = list(threads.map(lambda number: create_all(number, store.root, keys), range(8)))
 
-    assert sorted(key for wins in won for key in wins) == keys
-    assert all(store.read(key) == b"%d" % number for number, wins in enumerate(won) for key in wins)
+    assert sorted(key for own in created for key in own) == keys
+    assert all(store.read(key) == b"%d" % number for number, own in enumerate(created) for key in own)
 
 
-def test_one_of_many_processes_creates_an_object(store: ObjectStore) -> None:
+def test_only_one_of_many_processes_creates_an_object(store: ObjectStore) -> None:
     keys = [f"contested/{number}" for number in range(10)]
 
-    won = in_processes(6, create_all, store.root, keys)
+    created = in_processes(6, create_all, store.root, keys)
 
-    assert sorted(key for wins in won for key in wins) == keys
+    assert sorted(key for own in created for key in own) == keys
 
 
 # --- Compare-and-set ---
 
 
-def test_swap_replaces_what_was_seen_only(store: ObjectStore) -> None:
+def test_swap_replaces_only_the_version_that_was_seen(store: ObjectStore) -> None:
     store.swap("object", b"first", seen=None)
     data, first = store.read_with_etag("object")
     assert data == b"first"
     store.swap("object", b"second", seen=first)
 
     for seen in (first, None, "0" * 32):
-        with pytest.raises(SwapConflict, match=store.uri("object")):
+        with pytest.raises(SwapConflict) as error:
             store.swap("object", b"third", seen=seen)
+        assert store.uri("object") in str(error.value)
     with pytest.raises(SwapConflict):
         store.swap("nothing/here", b"third", seen=first)
 
@@ -337,7 +330,7 @@ def test_swap_replaces_what_was_seen_only(store: ObjectStore) -> None:
     assert [found.key for found in store.list("")] == ["object"]
 
 
-def test_one_of_many_threads_swaps_in_each_round(store: ObjectStore) -> None:
+def test_only_one_of_many_threads_swaps_in_each_round(store: ObjectStore) -> None:
     store.create("alias", b"start")
 
     def swap(number: int, round_number: int, seen: str, together: threading.Barrier) -> int | None:
@@ -357,7 +350,7 @@ def test_one_of_many_threads_swaps_in_each_round(store: ObjectStore) -> None:
             assert store.read("alias") == f"{round_number} {winners[0]}".encode()
 
 
-def test_counter_swapped_by_processes_loses_no_count(store: ObjectStore) -> None:
+def test_counter_swapped_by_many_processes_loses_no_count(store: ObjectStore) -> None:
     store.create("counter.json", b'{"count": 0}')
 
     in_processes(6, increment, store.root, 5)
@@ -368,7 +361,7 @@ def test_counter_swapped_by_processes_loses_no_count(store: ObjectStore) -> None
 # --- Listing ---
 
 
-def test_listing_of_many_pages_is_whole_and_in_order(store: ObjectStore) -> None:
+def test_listing_of_many_pages_is_complete_and_in_order(store: ObjectStore) -> None:
     keys = [f"many/{number:04d}/object" for number in range(1100)]
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda key: store.create(key, key.encode()), keys))
@@ -377,7 +370,7 @@ def test_listing_of_many_pages_is_whole_and_in_order(store: ObjectStore) -> None
     assert list(store.list_folders("many/")) == [key.split("/")[1] for key in keys]
 
 
-def test_listing_is_in_the_order_of_the_keys_whatever_their_names(store: ObjectStore) -> None:
+def test_listing_sorts_unusual_names_by_their_bytes(store: ObjectStore) -> None:
     names = ["a", "a b+c%20&=", "a-b/x", "a.b", "a/x", "a/y", "a0/x", "b#1?q", "é/x", "日本"]
     keys = [f"{'folder/' if number else ''}{name}" for number in (0, 1) for name in names if name != "a"]
     for key in keys:
@@ -415,7 +408,7 @@ def test_listing_is_in_the_order_of_the_keys_whatever_their_names(store: ObjectS
         "\ud800",
     ],
 )
-def test_key_that_could_lead_elsewhere_is_refused(store: ObjectStore, key: str) -> None:
+def test_unsafe_key_is_refused(store: ObjectStore, key: str) -> None:
     uses: list[Callable[[], object]] = [
         lambda: store.stat(key),
         lambda: store.read(key),
@@ -429,24 +422,25 @@ def test_key_that_could_lead_elsewhere_is_refused(store: ObjectStore, key: str) 
     ]
 
     for use in uses:
-        with pytest.raises(RequestError, match="object key"):
+        with pytest.raises(RequestError) as error:
             use()
+        assert repr(key) in str(error.value)
 
 
-def test_prefix_without_its_slash_is_refused(store: ObjectStore) -> None:
-    with pytest.raises(RequestError, match="prefix"):
+def test_prefix_without_a_trailing_slash_is_refused(store: ObjectStore) -> None:
+    with pytest.raises(RequestError, match="'fold'"):
         list(store.list("fold"))
 
 
 @pytest.mark.parametrize("root", ["s3://", "s3:///prefix", "s3://bucket/../other", "s3://key:canary@bucket", "ftp://x"])
-def test_root_that_names_no_store_is_refused(root: str) -> None:
-    with pytest.raises(RequestError, match="FMNIST_STORE") as refused:
+def test_invalid_root_is_refused_without_repeating_a_secret(root: str) -> None:
+    with pytest.raises(RequestError, match="FMNIST_STORE") as error:
         open_store(root)
 
-    assert "canary" not in str(refused.value)
+    assert "canary" not in str(error.value)
 
 
-def test_link_out_of_the_root_is_not_followed(file_store: ObjectStore, tmp_path: Path) -> None:
+def test_symlink_out_of_the_root_is_not_followed(file_store: ObjectStore, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "secret").write_bytes(b"secret")
@@ -470,13 +464,13 @@ def test_link_out_of_the_root_is_not_followed(file_store: ObjectStore, tmp_path:
     assert (outside / "secret").read_bytes() == b"secret"
 
 
-def test_link_in_place_of_a_lock_is_not_followed(file_store: ObjectStore, tmp_path: Path) -> None:
+def test_symlink_in_place_of_a_lock_is_not_followed(file_store: ObjectStore, tmp_path: Path) -> None:
     (tmp_path / "precious").write_bytes(b"precious")
     file_store.create("alias", b"first")
     seen = file_store.read_with_etag("alias")[1]
     (tmp_path / "store" / ".alias.lock").symlink_to(tmp_path / "precious")
 
-    with pytest.raises(StoreMisconfigured, match="lock"):
+    with pytest.raises(StoreMisconfigured, match=r"\.alias\.lock"):
         file_store.swap("alias", b"second", seen=seen)
 
     assert (tmp_path / "precious").read_bytes() == b"precious"
@@ -497,7 +491,7 @@ def _write_epoch(store: ObjectStore, epoch: int, weights: bytes) -> None:
     )
 
 
-def test_checkpoint_reads_back_and_an_incomplete_one_is_none(store: ObjectStore) -> None:
+def test_incomplete_checkpoint_is_not_listed_and_can_be_written_again(store: ObjectStore) -> None:
     weights = os.urandom(100_000)
     _write_epoch(store, 1, weights)
     store.create("runs/run/checkpoints/epoch-0002/model.safetensors", b"half")
@@ -505,16 +499,17 @@ def test_checkpoint_reads_back_and_an_incomplete_one_is_none(store: ObjectStore)
     assert list_runs(store) == ["run"]
     assert list_checkpoints(store, "run") == [1]
     assert read_files(store, read_record(store, "run", 1)) == {"model.safetensors": weights, "trainer.pt": b"state"}
-    with pytest.raises(CheckpointNotFound, match="complete: 1"):
+    with pytest.raises(CheckpointNotFound) as error:
         read_record(store, "run", 2)
+    assert store.root in str(error.value)
 
-    _write_epoch(store, 2, weights)  # over what the dead writer left
+    _write_epoch(store, 2, weights)
 
     assert list_checkpoints(store, "run") == [1, 2]
     assert read_files(store, read_record(store, "run", 2))["model.safetensors"] == weights
 
 
-def test_two_attempts_at_one_epoch_make_one_whole_checkpoint(store: ObjectStore) -> None:
+def test_concurrent_attempts_at_one_epoch_make_one_valid_checkpoint(store: ObjectStore) -> None:
     attempts = [bytes([number]) * 100_000 for number in range(4)]
 
     with ThreadPoolExecutor(4) as threads:
@@ -523,7 +518,7 @@ def test_two_attempts_at_one_epoch_make_one_whole_checkpoint(store: ObjectStore)
     assert read_files(store, read_record(store, "run", 1))["model.safetensors"] in attempts
 
 
-def test_checkpoint_with_a_metric_that_is_no_number_reads_back(store: ObjectStore) -> None:
+def test_nan_and_infinite_metrics_read_back(store: ObjectStore) -> None:
     write_checkpoint(
         store,
         run_id="run",
@@ -545,22 +540,25 @@ def test_damaged_checkpoint_is_refused(store: ObjectStore) -> None:
     with store.publish(key) as stream:
         stream.write(b"wEights")
 
-    with pytest.raises(CheckpointCorrupt, match="SHA-256"):
+    with pytest.raises(CheckpointCorrupt) as error:
         read_files(store, read_record(store, "run", 1))
+    for digest in (hashlib.sha256(b"wEights").hexdigest(), hashlib.sha256(b"weights").hexdigest()):
+        assert digest[:12] in str(error.value)
 
 
 @pytest.mark.parametrize(
     "key", ["runs/other/model.safetensors", "runs/run/checkpoints/epoch-0001/..", "/etc/passwd", "s3://other/object"]
 )
-def test_checkpoint_record_that_points_elsewhere_is_refused(store: ObjectStore, key: str) -> None:
+def test_checkpoint_record_that_names_a_foreign_file_is_refused(store: ObjectStore, key: str) -> None:
     _write_epoch(store, 1, b"weights")
     record = json.loads(store.read("runs/run/checkpoints/epoch-0001/checkpoint.json"))
     record["files"][0]["key"] = key
     with store.publish("runs/run/checkpoints/epoch-0001/checkpoint.json") as stream:
         stream.write(json.dumps(record).encode())
 
-    with pytest.raises(CheckpointCorrupt, match="outside its own folder"):
+    with pytest.raises(CheckpointCorrupt) as error:
         read_record(store, "run", 1)
+    assert store.uri("runs/run/checkpoints/epoch-0001/checkpoint.json") in str(error.value)
 
 
 def test_record_of_another_checkpoint_is_refused(store: ObjectStore) -> None:
@@ -570,11 +568,13 @@ def test_record_of_another_checkpoint_is_refused(store: ObjectStore) -> None:
         store.read("runs/run/checkpoints/epoch-0001/checkpoint.json"),
     )
 
-    with pytest.raises(CheckpointCorrupt, match="another checkpoint"):
+    with pytest.raises(CheckpointCorrupt) as error:
         read_record(store, "run", 2)
+    assert store.uri("runs/run/checkpoints/epoch-0002/checkpoint.json") in str(error.value)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("store", ["file", "ceph_or_moto"], indirect=True)
 def test_fifty_processes_register_fifty_versions(store: ObjectStore) -> None:
     numbers = in_processes(50, register, store.root)
 
@@ -583,7 +583,7 @@ def test_fifty_processes_register_fifty_versions(store: ObjectStore) -> None:
     assert len({registry.version(number).run_id for number in numbers}) == 50
 
 
-def test_alias_keeps_pace_with_those_who_move_it(store: ObjectStore) -> None:
+def test_alias_ends_at_the_version_it_was_last_moved_to(store: ObjectStore) -> None:
     registry = ModelRegistry(store)
     for number in range(3):
         register(number, store.root)
@@ -614,7 +614,7 @@ def write_planned(store: ObjectStore, scratch: Path) -> Any:
     )
 
 
-def test_plan_reads_back_by_shards_and_is_the_same_written_twice(store: ObjectStore, tmp_path: Path) -> None:
+def test_plan_written_twice_is_the_same_and_reads_back_by_shard(store: ObjectStore, tmp_path: Path) -> None:
     plan = write_planned(store, tmp_path)
 
     assert write_planned(store, tmp_path) == plan == find_plan(store, "t", plan.batch)
@@ -622,7 +622,7 @@ def test_plan_reads_back_by_shards_and_is_the_same_written_twice(store: ObjectSt
     assert pa.concat_tables([inputs.of(0), inputs.of(1)]).equals(PLANNED)
 
 
-def test_plan_is_a_file_on_this_machine(store: ObjectStore, tmp_path: Path) -> None:
+def test_plan_is_copied_to_a_local_parquet_file(store: ObjectStore, tmp_path: Path) -> None:
     plan = write_planned(store, tmp_path)
 
     for _ in range(2):
@@ -630,7 +630,7 @@ def test_plan_is_a_file_on_this_machine(store: ObjectStore, tmp_path: Path) -> N
         assert pq.read_table(path, partitioning=None).equals(PLANNED)
 
 
-def test_batch_is_planned_written_and_committed(store: ObjectStore, tmp_path: Path) -> None:
+def test_batch_goes_from_plan_to_commit(store: ObjectStore, tmp_path: Path) -> None:
     plan = write_planned(store, tmp_path)
     append_batch(store, read_batch_log(store, "t"), LoggedBatch(batch=plan.batch, model_version="1", options={}))
     assert existing_parts(store, plan) == []
@@ -659,7 +659,7 @@ def write_rows(store: ObjectStore, key: str, rows: pa.Table, books: ShardBooks) 
         part.note(books)
 
 
-def test_part_written_twice_is_the_same_object(store: ObjectStore) -> None:
+def test_part_written_twice_has_the_same_bytes(store: ObjectStore) -> None:
     written = []
     for seconds in (1.0, 2.0):
         write_rows(store, "part.parquet", pa.table({"image": ["x", "y"]}), ShardBooks(0, 2, 2, 0, seconds))
@@ -669,7 +669,7 @@ def test_part_written_twice_is_the_same_object(store: ObjectStore) -> None:
 
 
 def append_to_log(number: int, root: str) -> int:
-    """Append a batch to a log, and mark it; how often another was first."""
+    """Append a batch to a log and mark it as committed. Return how often another writer came first."""
     store = open_store(root)
     for conflicts in range(1000):
         entry = LoggedBatch(batch=f"{number}", model_version="1", options={})
@@ -683,7 +683,7 @@ def append_to_log(number: int, root: str) -> int:
     raise AssertionError(f"batch {number} was never appended")
 
 
-def test_ten_processes_append_and_mark_ten_batches(store: ObjectStore) -> None:
+def test_ten_processes_append_ten_batches_to_one_log(store: ObjectStore) -> None:
     in_processes(10, append_to_log, store.root)
 
     logged = read_batch_log(store, "t").batches
@@ -691,12 +691,12 @@ def test_ten_processes_append_and_mark_ten_batches(store: ObjectStore) -> None:
     assert all(entry.committed for entry in logged)
 
 
-# --- S3: a server that can't be trusted ---
+# --- S3: a server that ignores conditions ---
 
 
 def test_server_that_ignores_conditions_is_refused(rclone_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     rclone_server.use(monkeypatch)
-    store = s3_store(rclone_server)
+    store = rclone_server.new_store()
     store.check_writable()
     uses: list[Callable[[], None]] = [
         store.check_conditional_writes,
@@ -705,16 +705,17 @@ def test_server_that_ignores_conditions_is_refused(rclone_server: S3Server, monk
     ]
 
     for use in uses:
-        with pytest.raises(StoreMisconfigured, match="If-None-Match"):
+        with pytest.raises(StoreMisconfigured, match="If-None-Match") as error:
             use()
+        assert rclone_server.endpoint in str(error.value)
     assert list(store.list("")) == []
 
 
-# --- S3: faults on the way ---
+# --- S3: faults in transit ---
 
 
 def _first(times: int, method: str, path_end: str, change: Callable[[Exchange], None]) -> Callable[[Exchange], None]:
-    """A fault that befalls the first requests of a kind."""
+    """Apply a fault to the first requests of a kind."""
     left = [times]
 
     def fault(exchange: Exchange) -> None:
@@ -737,10 +738,10 @@ def _damage(exchange: Exchange) -> None:
     exchange.body = exchange.body[:-1] + bytes([exchange.body[-1] ^ 1])
 
 
-def test_own_write_whose_answer_was_lost_is_no_conflict(ceph_gateway: S3Server, monkeypatch: Any) -> None:
-    with faulty_proxy(ceph_gateway, after=_first(2, "PUT", "/object", _lose)) as server:
+def test_create_succeeds_if_its_answer_is_lost(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    with faulty_proxy(s3_server, after=_first(2, "PUT", "/object", _lose)) as server:
         server.use(monkeypatch)
-        store = s3_store(server)
+        store = server.new_store()
 
         store.create("object", b"first")
 
@@ -749,7 +750,7 @@ def test_own_write_whose_answer_was_lost_is_no_conflict(ceph_gateway: S3Server, 
             store.create("object", b"first")
 
 
-def test_no_number_of_lost_answers_uses_the_retries_up(ceph_gateway: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_answers_never_exhaust_the_retries(moto_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     lost = set()
 
     def lose_first_of_each(exchange: Exchange) -> None:
@@ -757,49 +758,52 @@ def test_no_number_of_lost_answers_uses_the_retries_up(ceph_gateway: S3Server, m
             lost.add(exchange.path)
             exchange.lose_answer = True
 
-    with faulty_proxy(ceph_gateway, after=lose_first_of_each) as server:
+    with faulty_proxy(moto_server, after=lose_first_of_each) as server:
         server.use(monkeypatch)
-        store = s3_store(server)
+        store = server.new_store()
 
         for number in range(60):
             store.create(f"objects/{number:02d}", b"data")
 
         assert len(list(store.list("objects/"))) == 60
-        assert len(lost) == 61  # and the scratch object with which conditions are tried
+        assert len(lost) == 61  # including the scratch object that tests conditional writes
 
 
-def test_own_swap_whose_answer_was_lost_is_no_conflict(ceph_store: ObjectStore, ceph_gateway: S3Server) -> None:
-    ceph_store.create("alias", b"first")
-    seen = ceph_store.read_with_etag("alias")[1]
+def test_swap_succeeds_if_its_answer_is_lost(s3_store: ObjectStore, s3_server: S3Server) -> None:
+    s3_store.create("alias", b"first")
+    seen = s3_store.read_with_etag("alias")[1]
     with (
-        faulty_proxy(ceph_gateway, after=_first(2, "PUT", "/alias", _lose)) as server,
+        faulty_proxy(s3_server, after=_first(2, "PUT", "/alias", _lose)) as server,
         pytest.MonkeyPatch.context() as monkeypatch,
     ):
         server.use(monkeypatch)
 
-        ceph_store.swap("alias", b"second", seen=seen)
+        s3_store.swap("alias", b"second", seen=seen)
 
-        assert ceph_store.read("alias") == b"second"
+        assert s3_store.read("alias") == b"second"
         with pytest.raises(SwapConflict):
-            ceph_store.swap("alias", b"second", seen=seen)
+            s3_store.swap("alias", b"second", seen=seen)
 
 
-def test_answer_cut_short_is_asked_for_again(ceph_gateway: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_truncated_answer_is_requested_again(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     data = os.urandom(100_000)
-    with faulty_proxy(ceph_gateway, after=_first(3, "GET", "/object", _cut)) as server:
+    with faulty_proxy(s3_server, after=_first(3, "GET", "/object", _cut)) as server:
         server.use(monkeypatch)
-        store = s3_store(server)
+        store = server.new_store()
         store.create("object", data)
 
         assert store.read("object") == data
 
 
+@on_ceph
 @pytest.mark.parametrize("size", [1000, LARGE])
-def test_body_damaged_on_the_way_is_sent_again(ceph_gateway: S3Server, monkeypatch: Any, size: int) -> None:
+def test_body_corrupted_in_transit_is_sent_again(
+    ceph_gateway: S3Server, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
     data = os.urandom(size)
     with faulty_proxy(ceph_gateway, before=_first(1, "PUT", "/object", _damage)) as server:
         server.use(monkeypatch)
-        store = s3_store(server)
+        store = server.new_store()
 
         with store.publish("object") as stream:
             stream.write(data)
@@ -807,36 +811,39 @@ def test_body_damaged_on_the_way_is_sent_again(ceph_gateway: S3Server, monkeypat
         assert store.read("object") == data
 
 
-# --- S3: what can't work ---
+# --- S3: errors ---
 
 
 @pytest.fixture
-def soon() -> Iterator[None]:
-    """The test ends within seconds."""
-    began = time.monotonic()
+def within_seconds() -> Iterator[None]:
+    """Fail a test that takes 20 seconds or more."""
+    started = time.monotonic()
     yield
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - started < 20
 
 
-def _refusal(use: Callable[[], object], error: type[Exception] = StoreMisconfigured) -> str:
-    with pytest.raises(error) as refused:
+def _error(use: Callable[[], object], error_class: type[Exception] = StoreMisconfigured) -> str:
+    """The message of the error that a use of the store raises."""
+    with pytest.raises(error_class) as raised:
         use()
-    message = str(refused.value)
+    message = str(raised.value)
     assert "\n" not in message
     return message
 
 
-@pytest.mark.usefixtures("soon")
-def test_unreachable_server_is_told_in_seconds(ceph_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("within_seconds")
+def test_unreachable_server_is_named_within_seconds(moto_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint = f"http://127.0.0.1:{free_port()}"
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    expected = f"The store {ceph_store.root} can't be used: nothing answers at {endpoint}. Start the server, or "
 
-    assert _refusal(ceph_store.check_writable, StoreUnavailable).startswith(expected)
+    message = _error(moto_store.check_writable, StoreUnavailable)
+
+    assert moto_store.root in message
+    assert endpoint in message
 
 
-@pytest.mark.usefixtures("soon")
-def test_missing_bucket_is_told_by_every_use(ceph_store: ObjectStore) -> None:
+@pytest.mark.usefixtures("within_seconds")
+def test_missing_bucket_is_named_by_every_use(s3_store: ObjectStore, s3_server: S3Server) -> None:
     store = open_store("s3://no-such-bucket/prefix")
     uses: list[Callable[[], object]] = [
         store.check_writable,
@@ -851,23 +858,44 @@ def test_missing_bucket_is_told_by_every_use(ceph_store: ObjectStore) -> None:
     ]
 
     for use in uses:
-        assert "there is no bucket no-such-bucket at http://" in _refusal(use)
+        message = _error(use)
+        assert "no-such-bucket" in message
+        assert s3_server.endpoint in message
 
 
-@pytest.mark.usefixtures("soon")
+@on_ceph
+@pytest.mark.usefixtures("within_seconds")
+@pytest.mark.parametrize(
+    ("variable", "cause"), [("AWS_SECRET_ACCESS_KEY", "secret key"), ("AWS_ACCESS_KEY_ID", "access key")]
+)
+def test_rejected_credentials_are_reported_without_a_secret(
+    ceph_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, variable: str, cause: str
+) -> None:
+    secret = os.environ["AWS_SECRET_ACCESS_KEY"]
+    monkeypatch.setenv(variable, "canary")
+
+    assert cause in _error(ceph_store.check_writable)
+    for use in (ceph_store.check_writable, lambda: ceph_store.stat("key")):
+        message = _error(use)
+        assert ceph_store.root in message
+        assert os.environ["AWS_ENDPOINT_URL"] in message
+        assert secret not in message
+        assert "canary" not in message
+
+
+@pytest.mark.usefixtures("within_seconds")
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"AWS_SECRET_ACCESS_KEY": "canary-wrong"}, "finds the secret key wrong"),
-        ({"AWS_ACCESS_KEY_ID": "UNKNOWN"}, "does not know this access key"),
-        ({"AWS_SECRET_ACCESS_KEY": ""}, "credentials"),
-        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "there are no credentials"),
-        ({"AWS_PROFILE": "nobody"}, "there is no AWS profile nobody"),
-        ({"AWS_ENDPOINT_URL": "", "AWS_REGION": ""}, "no region is set"),
+        ({"AWS_SECRET_ACCESS_KEY": ""}, "AWS_SECRET_ACCESS_KEY"),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "AWS_ACCESS_KEY_ID"),
+        ({"AWS_PROFILE": "nobody"}, "nobody"),
+        ({"AWS_ENDPOINT_URL": "", "AWS_REGION": ""}, "AWS_REGION"),
     ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
-def test_wrong_settings_are_told_without_a_secret(
-    ceph_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], expected: str
+def test_incomplete_settings_are_named_without_a_secret(
+    moto_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], expected: str
 ) -> None:
     secret = os.environ["AWS_SECRET_ACCESS_KEY"]
     for name, value in settings.items():
@@ -876,22 +904,19 @@ def test_wrong_settings_are_told_without_a_secret(
         else:
             monkeypatch.delenv(name)
 
-    for use in (ceph_store.check_writable, lambda: ceph_store.stat("key"), lambda: ceph_store.arrow("key")):
-        if use is not ceph_store.check_writable and "AWS_PROFILE" not in settings and "no " not in expected:
-            continue  # pyarrow finds out when it reads
-        message = _refusal(use)
+    for use in (moto_store.check_writable, lambda: moto_store.stat("key"), lambda: moto_store.arrow("key")):
+        message = _error(use)
         assert expected in message
         assert secret not in message
-        assert "canary" not in message
 
 
-@pytest.mark.usefixtures("soon")
-def test_failing_credential_process_is_told_without_its_output(
-    ceph_gateway: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.usefixtures("within_seconds")
+def test_failing_credential_process_is_reported_without_its_output(
+    moto_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    _use_credential_process(ceph_gateway, monkeypatch, tmp_path, "print('canary', file=sys.stderr); sys.exit(1)")
+    _use_credential_process(moto_server, monkeypatch, tmp_path, "print('canary', file=sys.stderr); sys.exit(1)")
 
-    message = _refusal(s3_store(ceph_gateway).check_writable)
+    message = _error(moto_server.new_store().check_writable)
 
     assert "CredentialRetrievalError" in message
     assert "canary" not in message
@@ -901,7 +926,7 @@ def test_failing_credential_process_is_told_without_its_output(
 
 
 def _use_credential_process(server: S3Server, monkeypatch: pytest.MonkeyPatch, folder: Path, program: str) -> None:
-    """Have credentials come from a profile's program, as those of single sign-on do, with all else in the profile."""
+    """Take all settings from a profile, and the credentials from its program, as single sign-on does."""
     isolate_aws(monkeypatch)
     (folder / "credentials.py").write_text(f"import json, os, sys\n{textwrap.dedent(program)}")
     (folder / "config").write_text(
@@ -912,13 +937,14 @@ def _use_credential_process(server: S3Server, monkeypatch: pytest.MonkeyPatch, f
     monkeypatch.setenv("AWS_PROFILE", "tests")
 
 
+@on_ceph
 def test_refreshed_credentials_reach_boto3_and_pyarrow(
     ceph_gateway: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     answer = tmp_path / "answer.json"
 
     def answer_with(secret: str) -> None:
-        # Ends so soon that it is refreshed at every use.
+        # Expires so soon that every use refreshes it.
         expiration = (datetime.now(UTC) + timedelta(minutes=5)).isoformat()
         key_id = ceph_gateway.environment["AWS_ACCESS_KEY_ID"]
         answer.write_text(
@@ -927,7 +953,7 @@ def test_refreshed_credentials_reach_boto3_and_pyarrow(
 
     _use_credential_process(ceph_gateway, monkeypatch, tmp_path, f"print(open({str(answer)!r}).read())")
     answer_with(ceph_gateway.environment["AWS_SECRET_ACCESS_KEY"])
-    store = s3_store(ceph_gateway)
+    store = ceph_gateway.new_store()
     store.create("object", b"data")
     first, path = store.arrow("object")
     assert first.open_input_file(path).read() == store.read("object") == b"data"
@@ -938,14 +964,14 @@ def test_refreshed_credentials_reach_boto3_and_pyarrow(
     assert store.arrow("object")[0] is not first
     with pytest.raises(OSError, match=r"SIGNATURE|403|ACCESS_DENIED"):
         store.arrow("object")[0].open_input_file(path)
-    assert "finds the secret key wrong" in _refusal(lambda: store.read("object"))
+    assert "secret key" in _error(lambda: store.read("object"))
 
 
-def test_configuration_is_the_aws_chain_with_our_bounds(ceph_store: ObjectStore, ceph_gateway: S3Server) -> None:
+def test_configuration_comes_from_the_aws_settings(moto_store: ObjectStore, moto_server: S3Server) -> None:
     connection = s3_connection()
 
     assert connection is s3_connection()
-    assert connection.endpoint == ceph_gateway.endpoint
+    assert connection.endpoint == moto_server.endpoint
     assert connection.credentials_source == "env"
     assert connection.configuration.addressing_style == "path"
     assert connection.configuration.max_attempts == 8
@@ -953,19 +979,19 @@ def test_configuration_is_the_aws_chain_with_our_bounds(ceph_store: ObjectStore,
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in repr(vars(connection.configuration))
 
 
-def test_workers_get_the_settings_but_no_secret(ceph_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_get_the_settings_but_no_secret(moto_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROFILE", "ml")
 
-    handed_on = worker_environment()
+    environment = worker_environment()
 
-    assert handed_on["AWS_ENDPOINT_URL"] == os.environ["AWS_ENDPOINT_URL"]
-    assert handed_on["AWS_PROFILE"] == "ml"
-    assert handed_on[CHECKSUM_VARIABLE] == "when_required"
-    assert not any("KEY" in name or "TOKEN" in name for name in handed_on)
+    assert environment["AWS_ENDPOINT_URL"] == os.environ["AWS_ENDPOINT_URL"]
+    assert environment["AWS_PROFILE"] == "ml"
+    assert environment[CHECKSUM_VARIABLE] == "when_required"
+    assert not any("KEY" in name or "TOKEN" in name for name in environment)
 
 
-def test_forked_process_has_a_connection_of_its_own(ceph_store: ObjectStore) -> None:
-    ceph_store.create("object", b"data")
+def test_forked_process_opens_its_own_connection(moto_store: ObjectStore) -> None:
+    moto_store.create("object", b"data")
     parent = id(s3_connection())
     ours, theirs = socket.socketpair()
 
@@ -973,7 +999,7 @@ def test_forked_process_has_a_connection_of_its_own(ceph_store: ObjectStore) -> 
     if child == 0:
         try:
             theirs.sendall(b"%d" % (s3_connection() is not None and id(s3_connection()) != parent))
-            theirs.sendall(ceph_store.read("object"))
+            theirs.sendall(moto_store.read("object"))
         finally:
             os._exit(0)
     os.waitpid(child, 0)

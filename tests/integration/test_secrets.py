@@ -1,4 +1,4 @@
-"""No secret of the AWS settings is in anything that a command prints, leaves behind, or shows in the process list."""
+"""No command prints a secret of the AWS settings, writes it to a file or shows it in the process list."""
 
 import base64
 import os
@@ -14,29 +14,29 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from tests.harness.s3_server import S3Server, free_port
+from tests.harness.s3_server import S3Server, free_port, on_ceph
 
 pytest_plugins = ["tests.harness.gateways"]
 
 FMNIST = Path(sys.executable).parent / "fmnist"
 CANARY = "canary+in/the=mine"
-TOKEN = "canary-token"  # noqa: S105 (that is the point)
+TOKEN = "canary-token"  # noqa: S105 (made up for these tests)
 
 
 @dataclass(frozen=True)
 class Ran:
-    """A command that ended."""
+    """The outcome of a command."""
 
     exit_code: int
     printed: str
     """Standard output and standard error."""
     command_lines: set[str]
-    """Of the command and all below it, while it ran."""
+    """Command lines of its process and of all child processes, while it ran."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A folder of a test's own, in which commands run and leave what they leave."""
+    """A folder for one test, where commands run and leave their files."""
 
     folder: Path
     environment: dict[str, str]
@@ -58,7 +58,7 @@ class Place:
         return Ran(process.returncode, printed, command_lines)
 
     def files_with(self, secret: str) -> list[str]:
-        """The files that hold a secret, as it is or as headers and URLs would have it."""
+        """Files that hold a secret, plain or encoded as in headers and URLs."""
         forms = {secret.encode(), quote(secret, safe="").encode(), base64.b64encode(secret.encode())}
         files = [path for path in self.folder.rglob("*") if path.is_file()]
         return [str(path) for path in files if any(form in path.read_bytes() for form in forms)]
@@ -73,7 +73,7 @@ def _watch(pid: int, command_lines: set[str]) -> None:
             for each in (process, *process.children(recursive=True)):
                 try:
                     command_lines.add(" ".join(each.cmdline()))
-                except psutil.Error:  # it ended meanwhile
+                except psutil.Error:  # it has ended
                     continue
         except psutil.NoSuchProcess:
             return
@@ -82,12 +82,12 @@ def _watch(pid: int, command_lines: set[str]) -> None:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    """The settings name a store on S3 with secrets that fit nothing; all files go below one folder."""
+    """Settings for a store on S3, with credentials that no server accepts. All files go below one folder."""
     (tmp_path / "home").mkdir()
-    ours = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FMNIST_", "PREFECT_"))}
+    others = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FMNIST_", "PREFECT_"))}
     return Place(
         tmp_path,
-        ours
+        others
         | {
             "HOME": str(tmp_path / "home"),
             "TMPDIR": str(tmp_path),
@@ -121,16 +121,17 @@ def assert_nowhere(secret: str, ran: Ran, place: Place) -> None:
     assert place.files_with(secret) == []
 
 
-def test_right_credentials_show_nowhere(place: Place, ceph_gateway: S3Server) -> None:
+def test_accepted_credentials_show_nowhere(place: Place, moto_server: S3Server) -> None:
     for command in COMMANDS:
-        ran = place.run(*command, **ceph_gateway.environment)
+        ran = place.run(*command, **moto_server.environment)
 
         assert ran.exit_code == (2 if command == ["dataset", "info"] else 0), ran.printed
-        assert_nowhere(ceph_gateway.environment["AWS_SECRET_ACCESS_KEY"], ran, place)
-        assert ceph_gateway.environment["AWS_ACCESS_KEY_ID"] not in ran.printed
+        assert_nowhere(moto_server.environment["AWS_SECRET_ACCESS_KEY"], ran, place)
+        assert moto_server.environment["AWS_ACCESS_KEY_ID"] not in ran.printed
 
 
-def test_wrong_credentials_show_nowhere(place: Place, ceph_gateway: S3Server) -> None:
+@on_ceph
+def test_rejected_credentials_show_nowhere(place: Place, ceph_gateway: S3Server) -> None:
     known = ceph_gateway.environment["AWS_ACCESS_KEY_ID"]
     settings = [
         {"AWS_ACCESS_KEY_ID": known},
@@ -152,15 +153,16 @@ def test_wrong_credentials_show_nowhere(place: Place, ceph_gateway: S3Server) ->
     [["store", "check"], ["models", "list"], ["train"], ["classify", "s3://fmnist/images", "--table", "t"]],
     ids=" ".join,
 )
-def test_secrets_show_nowhere_where_nothing_answers(place: Place, command: list[str]) -> None:
+def test_secrets_show_nowhere_if_no_server_answers(place: Place, command: list[str]) -> None:
     ran = place.run(*command, AWS_SESSION_TOKEN=TOKEN)
 
     assert ran.exit_code == (1 if command == ["store", "check"] else 2), ran.printed
-    assert "nothing answers at" in " ".join(ran.printed.split())
+    assert place.environment["AWS_ENDPOINT_URL"] in ran.printed
     for secret in (CANARY, TOKEN):
         assert_nowhere(secret, ran, place)
 
 
+@on_ceph
 def test_secrets_of_a_profile_show_nowhere(place: Place, ceph_gateway: S3Server) -> None:
     credentials = place.folder / "credentials"
     credentials.write_text(
@@ -168,7 +170,7 @@ def test_secrets_of_a_profile_show_nowhere(place: Place, ceph_gateway: S3Server)
         f"aws_secret_access_key = {CANARY}\naws_session_token = {TOKEN}\n"
     )
     settings = {"AWS_PROFILE": "ml", "AWS_SHARED_CREDENTIALS_FILE": str(credentials)}
-    without = Place(
+    without_keys = Place(
         place.folder,
         {
             name: value
@@ -177,7 +179,7 @@ def test_secrets_of_a_profile_show_nowhere(place: Place, ceph_gateway: S3Server)
         },
     )
 
-    ran = without.run("store", "check", AWS_ENDPOINT_URL=ceph_gateway.endpoint, **settings)
+    ran = without_keys.run("store", "check", AWS_ENDPOINT_URL=ceph_gateway.endpoint, **settings)
 
     assert ran.exit_code == 1
     assert "shared-credentials-file" in ran.printed
@@ -187,7 +189,7 @@ def test_secrets_of_a_profile_show_nowhere(place: Place, ceph_gateway: S3Server)
 
 
 @pytest.mark.parametrize("command", [["store", "check"], ["train"], ["models", "list"]], ids=" ".join)
-def test_store_with_a_secret_in_its_root_is_refused_without_repeating_it(place: Place, command: list[str]) -> None:
+def test_secret_in_the_store_uri_is_refused_but_not_repeated(place: Place, command: list[str]) -> None:
     ran = place.run(*command, FMNIST_STORE="s3://key:canary-in-root@bucket/prefix")
 
     assert ran.exit_code == 2
@@ -195,8 +197,8 @@ def test_store_with_a_secret_in_its_root_is_refused_without_repeating_it(place: 
     assert_nowhere("canary-in-root", ran, place)
 
 
-def test_input_with_a_secret_in_it_is_refused_without_repeating_it(place: Place, ceph_gateway: S3Server) -> None:
-    # It stands on the command line, where the person put it; nothing else shows it.
+def test_secret_in_an_input_uri_is_refused_but_not_repeated(place: Place) -> None:
+    # The process list shows this secret, because the user typed it on the command line.
     ran = place.run(
         "classify", "s3://key:canary-in-input@bucket/x", "--table", "t", FMNIST_STORE=str(place.folder / "store")
     )
@@ -206,14 +208,14 @@ def test_input_with_a_secret_in_it_is_refused_without_repeating_it(place: Place,
     assert place.files_with("canary-in-input") == []
 
 
-def test_image_with_a_secret_in_its_uri_is_refused_without_repeating_it(place: Place) -> None:
+def test_secret_in_an_image_uri_is_refused_but_not_repeated(place: Place) -> None:
     ran = place.run("describe", "s3://key:canary-in-image@bucket/x.png", FMNIST_STORE=str(place.folder / "store"))
 
     assert ran.exit_code == 2
     assert "canary-in-image" not in ran.printed
 
 
-def test_endpoint_with_a_secret_in_it_is_told_without_it(place: Place) -> None:
+def test_secret_in_the_endpoint_shows_nowhere(place: Place) -> None:
     endpoint = place.environment["AWS_ENDPOINT_URL"].replace("://", "://user:canary-in-endpoint@")
     for command in (["store", "check"], ["models", "list"]):
         ran = place.run(*command, AWS_ENDPOINT_URL=endpoint)

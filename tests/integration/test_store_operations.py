@@ -1,4 +1,4 @@
-"""`fmnist store check` and `fmnist store prune`, inputs on S3, and uploads in parts: on a folder, Ceph and rclone."""
+"""Store commands, multipart uploads and inputs on S3: in a folder, and on moto, Ceph and rclone."""
 
 import io
 import json
@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pyarrow.parquet as pq
 import pytest
@@ -36,32 +35,23 @@ from infra.storage.object_store import ObjectStore, StoreMisconfigured, StoreUna
 from infra.storage.object_store.s3 import PART_BYTES
 from infra.storage.retention import Pruned, RetentionUnsafe, prune
 from infra.storage.store_check import check_store, masked
-from tests.harness.s3_server import Exchange, S3Server, faulty_proxy, free_port
+from tests.harness.s3_server import Exchange, S3Server, faulty_proxy, free_port, on_ceph
 from tests.unit.tasks.classification.image_inputs import OPTIONS, as_nobody, model_version, picture, plan_of, png
 
 pytest_plugins = ["tests.harness.gateways"]
 
 FMNIST = Path(sys.executable).parent / "fmnist"
 AT_ONCE = timedelta(minutes=-1)
-"""Everything is older than that: the clock of a server can't be turned back."""
+"""An age that every object has reached, because a server's clock can't be changed."""
 
 
-@pytest.fixture(params=["file", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
-    """An empty store."""
+@pytest.fixture(params=["file", "moto"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+    """An empty store, in a folder and on moto. For tests that depend on no detail of the server."""
     if request.param == "file":
         return open_store((tmp_path / "store").as_uri())
-    return request.getfixturevalue("ceph_store")
-
-
-@pytest.fixture
-def ceph_store(ceph_gateway: S3Server, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
-    ceph_gateway.use(monkeypatch)
-    return s3_store(ceph_gateway)
-
-
-def s3_store(server: S3Server) -> ObjectStore:
-    return open_store(f"s3://{server.bucket}/{uuid4().hex}/tests")
+    found: ObjectStore = request.getfixturevalue("moto_store")
+    return found
 
 
 def fmnist(store: ObjectStore, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -92,7 +82,17 @@ STEPS = [
 ]
 
 
-def test_check_of_a_good_store_tries_everything_and_leaves_nothing(store: ObjectStore, tmp_path: Path) -> None:
+def test_check_of_a_working_folder_passes_and_leaves_nothing(tmp_path: Path) -> None:
+    assert_check_passes(open_store((tmp_path / "store").as_uri()))
+
+    assert list((tmp_path / "store").rglob("*")) == []
+
+
+def test_check_of_a_working_server_passes_and_leaves_nothing(s3_store: ObjectStore) -> None:
+    assert_check_passes(s3_store)
+
+
+def assert_check_passes(store: ObjectStore) -> None:
     report = check_store(store)
 
     assert [step.name for step in report.steps] == STEPS
@@ -100,10 +100,9 @@ def test_check_of_a_good_store_tries_everything_and_leaves_nothing(store: Object
     assert all(step.milliseconds > 0 for step in report.steps)
     assert report.ok
     assert keys(store) == []
-    assert list((tmp_path / "store").rglob("*")) == []
 
 
-def test_check_as_a_command_tells_settings_but_no_secret(store: ObjectStore) -> None:
+def test_check_command_prints_settings_but_no_secret(store: ObjectStore) -> None:
     result = fmnist(store, "store", "check")
 
     assert result.returncode == 0, result.stderr
@@ -117,7 +116,7 @@ def test_check_as_a_command_tells_settings_but_no_secret(store: ObjectStore) -> 
             assert secret not in result.stdout + result.stderr
 
 
-def test_check_as_a_command_prints_json(store: ObjectStore) -> None:
+def test_check_command_prints_json(store: ObjectStore) -> None:
     result = fmnist(store, "store", "check", "--json")
 
     report = json.loads(result.stdout.splitlines()[-1])
@@ -126,9 +125,11 @@ def test_check_as_a_command_prints_json(store: ObjectStore) -> None:
     assert [step["name"] for step in report["steps"]] == STEPS
 
 
-def test_check_says_that_a_server_ignores_conditions(rclone_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_detects_a_server_that_ignores_conditions(
+    rclone_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rclone_server.use(monkeypatch)
-    store = s3_store(rclone_server)
+    store = rclone_server.new_store()
 
     report = check_store(store)
 
@@ -137,31 +138,37 @@ def test_check_says_that_a_server_ignores_conditions(rclone_server: S3Server, mo
     result = fmnist(store, "store", "check")
     assert result.returncode == 1
     [line] = [line for line in result.stderr.splitlines() if line.startswith("fmnist: ")]
-    assert "conditional create, compare-and-set failed" in line
-    assert "If-None-Match" in line
+    for word in ("conditional create", "compare-and-set", "If-None-Match", rclone_server.endpoint):
+        assert word in line
     assert "Traceback" not in result.stderr
+
+
+@on_ceph
+def test_check_stops_at_a_rejected_secret(ceph_store: ObjectStore) -> None:
+    settings = {"AWS_SECRET_ACCESS_KEY": "wrong"}
+
+    assert_check_stops(fmnist(ceph_store, "store", "check", "--json", **settings), "secret key")
 
 
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "finds the secret key wrong"),
-        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "there are no credentials"),
-        ({"AWS_PROFILE": "nobody"}, "there is no AWS profile nobody"),
-        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:{port}"}, "nothing answers at http://127.0.0.1:"),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "AWS_ACCESS_KEY_ID"),
+        ({"AWS_PROFILE": "nobody"}, "nobody"),
     ],
 )
-def test_check_tells_what_is_wrong_and_tries_no_further(
-    ceph_store: ObjectStore, settings: dict[str, str], reason: str
-) -> None:
-    result = fmnist(
-        ceph_store,
-        "store",
-        "check",
-        "--json",
-        **{name: value.format(port=free_port()) for name, value in settings.items()},
-    )
+def test_check_stops_at_incomplete_settings(moto_store: ObjectStore, settings: dict[str, str], reason: str) -> None:
+    assert_check_stops(fmnist(moto_store, "store", "check", "--json", **settings), reason)
 
+
+def test_check_stops_at_an_unreachable_server(moto_store: ObjectStore) -> None:
+    endpoint = f"http://127.0.0.1:{free_port()}"
+
+    assert_check_stops(fmnist(moto_store, "store", "check", "--json", AWS_ENDPOINT_URL=endpoint), endpoint)
+
+
+def assert_check_stops(result: "subprocess.CompletedProcess[str]", reason: str) -> None:
+    """The first step fails for this reason, and no other step runs."""
     report = json.loads(result.stdout.splitlines()[-1])
     assert result.returncode == 1
     assert reason in report["steps"][0]["reason"]
@@ -170,13 +177,14 @@ def test_check_tells_what_is_wrong_and_tries_no_further(
     assert "Traceback" not in result.stderr
 
 
-def test_check_of_a_folder_that_is_a_file_fails_by_name(tmp_path: Path) -> None:
+def test_check_names_a_root_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
     result = fmnist(open_store((tmp_path / "file").as_uri()), "store", "check")
 
     assert result.returncode == 1
-    assert f"The store file://{tmp_path}/file can't be written" in result.stderr
+    assert f"file://{tmp_path}/file" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(("key_id", "shown"), [("AKIAIOSFODNN7EXAMPLE", "AKIA…MPLE"), ("tests", "t…s")])
@@ -208,7 +216,7 @@ def register(store: ObjectStore, epoch: int, run_id: str = "run", name: str = "f
 
 
 def verified(store: ObjectStore, run_id: str = "run") -> list[int]:
-    """The run's complete checkpoints, each of which must verify."""
+    """Epochs of the run's complete checkpoints. Each of them must verify."""
     epochs = list_checkpoints(store, run_id)
     for epoch in epochs:
         read_files(store, read_record(store, run_id, epoch))
@@ -222,7 +230,15 @@ def prune_at_once(store: ObjectStore, **options: Any) -> Pruned:
 LOSSES = {1: 0.1, 2: 0.9, 3: 0.2, 4: 0.8, 5: 0.3, 6: 0.7}
 
 
-def test_best_and_last_stay_and_the_rest_goes(store: ObjectStore) -> None:
+def test_prune_in_a_folder_keeps_the_best_and_the_last_checkpoint(tmp_path: Path) -> None:
+    assert_best_and_last_stay(open_store((tmp_path / "store").as_uri()))
+
+
+def test_prune_on_a_server_keeps_the_best_and_the_last_checkpoint(s3_store: ObjectStore) -> None:
+    assert_best_and_last_stay(s3_store)
+
+
+def assert_best_and_last_stay(store: ObjectStore) -> None:
     write_run(store, LOSSES)
 
     pruned = prune_at_once(store, keep_best=2)
@@ -238,19 +254,19 @@ def test_best_and_last_stay_and_the_rest_goes(store: ObjectStore) -> None:
     assert prune_at_once(store, keep_best=2).removed == []
 
 
-def test_dry_run_tells_the_same_and_changes_nothing(store: ObjectStore) -> None:
+def test_dry_run_reports_the_same_and_changes_nothing(store: ObjectStore) -> None:
     write_run(store, LOSSES)
     store.create("runs/run/checkpoints/epoch-0007/model.safetensors", b"half")
     before = list(store.list(""))
 
-    told = prune_at_once(store, keep_best=2, dry_run=True)
+    dry = prune_at_once(store, keep_best=2, dry_run=True)
 
     assert list(store.list("")) == before
     done = prune_at_once(store, keep_best=2)
-    assert (told.removed, told.size, told.kept_checkpoints) == (done.removed, done.size, done.kept_checkpoints)
+    assert (dry.removed, dry.size, dry.kept_checkpoints) == (done.removed, done.size, done.kept_checkpoints)
 
 
-def test_what_a_version_or_an_alias_stands_for_stays(store: ObjectStore) -> None:
+def test_prune_keeps_checkpoints_of_versions_and_aliases(store: ObjectStore) -> None:
     write_run(store, LOSSES)
     register(store, 2)
     register(store, 4, name="another-model")
@@ -261,20 +277,22 @@ def test_what_a_version_or_an_alias_stands_for_stays(store: ObjectStore) -> None
     assert verified(store) == [2, 4, 6]
 
 
-def test_alias_that_points_to_a_lost_version_stops_everything(store: ObjectStore) -> None:
+def test_alias_of_a_lost_version_stops_prune(store: ObjectStore) -> None:
     write_run(store, LOSSES)
     registry = ModelRegistry(store)
     register(store, 2)
     registry.point("champion", 1)
     store.delete("models/fashion-mnist/versions/00000001.json")
 
-    with pytest.raises(RetentionUnsafe, match="model fashion-mnist"):
+    with pytest.raises(RetentionUnsafe, match="fashion-mnist"):
         prune_at_once(store, keep_best=0)
 
     assert verified(store) == list(LOSSES)
 
 
-def test_version_registered_while_its_checkpoint_is_removed_keeps_it(store: ObjectStore, monkeypatch: Any) -> None:
+def test_version_registered_during_removal_keeps_its_checkpoint(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_run(store, LOSSES)
     delete = store.delete
 
@@ -291,7 +309,9 @@ def test_version_registered_while_its_checkpoint_is_removed_keeps_it(store: Obje
     assert len(pruned.removed) == 4
 
 
-def test_version_registered_after_the_plan_keeps_its_checkpoint(store: ObjectStore, monkeypatch: Any) -> None:
+def test_version_registered_after_planning_keeps_its_checkpoint(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_run(store, LOSSES)
     delete = store.delete
 
@@ -307,9 +327,7 @@ def test_version_registered_after_the_plan_keeps_its_checkpoint(store: ObjectSto
     assert verified(store) == [5, 6]
 
 
-def test_prune_that_is_cut_short_leaves_whole_checkpoints_and_is_finished_by_the_next(
-    store: ObjectStore, monkeypatch: Any
-) -> None:
+def test_interrupted_prune_leaves_no_damaged_checkpoint(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(store, LOSSES)
     delete = store.delete
     left = [2]
@@ -331,7 +349,7 @@ def test_prune_that_is_cut_short_leaves_whole_checkpoints_and_is_finished_by_the
     assert {key.split("/")[3] for key in keys(store)} == {"epoch-0006"}
 
 
-def test_run_with_something_new_is_left_alone(store: ObjectStore) -> None:
+def test_prune_skips_an_active_run(store: ObjectStore) -> None:
     write_run(store, LOSSES)
     store.create("runs/run/checkpoints/epoch-0007/model.safetensors", b"half")
     before = keys(store)
@@ -343,7 +361,7 @@ def test_run_with_something_new_is_left_alone(store: ObjectStore) -> None:
     assert pruned.active_runs == ["run"]
 
 
-def test_runs_of_some_age_are_pruned_and_young_ones_not(tmp_path: Path) -> None:
+def test_prune_removes_only_from_old_runs(tmp_path: Path) -> None:
     store = open_store((tmp_path / "store").as_uri())
     for run_id, hours in (("old", 30), ("young", 10)):
         write_run(store, LOSSES, run_id)
@@ -355,7 +373,7 @@ def test_runs_of_some_age_are_pruned_and_young_ones_not(tmp_path: Path) -> None:
     assert (verified(store, "old"), verified(store, "young")) == ([6], list(LOSSES))
 
 
-def test_leftovers_of_a_checkpoint_that_never_completed_go(store: ObjectStore) -> None:
+def test_prune_removes_incomplete_checkpoints(store: ObjectStore) -> None:
     write_run(store, {1: 0.5})
     for epoch in (2, 3):
         store.create(f"{checkpoint_folder('run', epoch)}/model.safetensors", b"half")
@@ -369,7 +387,7 @@ def test_leftovers_of_a_checkpoint_that_never_completed_go(store: ObjectStore) -
     assert len(keys(store)) == 3
 
 
-def test_checkpoints_without_the_metric_rank_last_the_newest_first(store: ObjectStore) -> None:
+def test_newest_checkpoints_without_the_metric_rank_after_those_with_it(store: ObjectStore) -> None:
     write_run(store, {1: None, 2: None, 3: None, 4: 0.5, 5: None, 6: None})
 
     prune_at_once(store, keep_best=3)
@@ -377,7 +395,7 @@ def test_checkpoints_without_the_metric_rank_last_the_newest_first(store: Object
     assert verified(store) == [4, 5, 6]
 
 
-def test_checkpoint_whose_record_is_damaged_is_left_to_a_person(store: ObjectStore) -> None:
+def test_prune_keeps_a_checkpoint_with_a_damaged_record(store: ObjectStore) -> None:
     write_run(store, {1: 0.5, 3: 0.4})
     store.create(f"{checkpoint_folder('run', 2)}/checkpoint.json", b"{")
 
@@ -386,7 +404,7 @@ def test_checkpoint_whose_record_is_damaged_is_left_to_a_person(store: ObjectSto
     assert list_checkpoints(store, "run") == [2, 3]
 
 
-def test_all_else_in_the_store_stays(store: ObjectStore) -> None:
+def test_prune_keeps_everything_else_in_the_store(store: ObjectStore) -> None:
     others = [
         "datasets/d/dataset.json",
         "predictions/t/batch=1/_plan.parquet",
@@ -405,7 +423,7 @@ def test_all_else_in_the_store_stays(store: ObjectStore) -> None:
     assert keys(store) == sorted(others)
 
 
-def test_scratch_objects_of_a_dead_check_go(store: ObjectStore) -> None:
+def test_prune_removes_scratch_objects_of_a_killed_check(store: ObjectStore) -> None:
     store.create("scratch/one/object", b"data")
 
     assert prune(store).removed == []
@@ -413,7 +431,7 @@ def test_scratch_objects_of_a_dead_check_go(store: ObjectStore) -> None:
     assert keys(store) == []
 
 
-def test_deleted_object_takes_its_lock_and_folder_with_it(tmp_path: Path) -> None:
+def test_delete_removes_the_lock_and_the_empty_folder(tmp_path: Path) -> None:
     store = open_store((tmp_path / "store").as_uri())
     store.swap("models/m/alias", b"first", seen=None)
     store.swap("models/m/alias", b"second", seen=store.read_with_etag("models/m/alias")[1])
@@ -423,7 +441,7 @@ def test_deleted_object_takes_its_lock_and_folder_with_it(tmp_path: Path) -> Non
     assert list((tmp_path / "store").rglob("*")) == []
 
 
-def test_writers_and_deleters_of_one_folder_do_not_disturb_each_other(tmp_path: Path) -> None:
+def test_concurrent_writes_and_deletes_in_one_folder_succeed(tmp_path: Path) -> None:
     store = open_store((tmp_path / "store").as_uri())
 
     def write_and_delete(number: int) -> None:
@@ -437,7 +455,7 @@ def test_writers_and_deleters_of_one_folder_do_not_disturb_each_other(tmp_path: 
     assert keys(store) == []
 
 
-def test_hidden_files_of_dead_writers_go_and_locks_stay(tmp_path: Path) -> None:
+def test_prune_removes_unfinished_writes_but_no_lock(tmp_path: Path) -> None:
     store = open_store((tmp_path / "store").as_uri())
     folder = tmp_path / "store" / "predictions" / "t"
     folder.mkdir(parents=True)
@@ -448,53 +466,63 @@ def test_hidden_files_of_dead_writers_go_and_locks_stay(tmp_path: Path) -> None:
     for file in (dead, lock, foreign):
         age(file, 30)
 
-    told = prune(store, dry_run=True)
+    dry = prune(store, dry_run=True)
     assert dead.exists()
     [removal] = prune(store).removed
 
-    assert told.removed == [removal]
+    assert dry.removed == [removal]
     assert (removal.kind, removal.uri, removal.size) == ("unfinished write", store.uri("predictions/t/part.parquet"), 4)
     assert sorted(folder.iterdir()) == sorted([alive, lock, foreign])
 
 
-def test_uploads_of_dead_writers_go(ceph_store: ObjectStore) -> None:
+def start_upload(store: ObjectStore, key: str) -> None:
+    """Upload one part of an object and never complete it."""
     from infra.storage.object_store.s3_configuration import s3_connection
 
-    bucket, _, prefix = ceph_store.root.removeprefix("s3://").partition("/")
+    bucket, _, prefix = store.root.removeprefix("s3://").partition("/")
     client = s3_connection().client
+    upload = client.create_multipart_upload(Bucket=bucket, Key=f"{prefix}/{key}")
+    client.upload_part(
+        Bucket=bucket, Key=f"{prefix}/{key}", UploadId=upload["UploadId"], PartNumber=1, Body=b"x" * 1000
+    )
+
+
+def test_prune_removes_old_uploads(s3_store: ObjectStore) -> None:
     for key in ("predictions/t/part.parquet", "somebody/else"):
-        begun = client.create_multipart_upload(Bucket=bucket, Key=f"{prefix}/{key}")
-        client.upload_part(
-            Bucket=bucket, Key=f"{prefix}/{key}", UploadId=begun["UploadId"], PartNumber=1, Body=b"x" * 1000
-        )
+        start_upload(s3_store, key)
 
-    assert prune(ceph_store).removed == []
-    told = prune_at_once(ceph_store, dry_run=True).removed
-    [removal] = prune_at_once(ceph_store).removed
+    dry = prune_at_once(s3_store, dry_run=True)
+    [removal] = prune_at_once(s3_store).removed
 
-    assert told == [removal]
-    assert (removal.uri, removal.size) == (ceph_store.uri("predictions/t/part.parquet"), 1000)
-    assert [found.key for found in ceph_store.list_unfinished(datetime.now(UTC) + timedelta(minutes=1))] == [
+    assert dry.removed == [removal]
+    assert (removal.uri, removal.size) == (s3_store.uri("predictions/t/part.parquet"), 1000)
+    assert [found.key for found in s3_store.list_unfinished(datetime.now(UTC) + timedelta(minutes=1))] == [
         "somebody/else"
     ]
 
 
-def test_prune_as_a_command(store: ObjectStore) -> None:
+@on_ceph  # moto reports that every upload started in 2010
+def test_prune_keeps_recent_uploads(ceph_store: ObjectStore) -> None:
+    start_upload(ceph_store, "predictions/t/part.parquet")
+
+    assert prune(ceph_store).removed == []
+
+
+def test_prune_command_reports_what_it_removes(store: ObjectStore) -> None:
     write_run(store, LOSSES)
 
     dry = fmnist(store, "store", "prune", "--keep-best", "1", "--older-than-hours", "0", "--dry-run", "--json")
-    left_alone = fmnist(store, "store", "prune", "--keep-best", "1")
+    too_recent = fmnist(store, "store", "prune", "--keep-best", "1", "--json")
     done = fmnist(store, "store", "prune", "--keep-best", "1", "--older-than-hours", "0")
 
     assert [len(json.loads(dry.stdout.splitlines()[-1])["removed"]), dry.returncode] == [4, 0]
-    assert "Removed nothing" in left_alone.stdout
-    assert "1 runs that were written to in the last 24 hours" in left_alone.stdout
+    skipped = json.loads(too_recent.stdout.splitlines()[-1])
+    assert (skipped["removed"], skipped["active_runs"]) == ([], ["run"])
     assert "epoch-0004" in done.stdout
-    assert "2 checkpoints stay" in done.stdout
     assert verified(store) == [1, 6]
 
 
-def test_prune_refuses_numbers_that_make_no_sense(tmp_path: Path) -> None:
+def test_prune_refuses_negative_numbers(tmp_path: Path) -> None:
     store = open_store((tmp_path / "store").as_uri())
     for option in ("--keep-best", "--older-than-hours"):
         result = fmnist(store, "store", "prune", f"{option}=-1")
@@ -503,7 +531,7 @@ def test_prune_refuses_numbers_that_make_no_sense(tmp_path: Path) -> None:
 
 
 def age(path: Path, hours: float) -> None:
-    """Let a file, or all below a folder, be that old."""
+    """Set the modification time of a file, or of every file below a folder, to this many hours ago."""
     moment = (datetime.now(UTC) - timedelta(hours=hours)).timestamp()
     for file in path.rglob("*") if path.is_dir() else [path]:
         os.utime(file, (moment, moment))
@@ -514,14 +542,14 @@ def age(path: Path, hours: float) -> None:
 
 @pytest.fixture
 def small_files() -> Iterator[None]:
-    """No file can be larger than 64 KiB, which ends a write as a full disk does."""
+    """Limit files to 64 KiB, so that a write fails as it does on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_full_disk_is_told_by_the_stores_name_and_leaves_nothing(tmp_path: Path, small_files: None) -> None:
+def test_full_disk_names_the_store_and_leaves_nothing(tmp_path: Path, small_files: None) -> None:
     store = open_store((tmp_path / "store").as_uri())
 
     def publish() -> None:
@@ -530,12 +558,13 @@ def test_full_disk_is_told_by_the_stores_name_and_leaves_nothing(tmp_path: Path,
                 stream.write(b"x" * 10_000)
 
     for write in (publish, lambda: store.create("folder/created", b"x" * 100_000)):
-        with pytest.raises(StoreUnavailable, match=rf"The store file://{tmp_path}/store can't be written: .+\. \w+ .+"):
+        with pytest.raises(StoreUnavailable) as error:
             write()
+        assert store.root in str(error.value)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_error_of_the_writers_own_is_not_the_stores(tmp_path: Path) -> None:
+def test_error_in_the_writer_keeps_its_class(tmp_path: Path) -> None:
     store = open_store((tmp_path / "store").as_uri())
 
     def publish() -> None:
@@ -549,61 +578,61 @@ def test_error_of_the_writers_own_is_not_the_stores(tmp_path: Path) -> None:
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_file_in_place_of_a_folder_is_told(tmp_path: Path) -> None:
+def test_file_in_place_of_a_folder_is_named(tmp_path: Path) -> None:
     store = open_store((tmp_path / "store").as_uri())
     store.create("runs", b"a file")
 
     for write in (lambda: store.create("runs/object", b""), lambda: store.publish("runs/object").__enter__()):
-        with pytest.raises(StoreMisconfigured, match=r"can't be written: .*Make the folder writable"):
+        with pytest.raises(StoreMisconfigured) as error:
             write()
+        assert store.root in str(error.value)
 
 
-def test_missing_rights_are_told(tmp_path: Path) -> None:
+def test_missing_permission_is_reported(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     store = open_store((tmp_path / "store").as_uri())
 
     for write in (lambda: store.create("object", b""), lambda: store.publish("object").__enter__()):
-        with as_nobody(), pytest.raises(StoreMisconfigured, match=r"Permission denied\. Make the folder writable"):
+        with as_nobody(), pytest.raises(StoreMisconfigured, match="Permission denied") as error:
             write()
+        assert store.root in str(error.value)
 
 
-# --- Uploads in parts ---
+# --- Multipart uploads ---
 
 
 @pytest.mark.parametrize("size", [PART_BYTES - 1, PART_BYTES, PART_BYTES + 1, 2 * PART_BYTES, 6 * PART_BYTES + 7])
-def test_object_of_about_a_part_is_whole(ceph_store: ObjectStore, size: int) -> None:
+def test_object_of_about_one_part_reads_back(s3_store: ObjectStore, size: int) -> None:
     data = os.urandom(size)
 
-    with ceph_store.publish("object") as stream:
+    with s3_store.publish("object") as stream:
         for start in range(0, size, 3_000_001):
             stream.write(data[start : start + 3_000_001])
         assert stream.tell() == size
 
-    assert ceph_store.read("object") == data
+    assert s3_store.read("object") == data
 
 
-def test_object_is_whole_where_the_sdk_sends_its_own_checksums(
-    ceph_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_object_reads_back_if_the_sdk_adds_checksums(s3_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_supported")
     data = os.urandom(2 * PART_BYTES + 1)
 
-    with ceph_store.publish("object") as stream:
+    with s3_store.publish("object") as stream:
         stream.write(data)
 
-    assert ceph_store.read("object") == data
+    assert s3_store.read("object") == data
 
 
 def first(times: int, method: str, words: str, seen: list[str]) -> Any:
-    """Whether an exchange is one of the first of its kind; `seen` gets the paths of all of that kind."""
+    """Tell whether an exchange is one of the first of its kind. `seen` collects the paths of all of that kind."""
 
-    def befalls(exchange: Exchange) -> bool:
+    def is_first(exchange: Exchange) -> bool:
         if exchange.method == method and words in exchange.path:
             seen.append(exchange.path)
             return len(seen) <= times
         return False
 
-    return befalls
+    return is_first
 
 
 def publish_parts(store: ObjectStore) -> bytes:
@@ -613,80 +642,85 @@ def publish_parts(store: ObjectStore) -> bytes:
     return data
 
 
-def test_part_damaged_on_the_way_is_sent_again(ceph_gateway: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+@on_ceph
+def test_part_corrupted_in_transit_is_sent_again(ceph_gateway: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    befalls = first(1, "PUT", "partNumber=2", seen)
+    is_first = first(1, "PUT", "partNumber=2", seen)
 
     def damage(exchange: Exchange) -> None:
-        if befalls(exchange):
+        if is_first(exchange):
             exchange.body = exchange.body[:-1] + bytes([exchange.body[-1] ^ 1])
 
     with faulty_proxy(ceph_gateway, before=damage) as server:
         server.use(monkeypatch)
-        store = s3_store(server)
+        store = server.new_store()
         assert publish_parts(store) == store.read("object")
     assert len(seen) == 2
 
 
-def test_completion_whose_answer_was_lost_is_found_out(ceph_gateway: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_upload_completes_if_the_last_answer_is_lost(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    befalls = first(1, "POST", "uploadId=", seen)
+    is_first = first(1, "POST", "uploadId=", seen)
 
     def lose(exchange: Exchange) -> None:
-        exchange.lose_answer = befalls(exchange)
+        exchange.lose_answer = is_first(exchange)
 
-    with faulty_proxy(ceph_gateway, after=lose) as server:
+    with faulty_proxy(s3_server, after=lose) as server:
         server.use(monkeypatch)
-        store = s3_store(server)
+        store = server.new_store()
         assert publish_parts(store) == store.read("object")
     assert len(seen) >= 2
 
 
-def test_writer_that_fails_leaves_no_parts(ceph_store: ObjectStore) -> None:
+def test_failed_writer_leaves_no_parts(s3_store: ObjectStore) -> None:
     def publish() -> None:
-        with ceph_store.publish("object") as stream:
+        with s3_store.publish("object") as stream:
             stream.write(os.urandom(3 * PART_BYTES))
             raise KeyError
 
     with pytest.raises(KeyError):
         publish()
 
-    assert list(ceph_store.list_unfinished(datetime.now(UTC) + timedelta(minutes=1))) == []
+    assert list(s3_store.list_unfinished(datetime.now(UTC) + timedelta(minutes=1))) == []
 
 
-def test_part_that_can_not_be_sent_fails_the_write_by_name(ceph_store: ObjectStore, monkeypatch: Any) -> None:
+def test_write_fails_if_the_server_is_gone_midway(moto_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint = f"http://127.0.0.1:{free_port()}"
+
     def publish() -> None:
-        with ceph_store.publish("object") as stream:
-            monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+        with moto_store.publish("object") as stream:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
             for _ in range(6):
                 stream.write(os.urandom(PART_BYTES))
 
-    with pytest.raises(StoreUnavailable, match="nothing answers at"):
+    with pytest.raises(StoreUnavailable) as error:
         publish()
+    assert endpoint in str(error.value)
 
 
-def test_object_is_read_back_where_the_etag_tells_nothing(
+def test_upload_is_read_back_if_its_etag_proves_nothing(
     rclone_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """rclone's ETag of an object put in parts is not the digest of the parts' digests."""
+    """rclone's ETag of a multipart object isn't the digest of its parts' digests."""
     read_back: list[str] = []
-    befalls = first(99, "GET", "/object", read_back)
+    is_first = first(99, "GET", "/object", read_back)
     damaged = [False]
 
     def damage(exchange: Exchange) -> None:
-        if befalls(exchange) and damaged[0]:
+        if is_first(exchange) and damaged[0]:
             exchange.answer_body = exchange.answer_body[:-1] + bytes([exchange.answer_body[-1] ^ 1])
 
     with faulty_proxy(rclone_server, after=damage) as server:
         server.use(monkeypatch)
-        store = s3_store(server)
+        store = server.new_store()
         data = publish_parts(store)
         assert len(read_back) == 1
         assert store.read("object") == data
 
         damaged[0] = True
-        with pytest.raises(StoreUnavailable, match="holds other bytes than were sent, and was removed"):
+        with pytest.raises(StoreUnavailable) as error:
             publish_parts(store)
+        assert store.uri("object") in str(error.value)
         assert keys(store) == []
 
 
@@ -696,11 +730,11 @@ NAMES = ["a.png", "b.png", "c.jpg", "x/d.png", "x/y/e.png", ".hidden/f.png", "_g
 
 
 @pytest.fixture
-def images(ceph_store: ObjectStore) -> str:
-    """URI of a prefix with objects, some with names that the store itself would not give."""
+def images(s3_store: ObjectStore) -> str:
+    """URI of a prefix with objects. The store itself wouldn't create some of their names."""
     from infra.storage.object_store.s3_configuration import s3_connection
 
-    uri = f"{ceph_store.root}/images"
+    uri = f"{s3_store.root}/images"
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     for name in [*NAMES, "", "x/"]:
         s3_connection().client.put_object(Bucket=bucket, Key=f"{prefix}/{name}", Body=name.encode())
@@ -730,7 +764,7 @@ def listed(location: str, below: str) -> list[str]:
         ("/*.webp", []),
     ],
 )
-def test_s3_input_lists_what_the_same_folder_would(
+def test_s3_listing_matches_the_same_local_folder(
     images: str, location: str, expected: list[str], tmp_path: Path
 ) -> None:
     for name in NAMES:
@@ -741,7 +775,7 @@ def test_s3_input_lists_what_the_same_folder_would(
     assert sorted(listed(f"file://{tmp_path}{location}", f"file://{tmp_path}")) == expected
 
 
-def test_s3_input_is_read_by_its_uri(images: str) -> None:
+def test_listed_s3_input_opens_by_its_uri(images: str) -> None:
     for file in list_input_files(images):
         filesystem, path = filesystem_of(file.uri)
         with filesystem.open_input_file(path) as stream:
@@ -749,12 +783,12 @@ def test_s3_input_is_read_by_its_uri(images: str) -> None:
         assert list(list_input_files(file.uri)) == [file]
 
 
-def test_s3_fingerprint_changes_with_the_object(ceph_store: ObjectStore) -> None:
+def test_s3_fingerprint_changes_with_the_object(s3_store: ObjectStore) -> None:
     fingerprints = []
     for data in (b"one", b"one", b"two", b"three"):
-        with ceph_store.publish("object.png") as stream:
+        with s3_store.publish("object.png") as stream:
             stream.write(data)
-        [file] = list_input_files(ceph_store.uri("object.png"))
+        [file] = list_input_files(s3_store.uri("object.png"))
         assert file.size == len(data)
         fingerprints.append(file.fingerprint)
 
@@ -762,198 +796,210 @@ def test_s3_fingerprint_changes_with_the_object(ceph_store: ObjectStore) -> None
     assert len(set(fingerprints)) == 3
 
 
-def test_s3_listing_of_many_pages_is_whole(ceph_store: ObjectStore) -> None:
-    ceph_store.check_conditional_writes()
+def test_s3_listing_of_many_pages_is_complete(s3_store: ObjectStore) -> None:
+    s3_store.check_conditional_writes()
     names = [f"{number:04d}.png" for number in range(1050)]
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda name: ceph_store.create(f"many/{name}", b""), names))
+        list(threads.map(lambda name: s3_store.create(f"many/{name}", b""), names))
 
-    assert listed(ceph_store.uri("many"), ceph_store.uri("many")) == names
+    assert listed(s3_store.uri("many"), s3_store.uri("many")) == names
 
 
 @pytest.mark.parametrize("location", ["/nowhere", "/nowhere/", "/nowhere/*.png", "/a.png/*.png"])
-def test_missing_s3_input_is_not_found_by_name(images: str, location: str) -> None:
-    with pytest.raises(InputNotFound) as refused:
+def test_error_for_a_missing_s3_input_names_it(images: str, location: str) -> None:
+    with pytest.raises(InputNotFound) as error:
         list(list_input_files(images + location))
 
-    assert images + location in str(refused.value)
+    assert images + location in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("location", "expected"),
     [
-        ("s3://no-such-bucket/x", "there is no bucket no-such-bucket"),
-        ("s3://", "names no bucket"),
-        ("s3://b*/x", "names no bucket"),
-        ("s3://key:canary@bucket/x", "has a user or password in it"),
+        ("s3://no-such-bucket/x", "no-such-bucket"),
+        ("s3://", "bucket"),
+        ("s3://b*/x", "bucket"),
+        ("s3://key:canary@bucket/x", "password"),
     ],
 )
-def test_s3_input_that_can_not_be_is_refused(ceph_store: ObjectStore, location: str, expected: str) -> None:
-    with pytest.raises(RequestError, match=expected) as refused:
+def test_invalid_s3_input_is_refused_without_repeating_a_secret(
+    s3_store: ObjectStore, location: str, expected: str
+) -> None:
+    with pytest.raises(RequestError, match=expected) as error:
         list(list_input_files(location))
 
-    assert "canary" not in str(refused.value)
+    assert "canary" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({"AWS_SECRET_ACCESS_KEY": "canary"}, "secret key wrong|refuses HeadObject"),
-        ({"AWS_PROFILE": "nobody"}, "there is no AWS profile nobody"),
-    ],
-)
-def test_s3_input_with_wrong_settings_tells_them(
-    images: str, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], expected: str
-) -> None:
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
+@on_ceph
+def test_rejected_secret_is_reported_but_not_repeated(ceph_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    ceph_store.create("images/a.png", b"a.png")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary")
 
-    with pytest.raises(RequestError, match=expected) as refused:
-        list(list_input_files(images))
-
-    assert "canary" not in str(refused.value)
+    with pytest.raises(RequestError) as error:
+        list(list_input_files(ceph_store.uri("images")))
+    assert ceph_store.uri("images") in str(error.value)
+    assert os.environ["AWS_ENDPOINT_URL"] in str(error.value)
+    assert "canary" not in str(error.value)
 
 
-def test_parquet_on_s3_is_read_by_row_groups(ceph_store: ObjectStore) -> None:
+def test_unknown_profile_is_named(moto_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    moto_store.create("images/a.png", b"a.png")
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+
+    with pytest.raises(RequestError, match="nobody"):
+        list(list_input_files(moto_store.uri("images")))
+
+
+def test_parquet_on_s3_is_read_by_row_groups(s3_store: ObjectStore) -> None:
     import pyarrow as pa
 
-    with ceph_store.publish("inputs/table.parquet") as stream:
+    with s3_store.publish("inputs/table.parquet") as stream:
         pq.write_table(pa.table({"number": range(100)}), stream, row_group_size=10)
-    [file] = list_input_files(ceph_store.uri("inputs"))
+    [file] = list_input_files(s3_store.uri("inputs"))
 
     filesystem, path = filesystem_of(file.uri)
     with pq.ParquetFile(path, filesystem=filesystem) as parquet:
         assert parquet.read_row_group(3).column("number").to_pylist() == list(range(30, 40))
 
 
-def test_s3_input_is_looked_at_as_it_is_listed(images: str) -> None:
+def test_stat_of_an_s3_input_equals_its_listing(images: str) -> None:
     for file in list_input_files(images):
         assert stat_input(file.uri) == file
 
 
 @pytest.mark.parametrize("name", ["nowhere.png", "a.png/b.png", "x", "x/", ""])
-def test_s3_input_that_is_no_object_is_none(images: str, name: str) -> None:
+def test_stat_of_a_missing_s3_input_is_none(images: str, name: str) -> None:
     assert stat_input(f"{images}/{name}") is None
 
 
-def test_s3_input_is_read_whole(images: str) -> None:
+def test_s3_input_is_read_completely(images: str) -> None:
     for file in list_input_files(images):
         assert read_input(file.uri, file.fingerprint, 1000) == file.uri.removeprefix(f"{images}/").encode()
 
 
-def test_s3_input_that_vanished_is_told(ceph_store: ObjectStore, images: str) -> None:
+def test_deleted_s3_input_is_reported_as_vanished(s3_store: ObjectStore, images: str) -> None:
     [file] = list_input_files(f"{images}/a.png")
-    ceph_store.delete("images/a.png")
+    s3_store.delete("images/a.png")
 
     with pytest.raises(InputUnreadable, match=r"^vanished: "):
         read_input(file.uri, file.fingerprint, 1000)
 
 
-def test_s3_input_that_was_not_there_when_it_was_planned_is_told(images: str) -> None:
+def test_s3_input_missing_from_the_plan_is_reported_as_vanished(images: str) -> None:
     with pytest.raises(InputUnreadable, match=r"^vanished: "):
         read_input(f"{images}/a.png", NOT_THERE, 1000)
 
 
-def test_s3_input_that_changed_is_told(ceph_store: ObjectStore, images: str) -> None:
+def test_replaced_s3_input_is_reported_as_changed(s3_store: ObjectStore, images: str) -> None:
     [file] = list_input_files(f"{images}/a.png")
-    with ceph_store.publish("images/a.png") as stream:
+    with s3_store.publish("images/a.png") as stream:
         stream.write(b"A.png")
 
     with pytest.raises(InputUnreadable, match=r"^changed: "):
         read_input(file.uri, file.fingerprint, 1000)
 
 
-def test_s3_input_that_is_too_large_is_told(images: str) -> None:
+def test_oversized_s3_input_is_reported_as_too_large(images: str) -> None:
     [file] = list_input_files(f"{images}/a.png")
 
-    with pytest.raises(InputUnreadable, match=r"^too large: 5 bytes"):
+    with pytest.raises(InputUnreadable, match=r"^too large: 5\b"):
         read_input(file.uri, file.fingerprint, 4)
 
 
 @pytest.fixture
-def large_image(ceph_store: ObjectStore) -> tuple[InputFile, bytes]:
-    """An object of more bytes than come at once."""
+def large_image(moto_store: ObjectStore) -> tuple[InputFile, bytes]:
+    """An object that takes several reads, and its bytes."""
     data = os.urandom(1_000_000)
-    with ceph_store.publish("large.png") as stream:
+    with moto_store.publish("large.png") as stream:
         stream.write(data)
-    [file] = list_input_files(ceph_store.uri("large.png"))
+    [file] = list_input_files(moto_store.uri("large.png"))
     return file, data
 
 
-def test_s3_input_whose_answer_breaks_off_is_read_again(
-    large_image: tuple[InputFile, bytes], ceph_gateway: S3Server, monkeypatch: pytest.MonkeyPatch
+def test_truncated_s3_input_is_read_again(
+    large_image: tuple[InputFile, bytes], moto_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, data = large_image
     seen: list[str] = []
-    befalls = first(2, "GET", "/large.png", seen)
+    is_first = first(2, "GET", "/large.png", seen)
 
     def cut(exchange: Exchange) -> None:
-        exchange.cut_answer_at = 300_000 if befalls(exchange) else None
+        exchange.cut_answer_at = 300_000 if is_first(exchange) else None
 
-    with faulty_proxy(ceph_gateway, after=cut) as server:
+    with faulty_proxy(moto_server, after=cut) as server:
         server.use(monkeypatch)
         assert read_input(file.uri, file.fingerprint, 2_000_000) == data
     assert len(seen) == 3
 
 
-def test_s3_input_whose_answers_all_break_off_is_no_fault_of_the_image(
-    large_image: tuple[InputFile, bytes], ceph_gateway: S3Server, monkeypatch: pytest.MonkeyPatch
+def test_truncated_answers_do_not_count_against_the_image(
+    large_image: tuple[InputFile, bytes], moto_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, _ = large_image
     seen: list[str] = []
-    befalls = first(1000, "GET", "/large.png", seen)
+    is_first = first(1000, "GET", "/large.png", seen)
 
     def cut(exchange: Exchange) -> None:
-        exchange.cut_answer_at = 300_000 if befalls(exchange) else None
+        exchange.cut_answer_at = 300_000 if is_first(exchange) else None
 
-    with faulty_proxy(ceph_gateway, after=cut) as server:
+    with faulty_proxy(moto_server, after=cut) as server:
         server.use(monkeypatch)
-        with pytest.raises(InputsUnavailable, match="can't be read: "):
+        with pytest.raises(InputsUnavailable) as error:
             read_input(file.uri, file.fingerprint, 2_000_000)
+        assert file.uri in str(error.value)
 
 
+@pytest.mark.parametrize("act", ["stat", "read"])
 @pytest.mark.parametrize(
-    ("settings", "error"),
+    ("server", "setting", "error_class"),
     [
-        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, RequestError),
-        ({"AWS_PROFILE": "nobody"}, RequestError),
-        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:{port}"}, InputsUnavailable),
+        pytest.param("ceph_store", "AWS_SECRET_ACCESS_KEY=wrong", RequestError, marks=on_ceph),
+        ("moto_store", "AWS_PROFILE=nobody", RequestError),
+        ("moto_store", "AWS_ENDPOINT_URL=http://127.0.0.1:{port}", InputsUnavailable),
     ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-@pytest.mark.parametrize("act", ["look", "read"])
-def test_s3_that_does_not_answer_is_no_fault_of_the_image(
-    images: str, settings: dict[str, str], error: type[Exception], act: str, monkeypatch: pytest.MonkeyPatch
+def test_wrong_settings_do_not_count_against_the_image(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    server: str,
+    setting: str,
+    error_class: type[Exception],
+    act: str,
 ) -> None:
-    [file] = list_input_files(f"{images}/a.png")
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value.format(port=free_port()))
+    store: ObjectStore = request.getfixturevalue(server)
+    store.create("a.png", b"a.png")
+    [file] = list_input_files(store.uri("a.png"))
+    variable, _, value = setting.partition("=")
+    monkeypatch.setenv(variable, value.format(port=free_port()))
 
-    with pytest.raises(error, match="can't be read: "):
-        stat_input(file.uri) if act == "look" else read_input(file.uri, file.fingerprint, 1000)
+    with pytest.raises(error_class) as error:
+        stat_input(file.uri) if act == "stat" else read_input(file.uri, file.fingerprint, 1000)
+    assert file.uri in str(error.value)
 
 
 # --- Classification from S3 ---
 
 
 @pytest.fixture
-def pictures(ceph_store: ObjectStore) -> str:
-    """URI of a prefix with 11 images: files, a tar, and Parquet."""
+def pictures(s3_store: ObjectStore) -> str:
+    """URI of a prefix with 11 images in files, a tar and a Parquet file."""
     import pyarrow as pa
 
     for number in range(4):
-        ceph_store.create(f"pictures/{number} größe #.png", png(number))
-    with ceph_store.publish("pictures/x/a.tar") as stream, tarfile.open(fileobj=stream, mode="w|") as archive:
+        s3_store.create(f"pictures/{number} größe #.png", png(number))
+    with s3_store.publish("pictures/x/a.tar") as stream, tarfile.open(fileobj=stream, mode="w|") as archive:
         for number in range(4, 8):
             member = tarfile.TarInfo(f"{number}.png")
             member.size = len(png(number))
             archive.addfile(member, io.BytesIO(png(number)))
-    with ceph_store.publish("pictures/y.parquet") as stream:
+    with s3_store.publish("pictures/y.parquet") as stream:
         pq.write_table(pa.table({"image": [png(number) for number in range(8, 11)]}), stream)
-    return ceph_store.uri("pictures")
+    return s3_store.uri("pictures")
 
 
-def test_images_on_s3_are_read_as_they_were_planned(pictures: str) -> None:
+def test_planned_images_on_s3_are_all_read(pictures: str) -> None:
     from fmnist_model.images.decode import decode_images
     from tasks.classification.read import read_shard
 
@@ -968,13 +1014,13 @@ def test_images_on_s3_are_read_as_they_were_planned(pictures: str) -> None:
     assert found == {f"{pictures}/{name}": picture(number).tolist() for number, name in enumerate(names)}
 
 
-def test_images_on_s3_that_are_gone_or_changed_are_told(ceph_store: ObjectStore, pictures: str) -> None:
+def test_deleted_and_replaced_images_on_s3_are_reported(s3_store: ObjectStore, pictures: str) -> None:
     from tasks.classification.read import read_shard
 
     plan = plan_of(pictures)
-    ceph_store.delete("pictures/1 größe #.png")
-    ceph_store.delete("pictures/y.parquet")
-    with ceph_store.publish("pictures/x/a.tar") as stream:
+    s3_store.delete("pictures/1 größe #.png")
+    s3_store.delete("pictures/y.parquet")
+    with s3_store.publish("pictures/x/a.tar") as stream:
         stream.write(b"changed")
 
     reasons = [
@@ -985,9 +1031,13 @@ def test_images_on_s3_that_are_gone_or_changed_are_told(ceph_store: ObjectStore,
     assert reasons == ["", "vanished", "", "", *["changed"] * 4, *["vanished"] * 3]
 
 
-def test_images_on_s3_are_planned_once(store: ObjectStore, pictures: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["file", "s3"])
+def test_unfinished_plan_of_images_on_s3_is_found_again(
+    where: str, s3_store: ObjectStore, pictures: str, tmp_path: Path
+) -> None:
     from tasks.classification.plan import plan_inputs
 
+    store = s3_store if where == "s3" else open_store((tmp_path / "store").as_uri())
     work = []
     for run in range(2):
         (tmp_path / f"{run}").mkdir()
@@ -1003,11 +1053,11 @@ def test_images_on_s3_are_planned_once(store: ObjectStore, pictures: str, tmp_pa
         )
 
     assert [plan.planned for plan in work[0].plans] == [11]
-    assert (work[1].plans, work[1].already_done) == (work[0].plans, 0)  # to be finished first
+    assert (work[1].plans, work[1].already_done) == (work[0].plans, 0)
 
 
-def test_list_on_s3_names_images_beside_it_and_elsewhere(ceph_store: ObjectStore, pictures: str) -> None:
-    ceph_store.create("pictures/list.csv", f"uri,label\n0 größe #.png,7\n{pictures}/x/a.tar,\nnowhere.png,3\n".encode())
+def test_list_on_s3_names_images_by_path_and_by_uri(s3_store: ObjectStore, pictures: str) -> None:
+    s3_store.create("pictures/list.csv", f"uri,label\n0 größe #.png,7\n{pictures}/x/a.tar,\nnowhere.png,3\n".encode())
 
     found = plan_of(f"{pictures}/list.csv").select(["uri", "kind", "rows", "label"]).to_pylist()
 
