@@ -624,7 +624,7 @@ def test_object_reads_back_if_the_sdk_adds_checksums(s3_store: ObjectStore, monk
 
 
 def first(times: int, method: str, words: str, seen: list[str]) -> Any:
-    """Tell whether an exchange is one of the first of its kind. `seen` collects the paths of all of that kind."""
+    """Return a check for the first exchanges of one kind. `seen` collects the paths of all exchanges of that kind."""
 
     def is_first(exchange: Exchange) -> bool:
         if exchange.method == method and words in exchange.path:
