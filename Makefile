@@ -26,7 +26,7 @@ test: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## 
 	@$(bin)/python -m pytest tests/unit --numprocesses logical --maxprocesses 4 --dist loadfile
 	@$(bin)/python -m pytest tests/integration -m "not slow" --numprocesses logical --maxprocesses 2 --dist loadscope
 
-slow: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## Run the tests that are too slow for make test
+slow: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## Run the slow tests, and the S3 tests on Ceph if it is installed
 	@$(bin)/python -m pytest tests/integration -m slow --numprocesses logical --maxprocesses 2 --dist loadscope
 
 browser: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## Test Prefect's UI in Chromium, with cancels=N random cancels

@@ -1,4 +1,4 @@
-"""The chaos suite's own store: on S3, behind a proxy whose faults each test sets."""
+"""The chaos suite's store: a bucket on S3, behind a proxy that injects the faults a test asks for."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

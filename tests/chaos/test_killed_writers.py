@@ -1,4 +1,4 @@
-"""Kill writers at random moments, on a folder and on S3. A reader must find whole objects only."""
+"""Kill writers at random moments, in a folder and on S3. A reader must find whole objects only."""
 
 import hashlib
 import multiprocessing

@@ -705,7 +705,7 @@ def test_server_that_ignores_conditions_is_refused(rclone_server: S3Server, monk
     ]
 
     for use in uses:
-        with pytest.raises(StoreMisconfigured) as error:
+        with pytest.raises(StoreMisconfigured, match="If-None-Match") as error:
             use()
         assert rclone_server.endpoint in str(error.value)
     assert list(store.list("")) == []
@@ -822,9 +822,9 @@ def within_seconds() -> Iterator[None]:
     assert time.monotonic() - started < 20
 
 
-def _error(use: Callable[[], object], error: type[Exception] = StoreMisconfigured) -> str:
-    """Return the message of the error that a use of the store raises."""
-    with pytest.raises(error) as raised:
+def _error(use: Callable[[], object], error_class: type[Exception] = StoreMisconfigured) -> str:
+    """The message of the error that a use of the store raises."""
+    with pytest.raises(error_class) as raised:
         use()
     message = str(raised.value)
     assert "\n" not in message
