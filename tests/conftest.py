@@ -1,4 +1,4 @@
-"""What the tests share: one Ray and one Prefect server a session, the real data set, a store of the session's own."""
+"""Share one Ray, one Prefect server, the real dataset and a store between the tests of a session."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ TEST_DATA = Path(__file__).parent.parent / "var" / "test-data"
 
 @pytest.fixture(scope="session")
 def data_store() -> str:
-    """Root of a store that holds Fashion-MNIST; made by `make test`, and by this fixture where it was not."""
+    """Return the root of a store with Fashion-MNIST. `make test` creates it, or else this fixture does."""
     from infra.settings import Settings
     from infra.storage.datasets import read_dataset
     from infra.storage.object_store import open_store
@@ -36,7 +36,7 @@ def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def session_store(session_folder: Path, data_store: str) -> Iterator[str]:
-    """Root of the session's store, with Fashion-MNIST in it; the settings name it for the rest of the session."""
+    """Yield the root of the session's store, which holds Fashion-MNIST. The session's settings point to it."""
     root = session_folder / "store"
     shutil.copytree(data_store.removeprefix("file://"), root)
     before = {name: os.environ.get(name) for name in ("FMNIST_STORE", "FMNIST_STATE_DIR")}
@@ -51,7 +51,7 @@ def session_store(session_folder: Path, data_store: str) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def running_services(session_store: str) -> Iterator[None]:
-    """A real Ray and a real Prefect API, for the whole session."""
+    """Run a real Ray and a real Prefect server for the whole session."""
     from flows.cli.services import services
     from infra.settings import load_settings
 
@@ -61,7 +61,7 @@ def running_services(session_store: str) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def module_store(tmp_path_factory: pytest.TempPathFactory, data_store: str) -> dict[str, str]:
-    """Environment with a store of the module's own, the data set in it."""
+    """Return an environment with a store for this module, which holds Fashion-MNIST."""
     folder = tmp_path_factory.mktemp("module")
     shutil.copytree(data_store.removeprefix("file://"), folder / "store")
     return {"FMNIST_STORE": str(folder / "store"), "FMNIST_STATE_DIR": str(folder / "state")}
@@ -69,6 +69,6 @@ def module_store(tmp_path_factory: pytest.TempPathFactory, data_store: str) -> d
 
 @pytest.fixture
 def own_store(tmp_path: Path, data_store: str) -> dict[str, str]:
-    """Environment with a store of the test's own, the data set in it."""
+    """Return an environment with a store for this test, which holds Fashion-MNIST."""
     shutil.copytree(data_store.removeprefix("file://"), tmp_path / "store")
     return {"FMNIST_STORE": str(tmp_path / "store"), "FMNIST_STATE_DIR": str(tmp_path / "state")}

@@ -88,5 +88,5 @@ def _address_variable(address: str) -> dict[str, str]:
 
 
 def _own_packages() -> list[str]:
-    """Folders of this project's packages: a node may have none of them, or other versions."""
+    """Return the folders of this project's packages. A node may have other versions of them, or none."""
     return [str(ROOT / name) for name in PACKAGES]

@@ -28,7 +28,7 @@ _embedded_urls: set[str] = set()
 def prefect_api(state_dir: Path) -> Iterator[Callable[[], str]]:
     """Provide Prefect's API to this process, and to those that it starts, while the block runs.
 
-    If PREFECT_API_URL names no server, an embedded server starts in the background. You can do other work meanwhile.
+    If PREFECT_API_URL is not set, an embedded server starts in the background, while you do other work.
 
     Args:
         state_dir: folder in which the embedded server keeps its database, below `prefect`.

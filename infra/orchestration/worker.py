@@ -37,7 +37,7 @@ class Worker(ChildProcess):
 
 @contextmanager
 def prefect_worker(log: Path) -> Iterator[Worker]:
-    """Run a worker for the length of the block. Its output and that of its flow runs go to the log."""
+    """Run a worker while the block runs. Its output and that of its flow runs go to the log."""
     log.write_bytes(b"")
     command = [sys.executable, "-m", "infra.orchestration.worker", str(os.getpid())]
     worker = Worker(command, os.environ | {"PREFECT_WORKER_QUERY_SECONDS": _QUERY_SECONDS}, log)

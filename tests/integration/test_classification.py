@@ -1,4 +1,4 @@
-"""One run over everything that can be classified, and much that can't: every image is there exactly once, and why."""
+"""Classify all kinds of inputs in one run, many of them broken. Every image must appear exactly once."""
 
 import gzip
 import struct
@@ -26,7 +26,7 @@ from tests.unit.tasks.classification.image_inputs import encode_idx, picture, sa
 TABLE = "mixed"
 
 PICTURES = [picture(number) // 4 for number in range(40)]
-"""Each in one place only, but for the first, which is in every kind of container that loses nothing."""
+"""Pictures that each appear in one place. The first appears in every lossless kind of file."""
 
 EVERYWHERE = ["loose/0 größe #1 50%?.png", "loose/plain.bmp", "loose/x/y/first.TIFF", "a.tar#member=0.png"]
 EVERYWHERE += [
@@ -36,11 +36,11 @@ EVERYWHERE += [
 
 @dataclass(frozen=True)
 class Expected:
-    """What is to become of an image."""
+    """Expected result for one image."""
 
     label: int | None = None
     reason: str | None = None
-    """The first word of why it can't be classified."""
+    """Kind of the quarantine reason. None for an image that can be classified."""
 
 
 def save(folder: Path, name: str, pixels: NDArray[np.uint8]) -> None:
@@ -55,7 +55,7 @@ def encoded(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def bomb() -> bytes:
-    """A PNG file of 50,000 x 50,000 black pixels, in 300 kB."""
+    """Make a PNG file with 50,000 x 50,000 black pixels in 300 kB."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -68,7 +68,7 @@ def bomb() -> bytes:
 
 
 def save_loose(folder: Path) -> dict[str, Expected]:
-    """Images by their names and formats, among files that are none."""
+    """Save images in many formats under difficult names, among other files."""
     images: dict[str, NDArray[np.uint8]] = {
         "loose/0 größe #1 50%?.png": PICTURES[0],
         "loose/plain.bmp": PICTURES[0],
@@ -88,7 +88,7 @@ def save_loose(folder: Path) -> dict[str, Expected]:
 
 
 def save_containers(folder: Path) -> dict[str, Expected]:
-    """A tar, a gzipped pair of IDX files, and Parquet in three layouts."""
+    """Save a tar, a gzipped pair of IDX files, and Parquet files in three layouts."""
     expected = {}
     members = [
         ("0.png", encoded(PICTURES[0])),
@@ -137,7 +137,7 @@ def save_broken(folder: Path) -> dict[str, Expected]:
 
 
 def save_list(folder: Path) -> dict[str, Expected]:
-    """A list of images elsewhere, of one that is missing, and of one that the folder has too."""
+    """Save a list of images in another folder, of a missing image, and of an image that is also in the inputs."""
     save(folder, "elsewhere/16.png", PICTURES[16])
     save(folder, "elsewhere/17.png", PICTURES[17])
     save_files(folder, {"elsewhere/broken.png": b"no picture"})
@@ -161,27 +161,27 @@ def save_list(folder: Path) -> dict[str, Expected]:
 
 @dataclass(frozen=True)
 class Runs:
-    """Three runs over the same inputs, the third with a file more."""
+    """Three runs over the same inputs. The third one has one more file."""
 
     folder: Path
-    """With `inputs`, `elsewhere/list.csv`, and what else is named there."""
+    """Folder that contains `inputs`, and `elsewhere/list.csv` with its images."""
     expected: dict[str, Expected]
-    """By URI: of the first run."""
+    """Expected results of the first run, by URI."""
     first: Any
     again: Any
     with_another: Any
     store: str
-    """The store's folder."""
+    """Folder of the store."""
 
     @property
     def batch(self) -> BatchManifest:
-        """Of the first run."""
+        """The batch of the first run."""
         [manifest] = self.first.manifests
         found: BatchManifest = manifest
         return found
 
     def parts(self, *, errors: bool = False) -> str:
-        """A glob of the first batch's rows, or of its quarantine."""
+        """Return a glob of the first batch's predictions, or of its quarantine."""
         folder = f"{self.store}/predictions/{TABLE}/batch={self.batch.batch}"
         return f"{folder}/_errors/part-*.parquet" if errors else f"{folder}/part-*.parquet"
 
@@ -210,7 +210,7 @@ def runs(main_job: Any, session_store: str, tmp_path_factory: pytest.TempPathFac
     return Runs(folder, expected, first, again, with_another, session_store.removeprefix("file://"))
 
 
-# What became of the images
+# The first run
 
 
 def test_every_image_is_there_exactly_once(runs: Runs) -> None:
@@ -223,34 +223,34 @@ def test_every_image_is_there_exactly_once(runs: Runs) -> None:
     assert Counter(image for (image,) in found) == Counter(list(runs.expected))
 
 
-def test_images_that_can_be_classified_have_a_row_and_their_label(runs: Runs) -> None:
+def test_classified_image_keeps_its_label(runs: Runs) -> None:
     rows = duckdb.sql(f"SELECT image, label FROM read_parquet('{runs.parts()}')").fetchall()
     assert dict(rows) == {uri: image.label for uri, image in runs.expected.items() if image.reason is None}
 
 
-def test_images_that_can_not_be_classified_are_quarantined_with_their_reason(runs: Runs) -> None:
+def test_undecodable_image_is_quarantined_with_its_reason(runs: Runs) -> None:
     rows = duckdb.sql(
         f"SELECT image, split_part(reason, ':', 1) FROM read_parquet('{runs.parts(errors=True)}')"
     ).fetchall()
     assert dict(rows) == {uri: image.reason for uri, image in runs.expected.items() if image.reason is not None}
 
 
-def test_images_that_can_not_be_classified_keep_their_label(runs: Runs) -> None:
+def test_quarantined_image_keeps_its_label(runs: Runs) -> None:
     rows = duckdb.sql(f"SELECT image, label FROM read_parquet('{runs.parts(errors=True)}')").fetchall()
     assert dict(rows) == {uri: image.label for uri, image in runs.expected.items() if image.reason is not None}
 
 
-def test_images_were_shared_out_over_many_shards(runs: Runs) -> None:
+def test_images_are_divided_into_many_shards(runs: Runs) -> None:
     assert len(runs.batch.parts) > 5
 
 
-def test_books_say_what_the_parts_hold(runs: Runs) -> None:
+def test_books_agree_with_the_parts(runs: Runs) -> None:
     quarantined = sum(image.reason is not None for image in runs.expected.values())
     found = (runs.batch.planned, runs.batch.predicted, runs.batch.quarantined)
     assert found == (len(runs.expected), len(runs.expected) - quarantined, quarantined)
 
 
-def test_one_picture_is_the_same_to_the_network_wherever_it_lies(runs: Runs) -> None:
+def test_same_picture_gets_the_same_prediction_from_every_kind_of_file(runs: Runs) -> None:
     everywhere = runs.uris(EVERYWHERE)
     rows = duckdb.execute(
         f"SELECT image, probabilities FROM read_parquet('{runs.parts()}') WHERE list_contains(?, image)", [everywhere]
@@ -260,43 +260,43 @@ def test_one_picture_is_the_same_to_the_network_wherever_it_lies(runs: Runs) -> 
         assert probabilities == pytest.approx(rows[0][1], abs=1e-6)
 
 
-def test_rows_are_of_the_model_that_was_asked_for(runs: Runs) -> None:
+def test_rows_name_the_requested_model_version(runs: Runs) -> None:
     versions = duckdb.sql(f"SELECT DISTINCT model_version FROM read_parquet('{runs.parts()}')").fetchall()
     assert versions == [(f"{runs.first.work.model.version}",)]
 
 
-def test_parts_say_how_they_were_made(runs: Runs) -> None:
+def test_parts_record_the_weights(runs: Runs) -> None:
     metadata = pq.read_metadata(f"{runs.store}/{runs.batch.parts[0]}").metadata
     assert metadata[b"weights_sha256"].decode() == runs.first.work.model.weights_sha256
 
 
-# The runs after it
+# Later runs
 
 
 def test_second_run_finds_nothing_new(runs: Runs) -> None:
     assert (runs.again.manifests, runs.again.work.plans) == ([], [])
 
 
-def test_second_run_counts_what_is_done(runs: Runs) -> None:
+def test_second_run_counts_the_images_that_are_done(runs: Runs) -> None:
     assert runs.again.work.already_done == len(runs.expected)
 
 
-def test_new_file_is_a_batch_of_just_that(runs: Runs) -> None:
+def test_only_the_new_file_becomes_a_batch(runs: Runs) -> None:
     [manifest] = runs.with_another.manifests
     rows = pq.read_table(f"{runs.store}/{manifest.parts[0]}", columns=["image"]).column("image").to_pylist()
     assert (manifest.planned, rows) == (1, runs.uris(["loose/new.png"]))
 
 
-def test_committed_batches_are_those_of_the_runs_in_order(runs: Runs, session_store: str) -> None:
+def test_batches_are_committed_in_the_order_of_the_runs(runs: Runs, session_store: str) -> None:
     store = open_store(session_store)
     assert committed_batches(store, TABLE) == [*runs.first.manifests, *runs.with_another.manifests]
 
 
-def test_log_says_that_the_batches_are_committed(runs: Runs, session_store: str) -> None:
+def test_batch_log_marks_the_batches_as_committed(runs: Runs, session_store: str) -> None:
     assert [entry.committed for entry in read_batch_log(open_store(session_store), TABLE).batches] == [True, True]
 
 
-# Its readers
+# Readers
 
 
 def read_with_duckdb(glob: str) -> list[str]:
@@ -330,13 +330,13 @@ READERS = [read_with_duckdb, read_with_polars, read_with_pandas, read_with_arrow
 
 
 @pytest.mark.parametrize("read", READERS)
-def test_rows_of_all_batches_are_read_by_one_glob(runs: Runs, read: Callable[[str], list[str]]) -> None:
+def test_one_glob_reads_the_rows_of_all_batches(runs: Runs, read: Callable[[str], list[str]]) -> None:
     expected = [uri for uri, image in runs.expected.items() if image.reason is None]
     found = read(f"{runs.store}/predictions/{TABLE}/batch=*/part-*.parquet")
     assert Counter(found) == Counter([*expected, *runs.uris(["loose/new.png"])])
 
 
 @pytest.mark.parametrize("read", READERS)
-def test_quarantine_is_read_by_one_glob(runs: Runs, read: Callable[[str], list[str]]) -> None:
+def test_one_glob_reads_the_quarantine_of_all_batches(runs: Runs, read: Callable[[str], list[str]]) -> None:
     expected = [uri for uri, image in runs.expected.items() if image.reason is not None]
     assert Counter(read(f"{runs.store}/predictions/{TABLE}/batch=*/_errors/part-*.parquet")) == Counter(expected)

@@ -1,4 +1,4 @@
-"""What a flow run shows at Prefect's API, how it is cancelled and retried, and how it waits for others."""
+"""Show, cancel, time out and retry flow runs, and make them wait for each other."""
 
 import contextvars
 import json
@@ -31,7 +31,7 @@ from infra.cluster.progress_board import ProgressBoard
 from infra.cluster.resources import ActorResources
 from infra.cluster.waiting import call_interruptibly
 from infra.cluster.worker_logs import forward_logs
-from infra.orchestration import one_at_a_time as waiting
+from infra.orchestration import one_at_a_time as concurrency
 from infra.orchestration import server as prefect_server
 from infra.orchestration.events import MODEL_PROMOTED
 from infra.orchestration.flow_progress import shows_progress
@@ -61,15 +61,15 @@ def client(running_services: None) -> Iterator[SyncPrefectClient]:
         yield client
 
 
-def until(found: Callable[[], T], seconds: float) -> T:
-    """What is found as soon as there is anything, or what is there when the time is over."""
+def until(find: Callable[[], T], seconds: float) -> T:
+    """Return a result as soon as it is true, or the last one after the timeout."""
     deadline = time.monotonic() + seconds
-    while not (last := found()) and time.monotonic() < deadline:
+    while not (last := find()) and time.monotonic() < deadline:
         time.sleep(0.2)
     return last
 
 
-# What a flow run shows
+# Progress and logs of a flow run
 
 
 def log_a_line() -> None:
@@ -79,7 +79,7 @@ def log_a_line() -> None:
 
 @step("work")
 def work(posts: int, seconds: float) -> str | None:
-    """Log a line in a worker, and post progress."""
+    """Log a line in a worker, and post progress. Returns the id of the task run."""
     import ray
 
     ray.get(ray.remote(log_a_line).options(num_cpus=0).remote())
@@ -99,14 +99,14 @@ def shows_its_work(posts: int, seconds: float) -> str | None:
 
 @dataclass(frozen=True)
 class Shown:
-    """What a flow run left at Prefect's API."""
+    """What Prefect's API shows about a flow run."""
 
     task_run: str
     artifacts: list[Any]
-    lines: list[str]
-    """Of its log."""
+    log: list[str]
+    """Messages of the run's log."""
     updates: int
-    """Requests that renewed an artifact."""
+    """Number of requests that updated an artifact."""
     seconds: float
 
 
@@ -122,13 +122,13 @@ def shown(client: SyncPrefectClient) -> Shown:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SyncPrefectClient, "update_artifact", counted)
-        began = time.monotonic()
+        started = time.monotonic()
         state = shows_its_work(POSTS, POSTING_SECONDS, return_state=True)
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - started
     run = state.state_details.flow_run_id
     assert run is not None
-    lines = until(lambda: [line for line in log_of(client, run) if "at work" in line] and log_of(client, run), 20)
-    return Shown(state.result(), artifacts_of(client, run), lines, updates, seconds)
+    log = until(lambda: [line for line in log_of(client, run) if "at work" in line] and log_of(client, run), 20)
+    return Shown(state.result(), artifacts_of(client, run), log, updates, seconds)
 
 
 def artifacts_of(client: SyncPrefectClient, flow_run: UUID) -> list[Any]:
@@ -141,15 +141,15 @@ def log_of(client: SyncPrefectClient, flow_run: UUID) -> list[str]:
     return [line["message"] for line in client._client.post("/logs/filter", json=wanted).json()]
 
 
-def test_log_has_the_line_of_a_worker_and_whose_it_is(shown: Shown) -> None:
-    assert "[rank 7] at work" in shown.lines
+def test_log_has_the_workers_line_with_its_source(shown: Shown) -> None:
+    assert "[rank 7] at work" in shown.log
 
 
-def test_progress_is_one_artifact_with_the_stage_for_a_key(shown: Shown) -> None:
+def test_stage_has_one_progress_artifact(shown: Shown) -> None:
     assert [(found["key"], found["type"]) for found in shown.artifacts] == [("work-progress", "progress")]
 
 
-def test_progress_is_that_of_the_task_run(shown: Shown) -> None:
+def test_progress_artifact_belongs_to_the_task_run(shown: Shown) -> None:
     assert [found["task_run_id"] for found in shown.artifacts] == [shown.task_run]
 
 
@@ -157,22 +157,22 @@ def test_progress_ends_at_100_percent(shown: Shown) -> None:
     assert [(found["data"], found["description"]) for found in shown.artifacts] == [(100, f"Working: {POSTS}")]
 
 
-def test_progress_is_renewed_at_most_once_a_second(shown: Shown) -> None:
+def test_progress_is_updated_at_most_once_a_second(shown: Shown) -> None:
     assert 1 <= shown.updates <= shown.seconds + 1
 
 
-def test_log_does_not_grow_with_the_steps(shown: Shown) -> None:
-    assert sum("Working: " in line for line in shown.lines) <= 1 + shown.seconds / 10
+def test_log_does_not_grow_with_the_number_of_posts(shown: Shown) -> None:
+    assert sum("Working: " in line for line in shown.log) <= 1 + shown.seconds / 10
 
 
 @flow(name="test: shows nothing")
 @connected_to_ray
 @shows_progress
 def shows_nothing() -> None:
-    time.sleep(1.5)  # longer than between two looks
+    time.sleep(1.5)  # longer than the poll interval
 
 
-def test_flow_run_shows_nothing_of_the_one_before_it(client: SyncPrefectClient, shown: Shown) -> None:
+def test_flow_run_does_not_show_the_progress_of_an_earlier_one(client: SyncPrefectClient, shown: Shown) -> None:
     run = shows_nothing(return_state=True).state_details.flow_run_id
     assert run is not None
     assert artifacts_of(client, run) == []
@@ -185,10 +185,10 @@ def goes_through_a_stage() -> None:
     board = ProgressBoard()
     for stage, share in (("first", 0.2), ("first", 0.9), ("second", None)):
         board.post(stage, stage, share)
-        time.sleep(2.5)  # longer than between two looks, and shorter than between two updates of an artifact
+        time.sleep(2.5)  # longer than the poll interval, and shorter than the update interval of artifacts
 
 
-def test_artifact_of_a_stage_tells_what_was_seen_of_it_last(client: SyncPrefectClient) -> None:
+def test_artifact_of_a_finished_stage_has_its_last_value(client: SyncPrefectClient) -> None:
     run = goes_through_a_stage(return_state=True).state_details.flow_run_id
     assert run is not None
     assert [(found["key"], found["data"]) for found in artifacts_of(client, run)] == [("first-progress", 90)]
@@ -199,28 +199,28 @@ def logs_a_line() -> None:
     get_run_logger().info("to be deleted")
 
 
-def test_server_of_a_run_still_does_its_work_in_the_background(client: SyncPrefectClient) -> None:
+def test_embedded_server_runs_its_background_tasks(client: SyncPrefectClient) -> None:
     run = logs_a_line(return_state=True).state_details.flow_run_id
     assert run is not None
     assert until(lambda: "to be deleted" in log_of(client, run), 20)
-    client.delete_flow_run(run)  # the server leaves its log to a task in the background
+    client.delete_flow_run(run)  # the server deletes the log in a background task
     assert until(lambda: not log_of(client, run), 20)
 
 
-def test_progress_of_a_batch_counts_shards_that_are_being_done(running_services: None) -> None:
+def test_progress_of_a_batch_includes_shards_in_progress(running_services: None) -> None:
     plan = BatchPlan(table="mine", batch="b", model_version="1", options={}, shards=3, planned=3_000)
     board = ProgressBoard()
     board.clear()
     with BatchProgress(plan, [ShardBooks(shard=2, planned=1_000, predicted=1_000, quarantined=0)]) as progress:
         board.advance(shard_name(plan, 0), 400)
-        board.advance(shard_name(plan, 2), 900)  # of one that is done
-        board.advance("other/1", 50)  # of another batch
+        board.advance(shard_name(plan, 2), 900)  # this shard is already done
+        board.advance("other/1", 50)  # this shard belongs to another batch
         assert until(lambda: board.read().get("images") == 1_400, 10)
         assert board.read()["shards_done"] == 1
         progress.add(ShardBooks(shard=0, planned=1_000, predicted=990, quarantined=10))
         assert until(lambda: board.read()["images"] == 2_000, 10)
         assert "2/3 shards, 2,000/3,000 images, 10 quarantined" in board.read()["text"]
-        assert shard_name(plan, 0) not in board.parts()
+        assert shard_name(plan, 0) not in board.shards()
     board.clear()
 
 
@@ -247,58 +247,59 @@ from infra.settings import load_settings
 from tasks.step import step
 
 
-def sleep(told: str) -> None:
-    Path(told).write_text(str(os.getpid()))
+def sleep(pid_file: str) -> None:
+    Path(pid_file).write_text(str(os.getpid()))
     time.sleep(600)
 
 
 @step("wait")
-def wait(told: str) -> None:
+def wait(pid_file: str) -> None:
     import ray
 
-    asleep = ray.remote(sleep).options(num_cpus=0).remote(told)
+    asleep = ray.remote(sleep).options(num_cpus=0).remote(pid_file)
     call_interruptibly(lambda: ray.get(asleep))
 
 
 @flow
 @connected_to_ray
 @shows_progress
-def waits(told: str) -> None:
-    say(flow_run=flow_run.id)
-    wait(told)
+def waits(pid_file: str) -> None:
+    report(flow_run=flow_run.id)
+    wait(pid_file)
 
 
-def say(**what):
-    print(json.dumps(what), flush=True)
+def report(**found):
+    print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
     before = signal.getsignal(signal.SIGTERM)
     with services(load_settings()):
-        say(api=os.environ["PREFECT_API_URL"], kept=signal.getsignal(signal.SIGTERM) is before)
+        report(api=os.environ["PREFECT_API_URL"], handler_kept=signal.getsignal(signal.SIGTERM) is before)
         state = waits(sys.argv[1], return_state=True)
         with get_client(sync_client=True) as client:
             found = client.read_flow_run(state.state_details.flow_run_id).state
-        say(state=found.name, type=found.type.value, message=found.message)
+        report(state=found.name, type=found.type.value, message=found.message)
 """
 
 
 @dataclass(frozen=True)
 class Cancelled:
-    """What became of a run that was cancelled while it waited for its task."""
+    """Outcome of a run that was cancelled while it waited for its Ray task."""
 
-    kept_signal: bool
-    """Whether SIGTERM had its handler still when Ray had been connected to."""
+    handler_kept: bool
+    """Whether the process kept its SIGTERM handler when it started Ray."""
     state: dict[str, str]
     seconds: float
-    """From the cancel to the state."""
+    """Time from the cancel to the final state."""
     task_process: int
+    """Process id of the Ray task."""
     exit_code: int
 
 
 @pytest.fixture(scope="module")
 def cancelled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cancelled]:
-    """A process with services of its own, for a signal is for the whole of it."""
+    """Cancel a run in a process with its own services, because the cancel is a signal to the whole process."""
     folder = tmp_path_factory.mktemp("cancelled")
     (folder / "program.py").write_text(PROGRAM)
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_API", "FMNIST_"))}
@@ -320,29 +321,29 @@ def cancelled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cancelled]:
 
 
 def cancel(process: "subprocess.Popen[str]", folder: Path) -> Cancelled:
-    def said() -> dict[str, Any]:
+    def reported() -> dict[str, Any]:
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line, (folder / "errors").read_text()
         return dict(json.loads(line))
 
-    api = said()
-    flow_run = said()["flow_run"]
+    start = reported()
+    flow_run = reported()["flow_run"]
     task = folder / "task"
     assert until(lambda: task.exists() and task.read_text(), 60), (folder / "errors").read_text()
-    began = time.monotonic()
+    cancelled_at = time.monotonic()
     body = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
-    httpx.post(f"{api['api']}/flow_runs/{flow_run}/set_state", json=body, trust_env=False).raise_for_status()
-    state = said()
-    seconds = time.monotonic() - began
-    return Cancelled(api["kept"], state, seconds, int(task.read_text()), process.wait(timeout=60))
+    httpx.post(f"{start['api']}/flow_runs/{flow_run}/set_state", json=body, trust_env=False).raise_for_status()
+    state = reported()
+    seconds = time.monotonic() - cancelled_at
+    return Cancelled(start["handler_kept"], state, seconds, int(task.read_text()), process.wait(timeout=60))
 
 
-def test_cancel_that_no_worker_carries_out_ends_the_run_as_cancelled(cancelled: Cancelled) -> None:
+def test_cancel_without_a_prefect_worker_ends_the_run(cancelled: Cancelled) -> None:
     assert (cancelled.state["type"], cancelled.state["state"]) == ("CANCELLED", "Cancelled")
 
 
-def test_cancel_that_no_worker_carries_out_takes_15_seconds_at_most(cancelled: Cancelled) -> None:
+def test_cancel_without_a_prefect_worker_takes_at_most_15_seconds(cancelled: Cancelled) -> None:
     assert cancelled.seconds < 15
 
 
@@ -350,12 +351,12 @@ def test_cancelled_run_leaves_no_task_on_ray(cancelled: Cancelled) -> None:
     assert until(lambda: not psutil.pid_exists(cancelled.task_process), 10)
 
 
-def test_cancel_ends_the_flow_and_not_its_process(cancelled: Cancelled) -> None:
+def test_cancel_ends_the_flow_but_not_its_process(cancelled: Cancelled) -> None:
     assert cancelled.exit_code == 0
 
 
-def test_sigterm_has_the_handler_from_before_when_ray_is_connected_to(cancelled: Cancelled) -> None:
-    assert cancelled.kept_signal
+def test_start_of_ray_keeps_the_sigterm_handler(cancelled: Cancelled) -> None:
+    assert cancelled.handler_kept
 
 
 TWO_CLUSTERS = """
@@ -380,13 +381,13 @@ with ray_head():
 """
 
 
-def test_rays_own_actors_find_their_cluster_beside_another(running_services: None, tmp_path: Path) -> None:
-    # Otherwise, Ray Train's actor that cleans up after a killed run would find none, and stay.
+def test_rays_own_actors_find_their_cluster_among_several(running_services: None, tmp_path: Path) -> None:
+    # Otherwise, Ray Train's actor that cleans up after a killed run would find no cluster, and stay.
     assert printed(TWO_CLUSTERS, tmp_path) == ["0"]
 
 
 @pytest.mark.slow
-def test_cluster_of_another_token_is_refused_by_name(running_services: None, tmp_path: Path) -> None:
+def test_error_for_a_wrong_token_names_the_settings(running_services: None, tmp_path: Path) -> None:
     import ray
 
     cluster = {"FMNIST_RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_TOKEN": "0" * 64}
@@ -399,16 +400,16 @@ def test_cluster_of_another_token_is_refused_by_name(running_services: None, tmp
 # Timeouts
 
 
-def sleep(told: str) -> None:
-    Path(told).write_text(str(os.getpid()))
+def sleep(pid_file: str) -> None:
+    Path(pid_file).write_text(str(os.getpid()))
     time.sleep(120)
 
 
 class Sleeper:
     def ready(self) -> None: ...
 
-    def work(self, told: str) -> None:
-        sleep(told)
+    def work(self, pid_file: str) -> None:
+        sleep(pid_file)
 
 
 class Interrupted(Exception):
@@ -420,31 +421,31 @@ def interrupt(*_: object) -> None:
 
 
 def test_signal_interrupts_a_pool_and_leaves_no_actor(running_services: None, tmp_path: Path) -> None:
-    told = tmp_path / "process"
+    pid_file = tmp_path / "process"
     before = signal.signal(signal.SIGUSR1, interrupt)
 
     def send_signal() -> None:
-        until(told.exists, 60)
+        until(pid_file.exists, 60)
         os.kill(os.getpid(), signal.SIGUSR1)
 
     threading.Thread(target=send_signal).start()
     try:
         with (
             pytest.raises(Interrupted),
-            map_shards(Sleeper, (), [str(told)], ActorResources(worker_cpus=0.01), what="Sleeping") as results,  # type: ignore[list-item]
+            map_shards(Sleeper, (), [str(pid_file)], ActorResources(worker_cpus=0.01), what="Sleeping") as results,  # type: ignore[list-item]
         ):
             list(results)
     finally:
         signal.signal(signal.SIGUSR1, before)
-    process = int(told.read_text())
+    process = int(pid_file.read_text())
     assert until(lambda: not psutil.pid_exists(process), 10)
 
 
 @flow(timeout_seconds=8)
-def times_out_in_a_blocking_call(told: str) -> None:
+def times_out_in_a_blocking_call(pid_file: str) -> None:
     import ray
 
-    asleep = ray.remote(sleep).options(num_cpus=0).remote(told)
+    asleep = ray.remote(sleep).options(num_cpus=0).remote(pid_file)
     try:
         call_interruptibly(lambda: ray.get(asleep))
     finally:
@@ -452,39 +453,39 @@ def times_out_in_a_blocking_call(told: str) -> None:
 
 
 def test_timeout_interrupts_a_call_that_blocks_in_ray(client: SyncPrefectClient, tmp_path: Path) -> None:
-    began = time.monotonic()
+    started = time.monotonic()
     state = times_out_in_a_blocking_call(str(tmp_path / "process"), return_state=True)
     assert state.name == "TimedOut"
-    assert time.monotonic() - began < 60  # the task sleeps for 120 s
+    assert time.monotonic() - started < 60  # the task sleeps for 120 s
 
 
-# Runs that are retried
+# Retries
 
 
 @pytest.fixture
 def store(running_services: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
-    """Of the test's own."""
+    """Return a store for this test, which the settings point to."""
     monkeypatch.setenv("FMNIST_STORE", str(tmp_path / "store"))
     return open_store(f"file://{tmp_path}/store")
 
 
-def begun_twice(between: Callable[[RunToTrain], None]) -> tuple[RunToTrain, RunToTrain]:
-    """What a flow run begins, and what it begins when it is retried after something was done."""
-    begun: list[RunToTrain] = []
+def begin_twice(before_retry: Callable[[RunToTrain], None]) -> tuple[RunToTrain, RunToTrain]:
+    """Begin a training run in a flow run, and again in a retry of the flow run."""
+    runs: list[RunToTrain] = []
 
     @flow(name="test: is retried", retries=1, retry_delay_seconds=0)
     def is_retried() -> None:
-        begun.append(begin_run("quick", {"epochs": 3}, resume=None))
-        if len(begun) == 1:
-            between(begun[0])
+        runs.append(begin_run("quick", {"epochs": 3}, resume=None))
+        if len(runs) == 1:
+            before_retry(runs[0])
             raise RuntimeError("once")
 
     is_retried()
-    first, second = begun
+    first, second = runs
     return first, second
 
 
-def write_an_epoch(store: ObjectStore, run: RunToTrain) -> None:
+def write_first_epoch(store: ObjectStore, run: RunToTrain) -> None:
     write_checkpoint(
         store,
         run_id=run.id,
@@ -496,17 +497,17 @@ def write_an_epoch(store: ObjectStore, run: RunToTrain) -> None:
     )
 
 
-def test_retry_begins_the_run_that_the_first_try_began(store: ObjectStore) -> None:
-    first, second = begun_twice(lambda _: None)
+def test_retry_continues_the_same_training_run(store: ObjectStore) -> None:
+    first, second = begin_twice(lambda _: None)
     assert second == first
 
 
-def test_retry_resumes_the_run_that_has_a_checkpoint(store: ObjectStore) -> None:
-    first, second = begun_twice(lambda run: write_an_epoch(store, run))
+def test_retry_resumes_from_the_checkpoint(store: ObjectStore) -> None:
+    first, second = begin_twice(lambda run: write_first_epoch(store, run))
     assert second == RunToTrain(first.id, replace(first.recipe, seed=4321))
 
 
-def test_two_flow_runs_begin_two_runs(store: ObjectStore) -> None:
+def test_each_flow_run_begins_a_new_training_run(store: ObjectStore) -> None:
     @flow(name="test: begins a run")
     def begins() -> str:
         return begin_run("quick", {}, resume=None).id
@@ -514,12 +515,12 @@ def test_two_flow_runs_begin_two_runs(store: ObjectStore) -> None:
     assert begins() != begins()
 
 
-def test_subflow_begins_the_run_of_its_parent(store: ObjectStore) -> None:
+def test_subflow_begins_the_training_run_of_its_parent(store: ObjectStore) -> None:
     @flow(name="test: begins a run")
     def begins() -> str:
         return begin_run("quick", {}, resume=None).id
 
-    @flow(name="test: begins it in a subflow")
+    @flow(name="test: begins a run in a subflow")
     def begins_in_a_subflow() -> tuple[str, str]:
         return begin_run("quick", {}, resume=None).id, begins()
 
@@ -527,7 +528,7 @@ def test_subflow_begins_the_run_of_its_parent(store: ObjectStore) -> None:
     assert of_the_subflow == own
 
 
-def test_run_outside_of_a_flow_is_a_new_one_each_time(store: ObjectStore) -> None:
+def test_each_call_outside_of_a_flow_begins_a_new_training_run(store: ObjectStore) -> None:
     assert begin_run.fn("quick", {}, resume=None).id != begin_run.fn("quick", {}, resume=None).id
 
 
@@ -557,13 +558,13 @@ def register_versions(store: ObjectStore, count: int) -> None:
 
 
 def promotions(client: SyncPrefectClient, since: str) -> list[dict[str, Any]]:
-    """Payloads of the events, the first one first."""
+    """Return the payloads of the promotion events, oldest first."""
     wanted = {"event": {"name": [MODEL_PROMOTED]}, "occurred": {"since": since}, "order": "ASC"}
     answer = client._client.post("/events/filter", json={"filter": wanted}).raise_for_status()
     return [event["payload"] for event in answer.json()["events"]]
 
 
-def test_promotion_is_an_event_where_the_champion_changed(store: ObjectStore, client: SyncPrefectClient) -> None:
+def test_only_a_change_of_champion_is_an_event(store: ObjectStore, client: SyncPrefectClient) -> None:
     since = datetime.now(UTC).isoformat()
     register_versions(store, 2)
     for number in (1, 1, 2, 2, 1):
@@ -573,17 +574,17 @@ def test_promotion_is_an_event_where_the_champion_changed(store: ObjectStore, cl
     assert promotions(client, since) == expected
 
 
-# Runs that wait for each other
+# Concurrency limits
 
 
 @pytest.fixture
-def server_of_many(client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The session's server, as if it were not this process's own."""
-    monkeypatch.setattr(prefect_server, "_own_urls", set())
+def shared_server(client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this process treat the session's embedded server as a shared one."""
+    monkeypatch.setattr(prefect_server, "_embedded_urls", set())
 
 
 class Holder:
-    """A flow run in a thread of its own, that is in a block until it is told to leave."""
+    """A flow run in its own thread. It stays in a block until `leave` is set."""
 
     def __init__(self, name: str) -> None:
         self.arrived, self.entered, self.leave = threading.Event(), threading.Event(), threading.Event()
@@ -595,7 +596,7 @@ class Holder:
                 self.entered.set()
                 assert self.leave.wait(60)
 
-        # Prefect's settings, which name the server, are of the context.
+        # Prefect keeps its settings, with the server's address, in context variables.
         context = contextvars.copy_context()
         self.thread = threading.Thread(target=context.run, args=(hold,), daemon=True)
         self.thread.start()
@@ -603,68 +604,68 @@ class Holder:
 
 @contextmanager
 def holders(*names: str) -> Iterator[list[Holder]]:
-    """Flow runs of which the first is in its block, and the others are about to enter theirs."""
-    begun: list[Holder] = []
+    """Start flow runs. The first one is in its block, and the others try to enter theirs."""
+    started: list[Holder] = []
     try:
         for name in names:
-            begun.append(Holder(name))
-            assert begun[-1].arrived.wait(30)
-            assert begun[0].entered.wait(30)
-        yield begun
+            started.append(Holder(name))
+            assert started[-1].arrived.wait(30)
+            assert started[0].entered.wait(30)
+        yield started
     finally:
-        for holder in begun:
+        for holder in started:
             holder.leave.set()
-        for holder in begun:
+        for holder in started:
             holder.thread.join(30)
 
 
-def waits_said() -> bool:
+def wait_is_shown() -> bool:
     return ProgressBoard().read().get("stage") == "wait"
 
 
 @pytest.fixture
-def patience(monkeypatch: pytest.MonkeyPatch) -> float:
-    """Short, and the board says nothing of a wait."""
+def silent_wait(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Shorten the time until a wait is shown, and clear the board. Returns the time in seconds."""
     ProgressBoard().post("test", "Testing")
-    monkeypatch.setattr(waiting, "_PATIENCE_SECONDS", 1.5)
+    monkeypatch.setattr(concurrency, "_SILENT_WAIT_SECONDS", 1.5)
     return 1.5
 
 
-@pytest.mark.usefixtures("server_of_many")
-def test_blocks_of_one_name_do_not_overlap() -> None:
+@pytest.mark.usefixtures("shared_server")
+def test_blocks_of_the_same_name_do_not_overlap() -> None:
     with holders("test overlap", "test overlap") as (_, second):
         assert not second.entered.wait(2)
 
 
-@pytest.mark.usefixtures("server_of_many")
-def test_block_is_entered_when_the_one_before_it_ends() -> None:
+@pytest.mark.usefixtures("shared_server")
+def test_block_starts_when_the_one_before_it_ends() -> None:
     with holders("test succession", "test succession") as (first, second):
         first.leave.set()
         assert second.entered.wait(20)
 
 
-@pytest.mark.usefixtures("server_of_many")
-def test_block_of_another_name_is_not_waited_for() -> None:
+@pytest.mark.usefixtures("shared_server")
+def test_blocks_of_different_names_overlap() -> None:
     with holders("test one", "test another") as (_, second):
         assert second.entered.wait(10)
 
 
-@pytest.mark.usefixtures("server_of_many")
-def test_run_that_waits_says_so_after_its_patience(patience: float) -> None:
-    with holders("test patience", "test patience"):
-        began = time.monotonic()
-        assert until(waits_said, 15)
-        assert time.monotonic() - began > 0.8 * patience
-        assert ProgressBoard().read()["text"] == "Waiting for another run: test patience"
+@pytest.mark.usefixtures("shared_server")
+def test_long_wait_is_shown(silent_wait: float) -> None:
+    with holders("test waiting", "test waiting"):
+        started = time.monotonic()
+        assert until(wait_is_shown, 15)
+        assert time.monotonic() - started > 0.8 * silent_wait
+        assert "test waiting" in ProgressBoard().read()["text"]
 
 
-@pytest.mark.usefixtures("server_of_many")
-def test_run_that_need_not_wait_says_nothing_of_it(patience: float) -> None:
-    with holders("test freedom"):
-        time.sleep(2 * patience)
-        assert not waits_said()
+@pytest.mark.usefixtures("shared_server")
+def test_run_that_need_not_wait_shows_no_wait(silent_wait: float) -> None:
+    with holders("test no waiting"):
+        time.sleep(2 * silent_wait)
+        assert not wait_is_shown()
 
 
-def test_run_with_a_server_of_its_own_waits_for_nobody(running_services: None) -> None:
+def test_run_with_an_embedded_server_does_not_wait(running_services: None) -> None:
     with holders("test alone", "test alone") as (_, second):
         assert second.entered.wait(10)

@@ -1,4 +1,4 @@
-"""The main job on real data, once; each test looks at another thing that it left."""
+"""Check the results of one main job on real data."""
 
 import asyncio
 import json
@@ -27,21 +27,21 @@ def summary(main_job: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def parts(summary: Any, session_store: str) -> str:
-    """A glob of the batch's parts, for DuckDB."""
+    """Return a glob of the batch's parts, for DuckDB."""
     [manifest] = summary.classification.manifests
     return f"{session_store.removeprefix('file://')}/predictions/{manifest.table}/batch={manifest.batch}/part-*.parquet"
 
 
-def test_trained_network_reaches_88_percent_on_the_test_images(summary: Any) -> None:
+def test_network_classifies_88_percent_of_the_test_images(summary: Any) -> None:
     assert summary.training.result.images == 10_000
     assert summary.training.result.accuracy >= 0.88
 
 
-def test_two_workers_trained(summary: Any) -> None:
+def test_training_used_two_workers(summary: Any) -> None:
     assert summary.training.run.workers == 2
 
 
-def test_accuracy_from_parquet_is_the_training_flows_to_the_image(summary: Any, parts: str, session_store: str) -> None:
+def test_predictions_have_the_accuracy_of_the_training_flow(summary: Any, parts: str, session_store: str) -> None:
     test_files = session_store.removeprefix("file://") + "/datasets/fashion-mnist/test/*.parquet"
     correct, images = duckdb.sql(f"""
         WITH labels AS (
@@ -59,7 +59,7 @@ def test_every_test_image_has_one_row(parts: str) -> None:
     assert rows == images == 10_000
 
 
-def test_rows_are_consistent_with_themselves(parts: str) -> None:
+def test_columns_of_a_row_are_consistent(parts: str) -> None:
     names = "[" + ", ".join(f"'{name}'" for name in CLASS_NAMES) + "]"
     bad = duckdb.sql(f"""
         SELECT count(*) FROM read_parquet('{parts}')
@@ -72,7 +72,7 @@ def test_rows_are_consistent_with_themselves(parts: str) -> None:
     assert bad == 0
 
 
-def test_the_best_checkpoints_and_the_last_are_kept_and_verify(summary: Any, session_store: str) -> None:
+def test_best_and_last_checkpoints_are_kept_undamaged(summary: Any, session_store: str) -> None:
     store = open_store(session_store)
     run_id = summary.training.run.run_id
     assert list_checkpoints(store, run_id) == [2, 3, 4]  # the loss falls
@@ -84,7 +84,7 @@ def test_the_best_checkpoints_and_the_last_are_kept_and_verify(summary: Any, ses
         }
 
 
-def test_metrics_have_a_row_an_epoch_and_the_loss_falls(summary: Any, session_store: str) -> None:
+def test_metrics_have_a_row_per_epoch_and_the_loss_falls(summary: Any, session_store: str) -> None:
     path = session_store.removeprefix("file://") + f"/runs/{summary.training.run.run_id}/metrics.parquet"
     metrics = pq.read_table(path).to_pydict()
     assert metrics["epoch"] == [1, 2, 3, 4]
@@ -92,7 +92,7 @@ def test_metrics_have_a_row_an_epoch_and_the_loss_falls(summary: Any, session_st
     assert metrics["validation_accuracy"][-1] == summary.training.run.validation_accuracy > 0.88
 
 
-def test_steps_have_a_row_each_and_give_the_epochs_loss(summary: Any, session_store: str) -> None:
+def test_steps_have_a_row_each_and_average_to_the_epochs_loss(summary: Any, session_store: str) -> None:
     folder = session_store.removeprefix("file://") + f"/runs/{summary.training.run.run_id}"
     wrong, steps, first, last = duckdb.sql(f"""
         SELECT count(*) FILTER (abs(steps.mean - epochs.loss) > 1e-9), sum(steps.n), min(steps.first), max(steps.last)
@@ -103,7 +103,7 @@ def test_steps_have_a_row_each_and_give_the_epochs_loss(summary: Any, session_st
     assert (wrong, steps, first, last) == (0, 4 * 53, 1, 4 * 53)  # 55,000 images, 1,024 a step
 
 
-def test_event_files_hold_the_curves_for_tensorboard(summary: Any, session_store: str) -> None:
+def test_event_files_have_the_curves_for_tensorboard(summary: Any, session_store: str) -> None:
     from tensorboardX.proto.event_pb2 import Event
 
     folder = session_store.removeprefix("file://") + f"/runs/{summary.training.run.run_id}"
@@ -121,12 +121,12 @@ def test_event_files_hold_the_curves_for_tensorboard(summary: Any, session_store
     assert len([tag for tag, _ in found if tag == "step/loss"]) == 4 * 53
 
 
-def test_report_of_the_run_is_there(summary: Any, session_store: str) -> None:
+def test_report_of_the_run_has_its_accuracy(summary: Any, session_store: str) -> None:
     page = Path(session_store.removeprefix("file://"), f"runs/{summary.training.run.run_id}/report/index.html")
     assert f"{summary.training.result.accuracy:.2%}" in page.read_text()
 
 
-def test_the_version_is_champion_and_records_what_was_measured(summary: Any, session_store: str) -> None:
+def test_version_is_champion_and_records_its_test_metrics(summary: Any, session_store: str) -> None:
     registry = ModelRegistry(open_store(session_store))
     version = registry.resolve("champion")
     assert version.version == 1
@@ -135,7 +135,7 @@ def test_the_version_is_champion_and_records_what_was_measured(summary: Any, ses
     assert version.data_version.startswith("fashion-mnist@")
 
 
-def test_rows_are_calibrated_as_the_version_says(summary: Any, parts: str, session_store: str) -> None:
+def test_rows_are_calibrated_with_the_versions_temperature(summary: Any, parts: str, session_store: str) -> None:
     [manifest] = summary.classification.manifests
     metadata = pq.read_metadata(f"{session_store.removeprefix('file://')}/{manifest.parts[0]}").metadata
     assert float(metadata[b"temperature"]) == manifest.model["temperature"] == summary.training.result.temperature
@@ -144,11 +144,11 @@ def test_rows_are_calibrated_as_the_version_says(summary: Any, parts: str, sessi
     assert mean == pytest.approx(np.nansum(reliability.counts * reliability.confidence) / 10_000, abs=1e-6)
 
 
-def test_prefect_knows_one_flow_run_of_subflows_and_tasks(summary: Any) -> None:
+def test_prefect_has_one_flow_run_with_subflows_and_tasks(summary: Any) -> None:
     from prefect.client.orchestration import get_client
 
     async def runs() -> tuple[dict[str, str], dict[str, str]]:
-        """States of the flow runs and task runs of the main job, by name; other tests' runs are beside them."""
+        """Return the states of the main job's flow runs and task runs, by name, without those of other tests."""
         async with get_client() as client:
             names = {flow.id: flow.name for flow in await client.read_flows()}
             flow_runs, task_runs = await client.read_flow_runs(), await client.read_task_runs(limit=200)
@@ -170,7 +170,7 @@ def test_prefect_knows_one_flow_run_of_subflows_and_tasks(summary: Any) -> None:
     assert set(flow_runs.values()) | set(task_runs.values()) == {"Completed"}
 
 
-def test_classifying_again_does_nothing(summary: Any, session_store: str) -> None:
+def test_second_classification_does_nothing(summary: Any, session_store: str) -> None:
     from flows.classify import classify
 
     uris = [open_store(session_store).uri(key) for key in summary.training.dataset.splits["test"].parts]
@@ -180,7 +180,7 @@ def test_classifying_again_does_nothing(summary: Any, session_store: str) -> Non
     assert len(committed_batches(open_store(session_store), "fashion-mnist-test")) == 1
 
 
-def test_new_files_become_a_batch_of_just_those(summary: Any, tmp_path: Path, session_store: str) -> None:
+def test_only_new_files_become_a_batch(summary: Any, tmp_path: Path, session_store: str) -> None:
     from flows.classify import classify
 
     save_pictures(session_store, tmp_path, [0, 1])
@@ -193,7 +193,7 @@ def test_new_files_become_a_batch_of_just_those(summary: Any, tmp_path: Path, se
     assert row["image"] == f"file://{tmp_path}/2.png"
 
 
-def test_an_image_file_gets_the_class_of_the_same_image_in_parquet(
+def test_image_file_gets_the_same_prediction_as_the_image_in_parquet(
     summary: Any, tmp_path: Path, session_store: str, parts: str
 ) -> None:
     from flows.classify import classify
@@ -208,7 +208,7 @@ def test_an_image_file_gets_the_class_of_the_same_image_in_parquet(
     assert from_file["probabilities"] == pytest.approx(in_parquet["probabilities"], abs=1e-6)
 
 
-def test_undecodable_image_is_quarantined_with_its_reason_and_fails_a_strict_batch(
+def test_undecodable_image_is_quarantined_and_fails_a_strict_batch(
     summary: Any, tmp_path: Path, session_store: str
 ) -> None:
     from flows.classify import classify
@@ -217,8 +217,9 @@ def test_undecodable_image_is_quarantined_with_its_reason_and_fails_a_strict_bat
     save_pictures(session_store, tmp_path, [0])
     (tmp_path / "broken.png").write_bytes((tmp_path / "0.png").read_bytes()[:60])
     parameters = ClassifyParameters(inputs=[str(tmp_path)], table="broken")
-    with pytest.raises(TooManyErrors, match="1 of 2 images"):
+    with pytest.raises(TooManyErrors) as error:
         classify(parameters)
+    assert "1 of 2" in str(error.value)
     [manifest] = committed_batches(open_store(session_store), "broken")
     assert (manifest.planned, manifest.predicted, manifest.quarantined) == (2, 1, 1)
     [error] = pq.read_table(f"{session_store.removeprefix('file://')}/{manifest.error_parts[0]}").to_pylist()
@@ -227,14 +228,14 @@ def test_undecodable_image_is_quarantined_with_its_reason_and_fails_a_strict_bat
 
 
 def save_pictures(store: str, folder: Path, numbers: list[int]) -> None:
-    """Write test images as PNG files."""
+    """Save test images as PNG files."""
     part = next(Path(f"{store.removeprefix('file://')}/datasets/fashion-mnist/test").glob("*.parquet"))
     images = pq.read_table(part, columns=["image"]).column("image")
     for number in numbers:
         (folder / f"{number}.png").write_bytes(images[number].as_py()["bytes"])
 
 
-def test_manifest_is_readable_json_with_the_model_in_it(summary: Any, session_store: str) -> None:
+def test_manifest_is_json_and_records_the_model(summary: Any, session_store: str) -> None:
     [manifest] = summary.classification.manifests
     path = Path(
         f"{session_store.removeprefix('file://')}/predictions/{manifest.table}/batch={manifest.batch}/_manifest.json"
@@ -244,7 +245,7 @@ def test_manifest_is_readable_json_with_the_model_in_it(summary: Any, session_st
     assert recorded["model"]["version"] == 1
 
 
-def test_predictions_show_tells_the_same_accuracy(summary: Any, session_store: str) -> None:
+def test_predictions_show_prints_the_same_accuracy(summary: Any, session_store: str) -> None:
     fmnist = Path(sys.executable).parent / "fmnist"
     shown = subprocess.run(
         [fmnist, "predictions", "show", "fashion-mnist-test", "--json"], capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""What Prometheus is shown by the agent of Ray's node agrees with the books; scraped as Prometheus does."""
+"""Scrape Ray's node agent as Prometheus does, and compare the metrics with the books."""
 
 import os
 import re
@@ -20,16 +20,16 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 _EXPORT_SECONDS = 11
-"""A little more than a process keeps to itself what it counted."""
+"""A little longer than the interval at which processes export their metrics."""
 
-OF_A_CLUSTER_THAT_STAYS = "ray_cluster_active_nodes"
-"""A metric that the Ray of a single command does not have."""
+NODES = "ray_cluster_active_nodes"
+"""A metric that only a permanent cluster has."""
 
 Labels = tuple[tuple[str, str], ...]
 
 
 def scrape() -> dict[str, dict[Labels, float]]:
-    """All samples: by name, and by the labels that are our own."""
+    """Return all samples, by name and by our own labels."""
     import ray
     from prometheus_client.parser import text_string_to_metric_families
 
@@ -53,10 +53,10 @@ def total(scraped: dict[str, dict[Labels, float]], name: str, **labels: str) -> 
 
 
 class Increase:
-    """Of the counters, since it was made."""
+    """Increase of the counters since the object was made."""
 
     def __init__(self) -> None:
-        time.sleep(_EXPORT_SECONDS)  # until what tests before this one counted is there
+        time.sleep(_EXPORT_SECONDS)  # until the metrics of earlier tests are exported
         self._before = scrape()
         self.now = self._before
 
@@ -64,20 +64,20 @@ class Increase:
         return total(self.now, name, **labels) - total(self._before, name, **labels)
 
     def left(self) -> float | None:
-        """Shards that are left of the table."""
+        """Return the number of shards left in the table."""
         return self.now.get("ray_fmnist_shards_left", {}).get((("table", "counted"),))
 
-    def wait_for(self, found: Callable[[], bool]) -> None:
-        """Look until it is there: each process hands on what it counted at its own time."""
+    def wait_for(self, is_exported: Callable[[], bool]) -> None:
+        """Scrape until a condition holds. Each process exports its metrics at its own time."""
         deadline = time.monotonic() + 3 * _EXPORT_SECONDS
-        while not found() and time.monotonic() < deadline:
+        while not is_exported() and time.monotonic() < deadline:
             time.sleep(0.5)
             self.now = scrape()
 
 
 @pytest.fixture(scope="module")
 def classified(main_job: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A batch's manifest, and what it added."""
+    """Return a batch's manifest and its increase of the metrics."""
     from flows.classify import classify
     from fmnist_model.images.decode import encode_png
 
@@ -92,7 +92,7 @@ def classified(main_job: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return manifest, increase
 
 
-def test_every_image_of_the_books_is_counted_once(classified: Any) -> None:
+def test_every_image_in_the_books_is_counted_once(classified: Any) -> None:
     manifest, increase = classified
     images = "ray_fmnist_images_total"
     assert manifest.planned == 43
@@ -110,7 +110,7 @@ def test_every_shard_is_counted_once(classified: Any) -> None:
 
 
 @pytest.mark.parametrize("stage", ["read", "decode", "forward", "write"])
-def test_every_stage_took_some_time(classified: Any, stage: str) -> None:
+def test_every_stage_has_a_duration(classified: Any, stage: str) -> None:
     _, increase = classified
     assert 0 < increase.of("ray_fmnist_stage_seconds_total", stage=stage) < 60
 
@@ -122,7 +122,7 @@ def test_no_shard_is_left_at_the_end(classified: Any) -> None:
 
 @pytest.fixture(scope="module")
 def trained(main_job: Any, session_store: str) -> Iterator[Any]:
-    """A run of two epochs, what it added, and what was to be seen at its end."""
+    """Yield the summary of a run of two epochs and its increase of the metrics."""
     from flows.train import train
 
     increase = Increase()
@@ -138,7 +138,7 @@ def trained(main_job: Any, session_store: str) -> Iterator[Any]:
     ModelRegistry(open_store(session_store)).point("champion", main_job.training.registration.version.version)
 
 
-def test_images_steps_and_checkpoints_of_a_training_are_counted(trained: Any, session_store: str) -> None:
+def test_steps_images_and_checkpoints_of_a_training_are_counted(trained: Any, session_store: str) -> None:
     import pyarrow.parquet as pq
 
     summary, increase = trained
@@ -153,20 +153,20 @@ def test_images_steps_and_checkpoints_of_a_training_are_counted(trained: Any, se
     assert 0 < increase.of("ray_fmnist_training_seconds_total") <= summary.run.seconds
 
 
-def test_names_in_rules_dashboard_and_page_are_those_that_are_scraped(classified: Any, trained: Any) -> None:
+def test_rules_dashboard_and_page_name_only_metrics_that_exist(classified: Any, trained: Any) -> None:
     from tasks import prometheus as work_metrics
 
     ours = {f"ray_{found.name}" for found in vars(work_metrics).values() if hasattr(found, "description")}
-    lose_a_worker()  # or Ray has nothing to tell of that
-    shown = scrape().keys() | ours  # some are there only while a run goes on, or after a failure
+    lose_a_worker()  # otherwise, Ray has no metric for that
+    shown = scrape().keys() | ours  # some exist only during a run or after a failure
     files = [*(ROOT / "infra" / "deploy" / "monitoring").glob("*"), ROOT / "docs" / "operations.md"]
     named = {name for file in files for name in re.findall(r"\bray_[a-z_0-9]+\b", file.read_text())}
-    with_gpus_alone = {name for name in named if name.startswith(("ray_node_gpu", "ray_node_gram"))}
+    only_with_gpus = {name for name in named if name.startswith(("ray_node_gpu", "ray_node_gram"))}
     assert {name for name in ours if name not in named} == set()
-    assert named - shown - with_gpus_alone - {"ray_head", OF_A_CLUSTER_THAT_STAYS} == set()
+    assert named - shown - only_with_gpus - {"ray_head", NODES} == set()
 
 
-COUNTS_ITS_NODES = """
+COUNT_NODES = """
 from flows.cli.services import prepare_environment
 
 prepare_environment()
@@ -191,12 +191,12 @@ with ray_head():
 """
 
 
-def test_cluster_that_stays_counts_its_nodes(running_services: None, tmp_path: Path) -> None:
-    assert printed(COUNTS_ITS_NODES, tmp_path) == ["1.0"]
+def test_permanent_cluster_counts_its_nodes(running_services: None, tmp_path: Path) -> None:
+    assert printed(COUNT_NODES, tmp_path) == ["1.0"]
 
 
 def lose_a_worker() -> None:
-    """Have a worker's process die, and wait until Ray counts it."""
+    """Have a worker process die, and wait until Ray counts it."""
     import ray
 
     @ray.remote(max_retries=0)

@@ -1,4 +1,4 @@
-"""`fmnist models`: which version is champion, and who may become it; and `fmnist describe`, which shows one at work."""
+"""Run `fmnist models` to list and promote versions, and `fmnist describe` with them."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ from tests.unit.tasks.classification.image_inputs import png
 
 @pytest.fixture
 def store(tmp_path: Path) -> ObjectStore:
-    """A store with two versions: the champion, 90 % right, and version 2, 80 % right on the same test images."""
+    """Make a store with two versions: the champion with a test accuracy of 90 %, and version 2 with 80 %."""
     store = open_store(f"file://{tmp_path}/store")
     registry = ModelRegistry(store)
     for run_id, accuracy in (("first", 0.9), ("second", 0.8)):
@@ -57,19 +57,20 @@ def test_worse_version_is_not_promoted(store: ObjectStore) -> None:
     assert ModelRegistry(store).resolve("champion").version == 1
 
 
-def test_worse_version_is_promoted_by_force_and_the_alias_says_whence(store: ObjectStore) -> None:
+def test_forced_promotion_records_its_origin(store: ObjectStore) -> None:
     promoted = json.loads(models(store, "promote", "2", "--force", "--json").stdout)
     assert (promoted["version"], promoted["previous"]) == (2, 1)
     assert "@" in promoted["provenance"]["created_by"]
     assert ModelRegistry(store).resolve("champion").version == 2
 
 
-def test_version_whose_weights_were_changed_is_not_promoted_even_by_force(store: ObjectStore) -> None:
+def test_version_with_changed_weights_cannot_be_promoted(store: ObjectStore) -> None:
     path = Path(store.root.removeprefix("file://")) / "runs/second/checkpoints/epoch-0001/model.safetensors"
     path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
     refused = models(store, "promote", "2", "--force")
     assert refused.returncode == 1
-    assert "but checkpoint.json records" in refused.stderr
+    assert path.name in refused.stderr
+    assert "SHA-256" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert ModelRegistry(store).resolve("champion").version == 1
 
@@ -85,23 +86,23 @@ def test_show_names_the_checkpoint(store: ObjectStore) -> None:
     assert shown["checkpoint"] == f"{store.root}/runs/second/checkpoints/epoch-0001"
 
 
-def test_show_tells_calibration_error_and_temperature(store: ObjectStore) -> None:
+def test_show_prints_calibration_error_and_temperature(store: ObjectStore) -> None:
     rows = [line.split() for line in models(store, "show", "2").stdout.splitlines()]
     assert ["metrics.test_calibration_error", "0.0125"] in rows
     assert ["temperature", "1.7"] in rows
 
 
 def described(store: ObjectStore, *arguments: str) -> tuple[float, dict[str, list[float]]]:
-    """The temperature, and what `fmnist describe` says of its one image."""
+    """Return the temperature and the only image's description from `fmnist describe`."""
     shown = json.loads(fmnist(store, "describe", *arguments, "--json").stdout.splitlines()[-1])
     return shown["temperature"], shown["images"][0]
 
 
-def test_describe_has_the_version_s_temperature_unless_switched_off(store: ObjectStore, tmp_path: Path) -> None:
+def test_describe_uses_the_versions_temperature(store: ObjectStore, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(1))
     image = str(tmp_path / "a.png")
     for arguments, temperature in (((), 1.7), (("--no-calibrate",), 1.0), (("--model", "first/1"), 1.0)):
-        told, description = described(store, image, *arguments)
+        found, description = described(store, image, *arguments)
         expected = np.exp(np.array(description["logits"]) / temperature)
-        assert told == temperature
+        assert found == temperature
         assert description["probabilities"] == pytest.approx(expected / expected.sum(), rel=1e-5)

@@ -1,4 +1,4 @@
-"""What a run's own Ray does without."""
+"""Check that the Ray of a single run starts only what the run needs."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,29 +9,29 @@ import pytest
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data")
 
-ONLOOKERS = {"log_monitor.py", "monitor.py", "dashboard.py"}
+MONITORING = {"log_monitor.py", "monitor.py", "dashboard.py"}
 
 
 def programs() -> set[str]:
-    """Names of the files that this process's children were started with."""
+    """Return the file names in the commands of this process's children."""
     commands = [child.cmdline() for child in psutil.Process().children(recursive=True)]
     return {Path(word).name for command in commands for word in command}
 
 
-def test_ray_runs_without_the_processes_that_watch_it(running_services: None) -> None:
+def test_ray_runs_without_monitoring_processes(running_services: None) -> None:
     running = programs()
     assert "raylet" in running
-    assert running & ONLOOKERS == set()
+    assert running & MONITORING == set()
 
 
-def test_node_agent_misses_no_dashboard(main_job: Any) -> None:
+def test_node_agent_does_not_look_for_a_dashboard(main_job: Any) -> None:
     from ray._private.worker import _global_node
 
     [log] = Path(_global_node.get_logs_dir_path()).glob("dashboard_agent.log")
     assert "Get dashboard http address failed" not in log.read_text()
 
 
-def test_training_starts_no_actor_for_what_it_does_not_use(main_job: Any) -> None:
+def test_training_starts_no_idle_helper_actors(main_job: Any) -> None:
     from ray._private.state import actors
 
     started = {actor["ActorClassName"] for actor in actors().values()}
@@ -39,22 +39,22 @@ def test_training_starts_no_actor_for_what_it_does_not_use(main_job: Any) -> Non
     assert not {name for name in started if "Dataset" in name or "Cleaner" in name}
 
 
-def started_by(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the trainer would start its controller with."""
+def controller_arguments(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Return the arguments that the trainer would start its controller with."""
     arguments: dict[str, Any] = {}
 
-    def note(_: Any, **found: Any) -> Any:
+    def record(_: Any, **found: Any) -> Any:
         arguments.update(found)
         return SimpleNamespace(error=None)
 
     with monkeypatch.context() as patch:
-        patch.setattr("ray.train.torch.TorchTrainer._initialize_and_run_controller", note)
+        patch.setattr("ray.train.torch.TorchTrainer._initialize_and_run_controller", record)
         trainer.fit()
     return arguments
 
 
 @pytest.mark.parametrize("ends_with_run", [True, False])
-def test_trainer_has_its_placement_group_removed_where_the_cluster_stays(
+def test_trainer_removes_its_placement_group_from_a_permanent_cluster(
     ends_with_run: bool, main_job: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ray.train import ScalingConfig
@@ -63,5 +63,5 @@ def test_trainer_has_its_placement_group_removed_where_the_cluster_stays(
     from infra.upstream.ray_train_helper_actors import LeanTorchTrainer
 
     trainer = LeanTorchTrainer(print, scaling_config=ScalingConfig(num_workers=2), ends_with_run=ends_with_run)
-    callbacks = started_by(trainer, monkeypatch)["callbacks"]
+    callbacks = controller_arguments(trainer, monkeypatch)["callbacks"]
     assert any(isinstance(found, PlacementGroupCleanerCallback) for found in callbacks) != ends_with_run

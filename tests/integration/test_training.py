@@ -1,4 +1,4 @@
-"""Training through Ray Train: begun with a model, and resumed past a damaged checkpoint."""
+"""Train through Ray Train: fine-tune a model, and resume past a damaged checkpoint."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ from infra.storage.object_store import open_store
 
 @pytest.fixture(scope="module")
 def tuned(main_job: Any, session_store: str) -> Iterator[Any]:
-    """A run of two epochs that begins with the champion, which is champion again for the tests after these."""
+    """Fine-tune the champion for two epochs. Afterwards, the old champion is champion again."""
     from flows.train import train
 
     parameters = TrainParameters(
@@ -28,7 +28,7 @@ def tuned(main_job: Any, session_store: str) -> Iterator[Any]:
     ModelRegistry(open_store(session_store)).point("champion", main_job.training.registration.version.version)
 
 
-def test_fine_tuned_run_begins_where_the_model_stood(main_job: Any, tuned: Any, session_store: str) -> None:
+def test_fine_tuning_starts_from_the_models_weights(main_job: Any, tuned: Any, session_store: str) -> None:
     store = open_store(session_store)
     champion = read_record(store, main_job.training.run.run_id, main_job.training.run.epoch)
     steps = f"{session_store.removeprefix('file://')}/runs/{tuned.run.run_id}/steps.parquet"
@@ -38,17 +38,17 @@ def test_fine_tuned_run_begins_where_the_model_stood(main_job: Any, tuned: Any, 
     assert parameters["initial_weights"] == next(file.sha256 for file in champion.files if file.name == WEIGHTS)
 
 
-def test_run_is_resumed_from_the_newest_checkpoint_that_is_whole(tuned: Any, session_store: str) -> None:
+def test_run_resumes_from_the_newest_undamaged_checkpoint(tuned: Any, session_store: str) -> None:
     from flows.train import train
 
     store = open_store(session_store)
     record = read_record(store, tuned.run.run_id, 2)
     weights = {file.name: file.key for file in record.files}[WEIGHTS]
-    whole = store.read(weights)
-    Path(session_store.removeprefix("file://"), weights).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    undamaged = store.read(weights)
+    Path(session_store.removeprefix("file://"), weights).write_bytes(undamaged[:-1] + bytes([undamaged[-1] ^ 1]))
     resumed = train(TrainParameters(workers="1", run=RunParameters(resume=tuned.run.run_id)))
     [warning] = resumed.run.warnings
     assert "epoch 2" in warning
     assert "SHA-256" in warning
-    assert store.read(weights) == whole
+    assert store.read(weights) == undamaged
     assert resumed.result.evaluation.log_loss == tuned.result.evaluation.log_loss

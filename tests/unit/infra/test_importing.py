@@ -1,4 +1,4 @@
-"""Garbage collection while modules are imported."""
+"""Pause garbage collection during imports."""
 
 import gc
 
@@ -7,7 +7,7 @@ import pytest
 from infra.importing import gc_paused
 
 
-def test_failed_import_leaves_garbage_collection_on() -> None:
+def test_failed_import_turns_garbage_collection_back_on() -> None:
     with pytest.raises(ImportError), gc_paused():
         raise ImportError
     assert gc.isenabled()

@@ -1,4 +1,4 @@
-"""Prefect's server refuses web pages other than its own."""
+"""Let only the server's own pages call Prefect's server."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ _FOREIGN = [
 
 @pytest.fixture(scope="module", params=["run", "serve"])
 def address(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real server: that of one run, and that of `fmnist serve`."""
+    """Yield the address of a real server: an embedded one, and the one of `fmnist serve`."""
     folder = tmp_path_factory.mktemp("prefect")
     if request.param == "run":
         with prefect_api(folder) as wait_for_prefect:
@@ -71,7 +71,7 @@ def handshake(address: str, **headers: str) -> int:
         return refused.response.status_code
 
 
-def test_own_pages_and_clients_without_origin_are_answered(address: str) -> None:
+def test_own_pages_and_clients_without_origin_are_allowed(address: str) -> None:
     port = port_of(address)
     for origin in ({}, {"Origin": f"http://127.0.0.1:{port}"}, {"Origin": f"http://localhost:{port}"}):
         for host in ("127.0.0.1", "localhost"):
@@ -146,7 +146,7 @@ Client = Callable[..., int]
 
 @pytest.fixture
 def named(request: pytest.FixtureRequest) -> Iterator[Client]:
-    """Ask an application whose user named further addresses. Returns the status."""
+    """Yield a client of an application whose user allowed more addresses. The client returns the status."""
     settings = request.param
     answer = Route("/", lambda _: PlainTextResponse("ok"))
     with temporary_settings(settings), access_settings(4200) as addresses:
@@ -168,7 +168,7 @@ def named(request: pytest.FixtureRequest) -> Iterator[Client]:
     ],
     indirect=True,
 )
-def test_addresses_that_the_user_names_are_allowed(named: Client) -> None:
+def test_addresses_in_the_settings_are_allowed(named: Client) -> None:
     assert named("prefect.example", "https://prefect.example") == 200
     assert named("localhost:4200", "http://localhost:4200") == 200
     assert named("prefect.example", "http://prefect.example") == 403
@@ -176,7 +176,7 @@ def test_addresses_that_the_user_names_are_allowed(named: Client) -> None:
 
 
 @pytest.mark.parametrize("named", [{PREFECT_SERVER_CORS_ALLOWED_ORIGINS: "*"}], indirect=True)
-def test_any_origin_does_not_mean_any_host(named: Client) -> None:
+def test_wildcard_origin_allows_no_other_host(named: Client) -> None:
     assert named("127.0.0.1:4200", "https://other.example") == 200
     assert named("other.example", "https://other.example") == 400
 
@@ -186,13 +186,13 @@ def test_any_origin_does_not_mean_any_host(named: Client) -> None:
     [{PREFECT_SERVER_CORS_ALLOWED_ORIGINS: "http://*,nonsense,,"}, {PREFECT_UI_API_URL: "/api"}],
     indirect=True,
 )
-def test_entries_that_name_no_host_allow_nothing(named: Client) -> None:
+def test_entries_without_a_host_allow_nothing(named: Client) -> None:
     assert named("127.0.0.1:4200", "http://127.0.0.1:4200") == 200
     assert named("nonsense") == 400
     assert named("127.0.0.1:4200", "nonsense") == 403
 
 
-def test_the_users_settings_are_kept() -> None:
+def test_settings_of_the_user_are_kept() -> None:
     from prefect.settings import get_current_settings
 
     user = {PREFECT_SERVER_CORS_ALLOWED_ORIGINS: "https://a.example", PREFECT_UI_API_URL: "https://b.example/api"}

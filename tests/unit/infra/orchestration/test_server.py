@@ -1,4 +1,4 @@
-"""Prefect's server on SQLite."""
+"""Run Prefect's server on SQLite."""
 
 import asyncio
 import sqlite3
@@ -21,35 +21,35 @@ def database(tmp_path: Path) -> Path:
     return path
 
 
-async def take_after_another(database: Path) -> int:
-    """Read and write in one transaction, while another one writes; returns what is there then."""
+async def take_twice(database: Path) -> int:
+    """Increment a number in two transactions at once, each of which reads and then writes. Returns the result."""
     configuration = configurations.AioSqliteConfiguration(f"sqlite+aiosqlite:///{database}")
     engine = await configuration.engine()
 
-    async def take(wait: asyncio.Event, tell: asyncio.Event) -> None:
+    async def take(wait_for: asyncio.Event, has_read: asyncio.Event) -> None:
         async with (
             AsyncSession(engine) as session,
             configuration.begin_transaction(session),
         ):
             await session.execute(sqlalchemy.text("SELECT taken FROM slots"))
-            tell.set()
-            await asyncio.wait_for(wait.wait(), 5)
+            has_read.set()
+            await asyncio.wait_for(wait_for.wait(), 5)
             await session.execute(sqlalchemy.text("UPDATE slots SET taken = taken + 1"))
 
-    began, ready = asyncio.Event(), asyncio.Event()
-    first = asyncio.create_task(take(ready, began))
-    await began.wait()
-    second = asyncio.create_task(take(began, asyncio.Event()))
-    await asyncio.sleep(0.3)  # long enough for the second to write, if it does not wait
-    ready.set()
+    first_has_read, may_write = asyncio.Event(), asyncio.Event()
+    first = asyncio.create_task(take(may_write, first_has_read))
+    await first_has_read.wait()
+    second = asyncio.create_task(take(first_has_read, asyncio.Event()))
+    await asyncio.sleep(0.3)  # enough for the second transaction to write, if it doesn't wait for the first
+    may_write.set()
     await asyncio.gather(first, second)
     await engine.dispose()
     with sqlite3.connect(database) as connection:
         return int(connection.execute("SELECT taken FROM slots").fetchone()[0])
 
 
-def test_transaction_that_reads_and_writes_waits_for_another(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_transactions_both_succeed(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configuration = configurations.AioSqliteConfiguration
-    monkeypatch.setattr(configuration, "begin_transaction", configuration.begin_transaction)  # to be put back
+    monkeypatch.setattr(configuration, "begin_transaction", configuration.begin_transaction)  # to restore
     begin_transactions_as_writers()
-    assert asyncio.run(take_after_another(database)) == 2
+    assert asyncio.run(take_twice(database)) == 2

@@ -1,4 +1,4 @@
-"""The worker of `fmnist serve` starts runs and listens to their cancels."""
+"""Start runs as one process each, and cancel them."""
 
 import asyncio
 import sys
@@ -19,7 +19,7 @@ from infra.upstream.prefect_cancelling_observer import cancelling_observer
 
 
 def prepared(**configured: Any) -> Any:
-    """Return the configuration of a run, as the worker prepares it."""
+    """Return a run's configuration as the worker prepares it."""
     configuration = engine_worker().job_configuration(**configured)
     deployment = DeploymentResponse(name="a-deployment", flow_id=uuid4(), entrypoint="flows.deployed.train")
     configuration.prepare_for_flow_run(FlowRun(flow_id=deployment.flow_id), deployment)
@@ -29,15 +29,15 @@ def prepared(**configured: Any) -> Any:
 def test_run_starts_as_one_process() -> None:
     configuration = prepared()
     assert configuration.command == f"{sys.executable} -m prefect.engine"
-    assert configuration._command_configured  # or Prefect would start another process first
+    assert configuration._command_configured  # otherwise, Prefect would start another process first
 
 
-def test_command_of_a_deployment_stays() -> None:
+def test_command_of_a_deployment_is_kept() -> None:
     assert prepared(command="a command").command == "a command"
 
 
 def settings_of_a_run(monkeypatch: pytest.MonkeyPatch, **env: str) -> dict[str, str]:
-    """Return Prefect's settings while the worker starts a run, which they reach as environment variables."""
+    """Return Prefect's settings when the worker starts a run, which gets them as environment variables."""
     found: dict[str, str] = {}
 
     async def start(*_: Any) -> None:
@@ -49,7 +49,7 @@ def settings_of_a_run(monkeypatch: pytest.MonkeyPatch, **env: str) -> dict[str, 
     return found
 
 
-def test_settings_of_a_deployment_override_those_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_of_a_deployment_override_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     with temporary_settings({PREFECT_LOGGING_LEVEL: "ERROR"}):
         found = settings_of_a_run(monkeypatch, PREFECT_LOGGING_LEVEL="DEBUG", PREFECT_FLOWS_HEARTBEAT_FREQUENCY="30")
     assert found["PREFECT_LOGGING_LEVEL"] == "DEBUG"
@@ -57,7 +57,7 @@ def test_settings_of_a_deployment_override_those_of_the_worker(monkeypatch: pyte
 
 
 def cancels_received(*seconds_ago: float) -> int:
-    """Count the Cancel events of one run, of these ages, that reach its executor."""
+    """Return how many Cancel events of these ages reach the run's executor."""
     run, received = uuid4(), []
     observer = cancelling_observer()(on_cancelling=received.append)
     observer.add_in_flight_flow_run_id(run)
@@ -75,10 +75,10 @@ def cancels_received(*seconds_ago: float) -> int:
     return len(received)
 
 
-def test_cancel_since_the_start_of_a_run_is_received() -> None:
+def test_cancel_after_the_start_of_a_run_is_received() -> None:
     assert cancels_received(0) == 1
 
 
-def test_retry_survives_the_cancel_before_it() -> None:
-    """Prefect sends the events of the last minute again to a new subscriber."""
+def test_retry_survives_an_earlier_cancel() -> None:
+    """Prefect sends a new subscriber the events of the last minute."""
     assert cancels_received(50, 5) == 0

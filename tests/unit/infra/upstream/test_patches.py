@@ -1,4 +1,4 @@
-"""Every patch of Ray or Prefect follows the policy, and its targets still exist."""
+"""Check that every patch of Ray or Prefect follows the policy, and that its targets still exist."""
 
 import importlib
 import pkgutil
@@ -23,13 +23,13 @@ def names(patch: ModuleType) -> str:
 
 
 @pytest.mark.parametrize("patch", PATCHES, ids=names)
-def test_patch_states_what_the_policy_asks_for(patch: ModuleType) -> None:
+def test_patch_has_every_heading_of_the_policy(patch: ModuleType) -> None:
     found = [heading for heading in HEADINGS if re.search(rf"^{heading} +\S", patch.__doc__ or "", re.MULTILINE)]
     assert found == list(HEADINGS)
 
 
 @pytest.mark.parametrize("patch", PATCHES, ids=names)
-def test_tests_that_a_patch_names_exist(patch: ModuleType) -> None:
+def test_tests_of_a_patch_exist(patch: ModuleType) -> None:
     named = re.findall(r"tests/[\w/]+\.py", patch.__doc__ or "")
     assert named
     assert [name for name in named if not (ROOT / name).exists()] == []

@@ -28,7 +28,7 @@ def test_methods_are_restored_after_a_failed_start() -> None:
     assert methods() == before
 
 
-def test_missing_private_name_skips_the_patch_with_one_log_line(
+def test_missing_private_name_is_logged_and_skips_the_patch(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from ray._private.node import Node
