@@ -1,11 +1,10 @@
-"""Runs of the classification flow over synthetic rows, with what each process of it took: part of scale.py.
+"""Run the classification flow over synthetic rows, and measure each of its processes.
 
-The flow, its Prefect, its Ray and its actors are the real ones; only the images are made up, as raw pixels in Parquet.
+The flow, Prefect, Ray and the actors are real. Only the images are synthetic: raw pixels in Parquet.
 """
 
 import json
 import os
-import re
 import signal
 import sqlite3
 import subprocess
@@ -34,7 +33,7 @@ _ROLES = {
     "ray::ShardClass": "actor",
     "prefect": "prefect",
 }
-"""By how a process's name begins; any other of Ray's that is at work is the task that hands out the shards."""
+"""Role of a process, by the start of its name. This process is the driver, which hands out the shards."""
 
 
 def measure_shards(shards: int) -> dict[str, Any]:
@@ -166,7 +165,7 @@ class Watch:
 
     def _watch(self) -> None:
         own = psutil.Process()
-        self._roles[own.pid] = "flow"
+        self._roles[own.pid] = "driver"
         began = {own.pid: sum(own.cpu_times()[:2])}
         while not self._ended.wait(0.5):
             for process in [own, *own.children(recursive=True)]:
@@ -186,9 +185,7 @@ def _role(process: psutil.Process) -> str | None:
     for begins, role in _ROLES.items():
         if name.startswith(begins) or title.startswith(begins):
             return role
-    if re.search(r"prefect.*server|uvicorn", title):
-        return "prefect"
-    return "driver" if title.startswith("ray::") and not title.startswith("ray::IDLE") else None
+    return "prefect" if "infra.orchestration.server" in title else None
 
 
 def _main(images: str, table: str, mode: str, reports: str) -> None:
@@ -211,7 +208,7 @@ def _main(images: str, table: str, mode: str, reports: str) -> None:
         setattr(flows.classify, "write_batch_reports", lambda _: [])  # noqa: B010 (a task's type is another)
     steps: dict[str, float] = {}
     batches: list[Any] = []
-    for name in ("plan_batch", "on_ray", "commit_batches", "write_batch_reports"):
+    for name in ("plan_batch", "classify_shards", "commit_batches", "write_batch_reports"):
         _time(flows.classify, name, steps, batches)
     settings = load_settings()
     with services(settings), Watch() as watch:
@@ -249,7 +246,7 @@ def _time(owner: Any, name: str, steps: dict[str, float], batches: list[Any]) ->
         began = time.perf_counter()
         result = function(*arguments, **options)
         steps[name] = time.perf_counter() - began
-        if name == "on_ray":
+        if name == "classify_shards":
             batches.extend(result)
         return result
 
