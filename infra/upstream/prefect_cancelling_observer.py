@@ -4,7 +4,7 @@ Changes:   the name `FlowRunCancellingObserver` in `prefect.runner._flow_run_exe
 Why:       a run's observer also receives the events of the last minute. If a run is retried within a minute of its
            Cancel, the retry receives that Cancel again and ends.
 Gain:      a bug fix: a cancelled run can be retried at once.
-Upstream:  PrefectHQ/prefect, no issue found. Seen with 3.8.8.
+Upstream:  no issue found in PrefectHQ/prefect. Seen with 3.8.8. Pull request 20022 added the observer's filter.
 Remove:    when the observer compares an event's time with the time of the run's newest state.
 If gone:   the test fails. The worker starts and logs one line.
 Test:      tests/unit/infra/orchestration/test_worker.py, tests/browser/test_cancels.py

@@ -5,7 +5,8 @@ Why:       Prefect starts most transactions as readers. If another transaction h
            first write at once and ignores the busy timeout. The server then answers 503, and the client retries two
            seconds later.
 Gain:      a bug fix: no 503 and no two-second pauses while several steps report at once.
-Upstream:  PrefectHQ/prefect, no issue found. See "SQLITE_BUSY" in https://www.sqlite.org/lang_transaction.html.
+Upstream:  PrefectHQ/prefect 23051 and 10956 describe it for single endpoints. See "BEGIN IMMEDIATE" in
+           https://www.sqlite.org/lang_transaction.html.
 Remove:    when Prefect begins transactions that write with BEGIN IMMEDIATE.
 If gone:   the test fails. The server starts and logs one line.
 Test:      tests/unit/infra/orchestration/test_server.py

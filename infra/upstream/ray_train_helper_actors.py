@@ -6,7 +6,8 @@ Why:       Ray Train starts an actor that hands out Ray Data shards, although th
            that actor queries a dashboard that doesn't exist. On a cluster, the controller creates the actor and then
            tells it to watch. If the controller is killed in between, the actor stays as long as the cluster.
 Gain:      two processes fewer, each of which takes 1 % of a CPU during the training. No leaked actor.
-Upstream:  no public option exists.
+Upstream:  ray-project/ray 65443 (one cleaner for each run). No public option exists. Pull request 61756 made the
+           cleaner watch before the workers start, but still by a second call.
 Remove:    when Ray Train starts its data actor on demand, and its cleaner watches from its own start.
 If gone:   training starts with all of Ray Train's helpers, and logs one line.
 Test:      tests/integration/test_ray_of_a_run.py, tests/unit/infra/upstream/test_patches.py

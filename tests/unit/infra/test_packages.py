@@ -1,9 +1,11 @@
 """Every list of the project's packages names the same four."""
 
+import importlib
 import tomllib
 from typing import Any
 
 import pytest
+import yaml
 
 from infra.packages import PACKAGES, ROOT
 
@@ -28,3 +30,16 @@ def test_mypy_checks_the_packages(tools: Any) -> None:
 
 def test_import_linter_knows_the_packages(tools: Any) -> None:
     assert set(tools["importlinter"]["root_packages"]) == set(PACKAGES)
+
+
+def test_container_image_holds_the_packages() -> None:
+    ignore = (ROOT / "infra/deploy/containers/Containerfile.dockerignore").read_text().splitlines()
+    assert {line.removeprefix("!") for line in ignore if line.startswith("!")} >= set(PACKAGES)
+
+
+def test_deployments_start_functions_that_exist() -> None:
+    deployments = yaml.safe_load((ROOT / "infra/deploy/prefect.yaml").read_text())["deployments"]
+    for entrypoint in [deployment["entrypoint"] for deployment in deployments]:
+        module, _, function = entrypoint.rpartition(".")
+        assert module.partition(".")[0] in PACKAGES
+        assert callable(getattr(importlib.import_module(module), function))
