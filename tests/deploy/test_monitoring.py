@@ -12,7 +12,7 @@ from infra.cluster.prometheus import Counter, Gauge
 from tasks import prometheus as work_metrics
 from tests.harness.absent import install
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "infra" / "deploy" / "monitoring"
 EXPORTED = {f"ray_{found.name}" for found in vars(work_metrics).values() if isinstance(found, Counter | Gauge)}
 
