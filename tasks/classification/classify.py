@@ -63,7 +63,8 @@ def _classify_batch(
     began = time.perf_counter()
     ends: list[float] = []
     if missing:
-        ProgressBoard().post("start classifiers", f"Starting the classifiers of {len(missing):,} shards")
+        noun = "shard" if len(missing) == 1 else "shards"
+        ProgressBoard().post("start classifiers", f"Starting the classifiers for {len(missing):,} {noun}")
         what = f"Classification into {plan.table}"
         with map_shards(ShardClassifier, (store.root, plan, model), missing, resources, what=what) as results:
             began = time.perf_counter()
