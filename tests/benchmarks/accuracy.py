@@ -1,13 +1,15 @@
-"""What the presets reach on the test images, over seeds, and what each part of the recipe is worth.
+"""Measure the presets' accuracy on the test images over several seeds, and what each part of the recipe adds.
 
     python -m tests.benchmarks.accuracy [--preset full] [--seeds 5] [--ablation] [--weight-averaging 0.997]
                                         [--processes 2] [--idx FOLDER]
 
-`fmnist_model` alone: on a GPU one run after the other, else one thread a run, as many runs at once as there are CPUs.
-With --ablation, recipes that differ from the preset in one thing are compared on the validation images; the test images
-choose nothing. --weight-averaging trains by the preset with another share: `full` had one until its ablation showed
-that it does without. --idx names a folder with the data set's four IDX files, with which nothing but PyTorch, NumPy and
-Arrow need be there. Adds to tests/benchmarks/results/accuracy.json.
+This benchmark uses `fmnist_model` alone. On a GPU, runs follow one another. On CPUs, each run uses one thread, and
+there are as many runs at once as CPUs.
+
+--ablation compares recipes that differ from the preset in one setting. It compares them on the validation images, so
+the test images never influence a choice. --weight-averaging trains the preset with another averaging share. `full` had
+such a share until its ablation showed that it does not need one. --idx names a folder with the data set's four IDX
+files. With it, you need only PyTorch, NumPy and Arrow. The results are added to tests/benchmarks/results/accuracy.json.
 """
 
 import argparse
@@ -51,7 +53,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 
 @cache
 def fashion_mnist(folder: str | None) -> tuple[LabelledImages, LabelledImages]:
-    """The training and the test images, from IDX files or from the store of the tests."""
+    """Load the training and the test images from IDX files, or from the store of the tests."""
     if folder is not None:
         arrays = read_fashion_mnist(Path(folder))
         return labelled(arrays, "train"), labelled(arrays, "t10k")
@@ -68,13 +70,13 @@ def fashion_mnist(folder: str | None) -> tuple[LabelledImages, LabelledImages]:
 
 
 def labelled(arrays: dict[str, Any], split: str) -> LabelledImages:
-    """A split of the four IDX files, which are read as arrays that can't be written."""
+    """Load a split from the IDX files. Their arrays are read-only."""
     images, labels = arrays[f"{split}-images-idx3-ubyte"], arrays[f"{split}-labels-idx1-ubyte"]
     return validate(LabelledImages(images.copy(), labels), split)
 
 
 def run(recipe: TrainingRecipe, folder: str | None) -> dict[str, float]:
-    """Train by a recipe; accuracies on the validation and the test images."""
+    """Train a recipe and return its accuracy on the validation and the test images."""
     device = best_device()
     torch.set_num_threads(1)
     data, test = fashion_mnist(folder)
@@ -92,12 +94,12 @@ def run(recipe: TrainingRecipe, folder: str | None) -> dict[str, float]:
 
 
 def device_name() -> str:
-    """What the runs ran on."""
+    """Return the name of the device that the runs use."""
     return torch.cuda.get_device_name() if best_device().type == "cuda" else f"{os.cpu_count()} CPUs"
 
 
 def run_all(recipes: list[TrainingRecipe], folder: str | None, processes: int) -> Iterator[dict[str, float]]:
-    """The outcome of each recipe."""
+    """Yield the outcome of each recipe."""
     if best_device().type == "cpu":
         with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=1) as pool:
             yield from pool.imap(partial(run, folder=folder), recipes, chunksize=1)
@@ -106,7 +108,7 @@ def run_all(recipes: list[TrainingRecipe], folder: str | None, processes: int) -
 
 
 def main() -> None:
-    """Measure, and add to the results."""
+    """Measure and add to the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="full")
     parser.add_argument("--seeds", type=int, default=5)

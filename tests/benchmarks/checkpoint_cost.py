@@ -1,16 +1,17 @@
-"""What a checkpoint an epoch costs training: in a folder, and on S3.
+"""Measure what one checkpoint per epoch costs training, in a folder and on S3.
 
     eval "$(make -s s3-up)"
     python -m tests.benchmarks.checkpoint_cost [--blocks 40] [--preset quick]
 
-Two processes on two CPUs train, by the preset `full` where no other is named, and rank 0 writes checkpoints as a worker
-of `fmnist train` does. After an epoch a checkpoint goes into a folder, to S3, or nowhere, in an order drawn anew for
-each block of three epochs; what it costs is seen in the epoch during which it is written. So a machine that is slower
-for a while slows down all three. Before, as much is written to S3 as will be, and deleted, so that the gateway's memory
-is that of one that has run for a while.
+Two processes on two CPUs train the preset `full`, unless you name another. Rank 0 writes checkpoints as a worker of
+`fmnist train` does. After each epoch, a checkpoint goes to a folder, to S3, or nowhere. The order is drawn at random
+for each block of three epochs. The cost of a checkpoint shows in the epoch during which it is written. A machine that
+is slower for a while therefore slows down all three. Before the measurement, as many bytes are written to S3 and
+deleted as the runs will write. The gateway's memory is then that of a gateway that has run for a while.
 
-Told besides, since it hardly varies: the CPU time that a checkpoint on S3 takes where nothing is trained, of the worker
-and of Ceph's processes. Writes `checkpoints`, by preset, of tests/benchmarks/results/training.json.
+The benchmark also reports the CPU time of a checkpoint on S3 while nothing trains, for the worker and for Ceph's
+processes. This time hardly varies. The results become `checkpoints`, by preset, in
+tests/benchmarks/results/training.json.
 """
 
 import argparse
@@ -47,16 +48,16 @@ from tests.benchmarks.training import RESULTS
 
 PLACES = ("nowhere", "folder", "s3")
 GATEWAY = Path(__file__).parent.parent.parent / "var" / "ceph"
-"""Where `make s3-up` keeps its own."""
+"""Folder in which `make s3-up` keeps its files."""
 _CHECKPOINT_BYTES = 8_100_000
 _CHECKPOINTS = 50
-"""Whose CPU time is taken."""
+"""Number of checkpoints whose CPU time is measured."""
 _DELETED_AFTER_SECONDS = 125
-"""`rgw gc obj min wait` and `rgw gc processor period` of infra/dev/ceph/gateway.py, together."""
+"""Sum of `rgw gc obj min wait` and `rgw gc processor period` in infra/dev/ceph/gateway.py, in seconds."""
 
 
 def train(rank: int, preset: str, blocks: int, folder: str) -> None:
-    """What each process does; rank 0 writes checkpoints, and the seconds from each to the next."""
+    """Train in one process. Rank 0 writes checkpoints and prints the seconds from each one to the next."""
     torch.set_num_threads(1)
     settings = Settings(store="var/test-data")
     store = open_store(settings.store)
@@ -77,17 +78,17 @@ def train(rank: int, preset: str, blocks: int, folder: str) -> None:
 
 
 def open_writer(root: str, data_version: str) -> CheckpointWriter:
-    """What writes a worker's checkpoints, into a folder of this process's own."""
+    """Open a worker's checkpoint writer on a folder that only this process uses."""
     run = RunToTrain(id="checkpoint-cost", recipe=PRESETS["full"])
     return CheckpointWriter(open_store(f"{root}/{run.id}-{os.getpid()}"), run, data_version)
 
 
 def timed(run: TrainingRun, places: dict[str, Any], blocks: int) -> dict[str, list[float]]:
-    """Seconds of the epochs during which a checkpoint was written, by the place it was written to."""
+    """Return the seconds of the epochs during which a checkpoint was written, by its destination."""
     draw = random.Random(0)  # noqa: S311
     seconds: dict[str, list[float]] = {place: [] for place in PLACES}
     epochs = run.epochs()
-    next(epochs)  # slower than others
+    next(epochs)  # the first epoch is slower than the others
     done = next(epochs)
     for place in [place for _ in range(blocks) for place in draw.sample(PLACES, len(PLACES))]:
         began = time.perf_counter()
@@ -101,7 +102,7 @@ def timed(run: TrainingRun, places: dict[str, Any], blocks: int) -> dict[str, li
 
 
 def cost(seconds: dict[str, list[float]]) -> dict[str, Any]:
-    """Medians, and by what share of an epoch without a checkpoint those with one are longer, block by block."""
+    """Return medians, and how much longer an epoch with a checkpoint takes, as a share of one without, per block."""
     found: dict[str, Any] = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "epoch_seconds": {place: round(statistics.median(of), 3) for place, of in seconds.items()},
@@ -115,14 +116,14 @@ def cost(seconds: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def cpu_milliseconds(preset: str) -> dict[str, float]:
-    """CPU time of a checkpoint on S3, by process, and its bytes; its content is that of an untrained network's."""
+    """Return the CPU time of a checkpoint on S3 by process, and its bytes. It holds an untrained network."""
     images = LabelledImages(np.zeros((640, 28, 28), np.uint8), np.arange(640) % 10)
     recipe = replace(PRESETS[preset], epochs=1, global_batch_size=64, learning_rate=1e-6)
     run = TrainingRun(recipe, images, torch.device("cpu"))
     [done] = run.epochs()
     with open_writer("s3://fmnist", "none") as writer:
         for number in range(_CHECKPOINTS + 1):
-            if number == 1:  # the first makes the connection
+            if number == 1:  # the first one opens the connection
                 before = cpu_seconds()
             writer.write(run, replace(done, epoch=number))
             writer.wait()
@@ -135,7 +136,7 @@ def cpu_milliseconds(preset: str) -> dict[str, float]:
 
 
 def cpu_seconds() -> dict[str, float]:
-    """User and system time that this process and Ceph's have used, the latter to a hundredth: proc_pid_stat(5)."""
+    """Return the user and system time of this process and of Ceph's. Ceph's is to a hundredth: proc_pid_stat(5)."""
     found = {"worker": time.process_time()}
     for path in (GATEWAY / "pids").iterdir():
         fields = Path(f"/proc/{path.read_text()}/stat").read_text().rpartition(")")[2].split()
@@ -144,7 +145,7 @@ def cpu_seconds() -> dict[str, float]:
 
 
 def fill_and_empty(blocks: int) -> None:
-    """Have the gateway use the memory that it will need; it frees what was deleted within two minutes."""
+    """Make the gateway use the memory that it will need. It frees deleted objects within two minutes."""
     store = open_store(f"s3://fmnist/fill-{os.getpid()}")
     data = os.urandom(2 * _CHECKPOINT_BYTES)
     for number in range(blocks):
@@ -155,7 +156,7 @@ def fill_and_empty(blocks: int) -> None:
 
 
 def main() -> None:
-    """Measure, and write."""
+    """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, default=40)
     parser.add_argument("--preset", choices=PRESETS, default="full")

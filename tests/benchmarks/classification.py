@@ -1,12 +1,14 @@
-"""Classification against Ray Data as its guide writes it, and against a bare loop with nothing around it.
+"""Compare classification with Ray Data, used as its guide shows, and with a bare loop.
 
     python -m tests.benchmarks.classification [--files 60] [--layout png] [--runs 3] [--without-ray-data]
 
-Every file holds Fashion-MNIST's 10,000 test images. Each run is a process of its own, in turn with the others; figures
-are medians. Adds to tests/benchmarks/results/classification.json, by layout and number of files.
+Every file holds Fashion-MNIST's 10,000 test images. Each run is a separate process, and the compared programs take
+turns. All values are medians. The results are added to tests/benchmarks/results/classification.json, by layout and
+number of files.
 
-`job` is images a second with the start of the actors, without that of Ray, as for Ray Data; `steady` from the end of
-the first shard to that of the last; `orchestration_seconds` is the flow's time less that of the task on Ray.
+`job` is the throughput in images per second. It includes the start of the actors but not the start of Ray, and the same
+holds for Ray Data. `steady` is the throughput from the end of the first shard to the end of the last.
+`orchestration_seconds` is the flow's time minus the time of its task on Ray.
 """
 
 import argparse
@@ -58,7 +60,7 @@ def make_images(folder: Path, files: int, layout: str) -> None:
 
 
 def make_model(store_root: str) -> None:
-    """Register a network with random weights: as fast as any."""
+    """Register a network with random weights, which is as fast as a trained one."""
     import torch
 
     from fmnist_model.network import NeuralNetwork, save_weights
@@ -90,7 +92,7 @@ def make_model(store_root: str) -> None:
 
 
 class MemoryWatch:
-    """Looks four times a second for the classifying actor that holds the most memory, for the length of the block."""
+    """Sample the classifying actor with the most memory four times a second during the block."""
 
     actor_mib = 0.0
 
@@ -113,7 +115,7 @@ class MemoryWatch:
 
 
 def run_ours(images: str, table: str) -> None:
-    """Run the flow in this process, and print its figures."""
+    """Run the flow in this process and print its results."""
     from flows.cli.services import prepare_environment, services
 
     prepare_environment()
@@ -150,7 +152,7 @@ def run_ours(images: str, table: str) -> None:
 
 
 def last_json(*command: str | Path, **environment: str) -> dict[str, Any]:
-    """Run a Python module, and parse the last object that it prints; Ray may say something after it."""
+    """Run a Python module and parse the last JSON object that it prints. Ray may print more after it."""
     found = subprocess.run(
         [sys.executable, "-m", *command], env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True
     )
@@ -159,7 +161,7 @@ def last_json(*command: str | Path, **environment: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, and add to the results."""
+    """Measure and add to the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=60)
     parser.add_argument("--layout", choices=["png", "pixels"], default="png")
@@ -206,7 +208,7 @@ def main() -> None:
 
 
 def summarize(ours: list[dict[str, Any]], bare: list[dict[str, Any]], ray_data: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians of the runs, and of their ratios."""
+    """Return the medians of the runs and of their ratios."""
     result: dict[str, Any] = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "cpus": os.cpu_count(),

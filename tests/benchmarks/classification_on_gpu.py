@@ -1,11 +1,12 @@
-"""Raw pixels classified on one GPU by `fmnist_model`'s classifier, against PyTorch with nothing around it.
+"""Compare `fmnist_model`'s classifier on raw pixels with a plain PyTorch loop, on one GPU.
 
     python -m tests.benchmarks.classification_on_gpu [--images 4000000] [--runs 3] [--idx FOLDER]
 
-Pixels lie in memory, and predictions end there, as NumPy arrays. The plain loop copies each batch, takes the forward
-pass and the softmax, and copies what came out back. The forward pass alone, of pixels that are on the GPU, tells what
-of it is copying. Nothing but PyTorch, NumPy and Arrow need be there if --idx names a folder with the data set's four
-IDX files. Writes tests/benchmarks/results/classification_on_gpu.json.
+The pixels are in memory, and the predictions end up there as NumPy arrays. The plain loop copies each batch to the GPU,
+runs the forward pass and the softmax, and copies the outputs back. A third measurement runs the forward pass alone on
+pixels that are already on the GPU. It shows how much of the plain loop's time is copying. --idx names a folder with the
+data set's four IDX files. With it, you need only PyTorch, NumPy and Arrow. The results are written to
+tests/benchmarks/results/classification_on_gpu.json.
 """
 
 import argparse
@@ -29,11 +30,11 @@ from tests.benchmarks.accuracy import fashion_mnist
 RESULTS = Path(__file__).parent / "results" / "classification_on_gpu.json"
 GPU = torch.device("cuda")
 BATCHES = (4_096, 65_536)
-"""Images a call: what an actor reads at a time, and what is a pass of the classifier's."""
+"""Images per call: an actor's read batch, and one pass of the classifier."""
 
 
 def rate(images: int, work: Callable[[], Any]) -> float:
-    """Images a second."""
+    """Return the throughput in images per second."""
     torch.cuda.synchronize()
     began = time.perf_counter()
     work()
@@ -42,7 +43,7 @@ def rate(images: int, work: Callable[[], Any]) -> float:
 
 
 def measure(pixels: NDArray[np.uint8], batch: int) -> dict[str, float]:
-    """Images a second of the classifier, the plain loop, and the forward pass alone, in turn."""
+    """Measure the classifier, the plain loop and the forward pass alone in turn, in images per second."""
     torch.manual_seed(0)
     network = NeuralNetwork().to(GPU).eval()
     classifier = Classifier(network, GPU)
@@ -74,7 +75,7 @@ def measure(pixels: NDArray[np.uint8], batch: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, and write the results."""
+    """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=4_000_000)
     parser.add_argument("--runs", type=int, default=3)

@@ -1,10 +1,11 @@
-"""What distribution costs: the same work on one Ray node of two CPUs and on two nodes of one; and on a node's death.
+"""Measure what distribution costs: the same work on one Ray node of two CPUs and on two nodes of one CPU.
 
     python -m tests.benchmarks.cluster [--runs 3]
 
-Nodes are raylets on this machine that share nothing but the network and a folder (tests/harness/cluster.py). A node's
-death is measured with one actor and a node to spare: seconds from SIGKILL of all its processes until the next shard is
-done by its replacement. Writes tests/benchmarks/results/cluster.json.
+The benchmark also measures the recovery from a node's death. The nodes are raylets on this machine that share only the
+network and a folder (tests/harness/cluster.py). The recovery is measured with one actor and one spare node. It is the
+time in seconds from SIGKILL of all the node's processes until the replacement completes the next shard. The results are
+written to tests/benchmarks/results/cluster.json.
 """
 
 import argparse
@@ -33,13 +34,13 @@ from tests.harness.commands import FMNIST, user_environment
 
 RESULTS = Path(__file__).parent / "results" / "cluster.json"
 LAYOUTS = {"one_node": (2,), "two_nodes": (1, 1)}
-"""CPUs of each node."""
+"""CPUs of each node, by layout."""
 FILES, ROWS = 40, 30_000
 EPOCHS = 12
 
 
 def make_images(folder: Path) -> None:
-    """Parquet files with PNGs of the training images."""
+    """Write Parquet files with PNGs of the training images."""
     from fmnist_model.images.decode import encode_png
 
     settings = Settings(store="var/test-data")
@@ -53,7 +54,7 @@ def make_images(folder: Path) -> None:
 
 
 def figures(cluster: Cluster, folder: Path, *arguments: str) -> dict[str, Any]:
-    """What a command says of itself."""
+    """Run a command and return the measurements that it reports."""
     found = subprocess.run(
         [FMNIST, *arguments, "--json"], env=environment(cluster, folder), stdout=subprocess.PIPE, text=True, check=True
     )
@@ -67,7 +68,7 @@ def environment(cluster: Cluster, folder: Path) -> dict[str, str]:
 
 
 def measure(folder: Path, name: str, number: int) -> dict[str, float]:
-    """Images a second of classification, and steps a second of training, on a cluster of its own."""
+    """Measure classification in images per second and training in steps per second, on a separate cluster."""
     home = folder / f"{name}-{number}"
     home.mkdir()
     with ray_cluster(home) as cluster:
@@ -80,7 +81,7 @@ def measure(folder: Path, name: str, number: int) -> dict[str, float]:
 
 
 def seconds_until_replaced(folder: Path, number: int) -> float:
-    """From the death of the only actor's node until the next shard is done."""
+    """Return the seconds from the death of the only actor's node until the next shard is done."""
     home, table = folder / f"killed-{number}", f"killed-{number}"
     home.mkdir()
     with ray_cluster(home) as cluster:
@@ -112,7 +113,7 @@ def await_parts(folder: Path, table: str, *, more_than: int) -> None:
 
 
 def node_of(actor: str, cluster: Cluster) -> str:
-    """The node on which an actor runs."""
+    """Return the node on which an actor runs."""
     for name, node in cluster.nodes.items():
         if any(actor in child.name() + " ".join(child.cmdline()) for child in children(node.pid)):
             return name
@@ -124,7 +125,7 @@ def children(pid: int) -> list[psutil.Process]:
 
 
 def main() -> None:
-    """Measure, and write."""
+    """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3)
     runs = parser.parse_args().runs

@@ -1,10 +1,10 @@
-"""Classification of 20,000 loose PNG files, in a folder and on S3, against a bare loop with the same reads in flight.
+"""Measure the classification of 20,000 loose PNG files, in a folder and on S3, against a bare loop.
 
     eval "$(make -s s3-up)"; python -m tests.benchmarks.loose_files [--files 20000] [--runs 3]
 
-Without an `s3://` store in FMNIST_STORE, the folder alone is measured. On S3 the requests are counted as well, by a
-proxy before the server, in a run of its own, and so are those for as many images in Parquet. Writes
-tests/benchmarks/results/loose_files.json.
+The bare loop keeps the same number of reads in flight. Unless FMNIST_STORE names an `s3://` store, only the folder is
+measured. On S3, a separate run counts the requests with a proxy in front of the server. It also counts the requests for
+as many images in Parquet. The results are written to tests/benchmarks/results/loose_files.json.
 """
 
 import argparse
@@ -26,7 +26,7 @@ RESULTS = Path(__file__).parent / "results" / "loose_files.json"
 
 
 def encoded_images(folder: Path) -> list[bytes]:
-    """Fashion-MNIST's test images as PNG."""
+    """Return Fashion-MNIST's test images as PNG."""
     import pyarrow.parquet as pq
 
     make_images(folder, 1, "png")
@@ -35,7 +35,7 @@ def encoded_images(folder: Path) -> list[bytes]:
 
 
 def measure(location: str, folder: Path, runs: int, settings: dict[str, str]) -> dict[str, Any]:
-    """Both sides in turn, each run a process of its own; medians, and the median of the ratios."""
+    """Run both sides in turn, each run in a new process. Return medians and the median of the ratios."""
     ours, bare = [], []
     for number in range(runs):
         bare.append(last_json("tests.benchmarks.peers.bare_files", location, folder / f"bare-{number}"))
@@ -51,7 +51,7 @@ def measure(location: str, folder: Path, runs: int, settings: dict[str, str]) ->
 
 
 def count_requests(location: str, settings: dict[str, str], prefixes: tuple[str, ...]) -> dict[str, Any]:
-    """Requests for each 10,000 images of one run of the flow, by method."""
+    """Count the requests per 10,000 images of one run of the flow, by method."""
     server = S3Server({name: value for name, value in os.environ.items() if name.startswith("AWS_")})
     counted: Counter[str] = Counter()
     with faulty_proxy(server, before=lambda exchange: _count(exchange, counted, prefixes)) as proxy:
@@ -73,7 +73,7 @@ def _count(exchange: Exchange, counted: Counter[str], prefixes: tuple[str, ...])
 
 
 def main() -> None:
-    """Measure, and write the results."""
+    """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=20_000)
     parser.add_argument("--runs", type=int, default=3)

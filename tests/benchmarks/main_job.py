@@ -1,10 +1,10 @@
-"""Where the seconds of the main job go: installation, start of Ray and Prefect, training, classification.
+"""Measure the stages of the main job: installation, start of Ray and Prefect, training, and classification.
 
     python -m tests.benchmarks.main_job [--runs 3] [--install]
 
-Each run is the whole of `make run` in a new process on a store of its own; the first of them imports the data set and
-migrates Prefect's database, as on a fresh machine. With --install, `make install` is timed in a copy of the checkout
-first. Writes tests/benchmarks/results/main_job.json.
+Each run is the whole of `make run` in a new process with a new store. The first run imports the data set and migrates
+Prefect's database, as on a fresh machine. With --install, `make install` is first timed in a copy of the checkout. The
+results are written to tests/benchmarks/results/main_job.json.
 """
 
 import argparse
@@ -25,7 +25,7 @@ RESULTS = Path(__file__).parent / "results" / "main_job.json"
 
 
 def run_main_job(folder: Path) -> dict[str, Any]:
-    """Run the main job once; seconds of the process and of its stages, accuracy, and images a second."""
+    """Run the main job once. Return the seconds of the process and its stages, accuracy, and images per second."""
     environment = os.environ | {"FMNIST_STORE": str(folder / "store"), "FMNIST_STATE_DIR": str(folder / "state")}
     began = time.perf_counter()
     result = subprocess.run(
@@ -47,7 +47,7 @@ def run_main_job(folder: Path) -> dict[str, Any]:
 
 
 def time_installation() -> float:
-    """Seconds of `make install` in a copy of the tracked files, with whatever the package cache holds."""
+    """Return the seconds of `make install` in a copy of the tracked files, with the package cache as it is."""
     with tempfile.TemporaryDirectory() as folder:
         files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
         for name in files.decode().split("\0")[:-1]:
@@ -60,7 +60,7 @@ def time_installation() -> float:
 
 
 def median_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians of the runs' seconds, stage by stage."""
+    """Return the medians of the runs' seconds by stage."""
     stages = {stage for run in runs for stage in run["timeline"]}
     return {
         "seconds": statistics.median(run["seconds"] for run in runs),

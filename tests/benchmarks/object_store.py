@@ -1,12 +1,12 @@
-"""Bytes a second to and from S3 through the object store, as a ratio to plain boto3 with the same bytes.
+"""Compare the S3 throughput of the object store with that of plain boto3 for the same bytes.
 
     eval "$(make -s s3-up)"
     python -m tests.benchmarks.object_store [--runs 15]
 
-In each run every operation is done once by the store and once by boto3's `upload_file` or `download_file`, in an order
-that changes from run to run, so that what else the machine does befalls both alike. What the store does includes its
-verification; what is read is compared with its SHA-256, as a checkpoint's files are. Ratios are the median of the runs'
-own ratios. Writes tests/benchmarks/results/object_store.json.
+Each run does every operation once with the store and once with boto3's `upload_file` or `download_file`. The order
+changes from run to run, so other load on the machine affects both equally. The store's time includes its verification:
+it compares what it reads with its SHA-256, as it does for a checkpoint's files. Each ratio is the median of the ratios
+of the runs. The results are written to tests/benchmarks/results/object_store.json.
 """
 
 import argparse
@@ -42,7 +42,7 @@ class Pair:
 
     name: str
     size: int
-    """Bytes."""
+    """Size in bytes."""
     store: Callable[[], None]
     boto3: Callable[[], None]
 
@@ -56,12 +56,12 @@ class Workload:
         self._bucket, _, prefix = store.root.removeprefix("s3://").partition("/")
         self._prefix = f"{prefix}/" if prefix else ""
         self._count = 0
-        # As anybody would make it, but for the environment's AWS_REQUEST_CHECKSUM_CALCULATION, which Ceph needs.
+        # A default client, except for AWS_REQUEST_CHECKSUM_CALCULATION from the environment, which Ceph needs.
         s3_connection()
         self._plain = boto3.client("s3")
 
     def pairs(self) -> list[Pair]:
-        """Checkpoints (weights, then optimizer state), one large object, and a table of predictions."""
+        """Return checkpoints (weights, then optimizer state), one large object, and a table of predictions."""
         pairs = []
         for name, size in (("weights", int(2.7 * MEBIBYTE)), ("trainer state", 8 * MEBIBYTE)):
             data = random.Random(size).randbytes(size)  # noqa: S311 (chance, not secrets)
@@ -98,7 +98,7 @@ class Workload:
                 pq.write_table(table, stream, compression="none")
 
         def write_and_upload() -> None:
-            # To be the same work, boto3 gets its file from pyarrow too.
+            # boto3's file also comes from pyarrow, so that both do the same work.
             pq.write_table(table, local, compression="none")
             self._plain.upload_file(str(local), self._bucket, self._prefix + key)
 
@@ -155,14 +155,14 @@ class Workload:
 
 
 def seconds_of(work: Callable[[], None]) -> float:
-    """Wall-clock seconds."""
+    """Return the wall-clock seconds of a call."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
 def measure(pair: Pair, runs: int) -> dict[str, Any]:
-    """Median throughput of both, and the median ratio, after one run that does not count."""
+    """Return the median throughput of both and the median ratio, after one warm-up run."""
     seconds: dict[str, list[float]] = {"store": [], "boto3": []}
     for run in range(runs + 1):
         sides = [("store", pair.store), ("boto3", pair.boto3)]

@@ -1,11 +1,14 @@
-"""What Prefect costs: seconds from "Run" to the first step and the first shard, and calls of its API.
+"""Measure what Prefect costs: seconds from "Run" to the first step or shard, and API calls.
 
     python -m tests.benchmarks.orchestration [--runs 3] [--only starts]
 
-Starts: `fmnist serve`, and runs made through its API as the pages do; by the times in their logs. What a start takes
-less that of a flow which starts training workers or actors and does nothing else (peers/bare_flows.py) is ours. Calls:
-requests that the server answers during a run of `classify` over the same files of 3,000,000 raw-pixel images, cut into
-10 and into 1,000 shards. Writes tests/benchmarks/results/orchestration.json.
+Starts: `fmnist serve` runs, and the benchmark creates runs through its API as the UI does. The times come from the
+runs' logs. A bare flow starts training workers or actors and does nothing else (peers/bare_flows.py). The time of a
+start minus that of the bare flow is this project's share.
+
+Calls: the benchmark counts the requests that the server answers during a run of `classify`. The runs use the same files
+of 9,000,000 raw-pixel images, cut into 10 and into 1,000 shards. The results are written to
+tests/benchmarks/results/orchestration.json.
 """
 
 import argparse
@@ -28,9 +31,9 @@ from tests.harness.s3_server import free_port
 RESULTS = Path(__file__).parent / "results" / "orchestration.json"
 IMAGES, FILE_IMAGES = 9_000_000, 9_000
 SHARDS = {"10 shards": 900_000, "1,000 shards": 9_000}
-"""Images of a shard."""
+"""Images per shard."""
 _EVENT_SECONDS = 5
-"""From a run's end until what it starts is known to the server."""
+"""Seconds from a run's end until the server knows which run it triggers."""
 STAGES = {
     "train": {
         "the worker takes the run": "submitting flow run",
@@ -46,11 +49,11 @@ STAGES = {
         "classifiers come up, first shard": "[shard 0]",
     },
 }
-"""By deployment: what ends with the first log line that has these words."""
+"""Words that mark the end of each stage by their first log line, by deployment."""
 
 
 def starts(runs: int) -> dict[str, Any]:
-    """Medians of the seconds of each stage, and of all."""
+    """Return the median seconds of each stage and of the whole start."""
     from tests.conftest import TEST_DATA
     from tests.harness.served import Served, serving, until
 
@@ -96,7 +99,7 @@ def starts(runs: int) -> dict[str, Any]:
 
 
 def wait_until_idle(served: Any) -> None:
-    """Until no run goes on: each training makes a champion, and that starts a run of `classify` some seconds later."""
+    """Wait until no run is active. Each training makes a champion, which starts a `classify` run seconds later."""
     from tests.harness.served import FINAL, until
 
     time.sleep(_EVENT_SECONDS)
@@ -104,7 +107,7 @@ def wait_until_idle(served: Any) -> None:
 
 
 def classify_counted(folder: str, images: str, shard_images: int) -> None:
-    """Classify in this process with a server of its own that logs its requests; prints how many there were."""
+    """Classify in this process, with a separate server that logs its requests, and print their number."""
     os.environ["PREFECT_SERVER_LOGGING_LEVEL"] = "INFO"
     from flows.cli.services import prepare_environment
 
@@ -131,7 +134,7 @@ def classify_counted(folder: str, images: str, shard_images: int) -> None:
 
 
 def calls() -> dict[str, Any]:
-    """Calls of the runs of few and of many shards."""
+    """Count the API calls of the runs with few and with many shards."""
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         make_model(f"file://{folder}/store")
@@ -152,7 +155,7 @@ def calls() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, and write the results."""
+    """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--only", choices=("calls", "starts"), help="and keep the other's figures")

@@ -1,11 +1,12 @@
-"""Seconds and memory of planning a batch of very many small objects, from a listing of S3 to a written plan.
+"""Measure the time and memory of planning millions of small objects, from an S3 listing to a written plan.
 
     python -m tests.benchmarks.planning [--objects 1000000 10000000]
 
-The listing is a simulated server's: ListObjectsV2 in pages of 1,000 keys, made up as they are asked for, in a process
-of its own. All else is real: the SDK, the staging on disk, the comparison with an earlier batch, the cut into shards,
-the plan in a store. Each number of objects is planned twice in a process of its own: anew, and with 1,000 objects
-more than before. Writes tests/benchmarks/results/planning.json.
+A simulated server provides the listing. It runs in a separate process and answers ListObjectsV2 with generated pages of
+1,000 keys. Everything else is real: the SDK, the staging on disk, the comparison with an earlier batch, the cut into
+shards, and the plan in a store. Each number of objects is planned twice, each time in a new process. The first plan
+starts from nothing, and the second finds 1,000 more objects than the first. The results are written to
+tests/benchmarks/results/planning.json.
 """
 
 import argparse
@@ -24,7 +25,7 @@ RESULTS = Path(__file__).parent / "results" / "planning.json"
 
 
 def plan(folder: str, results: Any) -> None:
-    """Plan everything in the bucket; seconds, and the most memory that this process had."""
+    """Plan everything in the bucket, and report the seconds and the peak memory of this process."""
     from infra.provenance import Provenance
     from infra.storage.model_registry import ModelVersion
     from infra.storage.object_store import open_store
@@ -66,7 +67,7 @@ def plan(folder: str, results: Any) -> None:
 
 
 def main() -> None:
-    """Measure, and write the results."""
+    """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objects", type=int, nargs="+", default=[1_000_000, 10_000_000])
     arguments = parser.parse_args()

@@ -1,9 +1,10 @@
-"""The same shards by the same actor, on Ray core's actor pool as the project uses it, and on Ray Data's.
+"""Run the same shards with the same actor on the project's Ray actor pool and on Ray Data's.
 
     python -m tests.benchmarks.pools [--runs 3]
 
-600,000 raw-pixel images in 60 shards, and 100,000 in 2,000. Seconds from the call to the last shard, the start of the
-actors included and that of Ray not; each run is a process of its own. Writes tests/benchmarks/results/pools.json.
+There are two workloads: 600,000 raw-pixel images in 60 shards, and 100,000 in 2,000 shards. The project uses Ray core's
+actor pool. The time in seconds runs from the call to the last shard. It includes the start of the actors but not the
+start of Ray. Each run is a separate process. The results are written to tests/benchmarks/results/pools.json.
 """
 
 import argparse
@@ -22,11 +23,11 @@ from tests.benchmarks.classification import last_json, make_images, make_model
 
 RESULTS = Path(__file__).parent / "results" / "pools.json"
 SIZES = {"60 shards of 10,000": (60, 10_000), "2,000 shards of 50": (2_000, 50)}
-"""Shards, each a file, and images of each."""
+"""Number of shards, each one file, and images per shard."""
 
 
 def run(pool: str, folder: str, images: str, shard_images: int) -> None:
-    """Plan and classify in this process; prints the seconds."""
+    """Plan and classify in this process, and print the seconds."""
     from flows.cli.services import prepare_environment
 
     prepare_environment()
@@ -58,7 +59,7 @@ def run(pool: str, folder: str, images: str, shard_images: int) -> None:
     else:
 
         class Worker(ShardClassifier):
-            """The same actor, as Ray Data calls it."""
+            """The same actor with the interface that Ray Data calls."""
 
             def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
                 return {"predicted": self.work(int(row["id"])).predicted}
@@ -72,7 +73,7 @@ def run(pool: str, folder: str, images: str, shard_images: int) -> None:
 
 
 def main() -> None:
-    """Measure, and write the results."""
+    """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--run", nargs=4, help=argparse.SUPPRESS)

@@ -1,16 +1,16 @@
-"""Seconds of the training loop on one GPU, from random weights to a mean of 90 % test accuracy.
+"""Measure how long training takes on one GPU, from random weights to a mean of 90 % test accuracy.
 
     python -m tests.benchmarks.speed_run [--seeds 10] [--idx FOLDER]
 
-As airbench does for CIFAR-10 (https://github.com/KellerJordan/cifar10-airbench): a recipe is fixed, the loop is timed
-from the seeded random weights until the last step is done, and the result is the mean of the runs, whose mean accuracy
-must be at the target. The preset `quick` is such a recipe; `full` is timed besides. Timed is what `TrainingRun.epochs`
-does, the validation of each epoch with it; the images are on the device before. What is recorded ahead, the CUDA graph
-of a step, is told apart, and so is the first use of the GPU in the process.
+The method follows airbench for CIFAR-10 (https://github.com/KellerJordan/cifar10-airbench). The recipe is fixed. The
+loop is timed from the seeded random weights until the last step is done. The result is the mean over the runs, and
+their mean accuracy must reach the target. The preset `quick` is such a recipe, and `full` is also timed. The timed part
+is `TrainingRun.epochs`, including the validation of each epoch. The images are already on the device. The results list
+two costs separately: recording the CUDA graph of a step in advance, and the first use of the GPU in the process.
 
-The share of matrix work is measured by PyTorch's profiler in a run of its own: seconds of the kernels that multiply
-matrices, of all kernels, and of the loop. Nothing but PyTorch, NumPy and Arrow need be there if --idx names a folder
-with the data set's four IDX files. Writes tests/benchmarks/results/speed_run.json.
+PyTorch's profiler measures the share of matrix work in a separate run. It reports the seconds of the kernels that
+multiply matrices, of all kernels, and of the loop. --idx names a folder with the data set's four IDX files. With it,
+you need only PyTorch, NumPy and Arrow. The results are written to tests/benchmarks/results/speed_run.json.
 """
 
 import argparse
@@ -38,12 +38,12 @@ RESULTS = Path(__file__).parent / "results" / "speed_run.json"
 TARGET = 0.90
 GPU = torch.device("cuda")
 _MATRIX_KERNELS = ("gemm", "nvjet", "cutlass", "xmma")
-"""In the names of the kernels of cuBLAS."""
+"""Parts of the names of cuBLAS kernels."""
 
 
 @contextmanager
 def timed(seconds: list[float]) -> Iterator[None]:
-    """Add the seconds until all that was begun on the GPU is done."""
+    """Append the seconds until all work that the block starts on the GPU is done."""
     torch.cuda.synchronize()
     began = time.perf_counter()
     yield
@@ -52,7 +52,7 @@ def timed(seconds: list[float]) -> Iterator[None]:
 
 
 def measure(recipe: TrainingRecipe, seeds: int, folder: str | None, *, cuda_graph: bool = True) -> dict[str, Any]:
-    """Train by a recipe from each seed."""
+    """Train a recipe from each seed."""
     data, test = fashion_mnist(folder)
     training, validation = hold_out(data, recipe.validation_images)
     prepared: list[float] = []
@@ -79,7 +79,7 @@ def measure(recipe: TrainingRecipe, seeds: int, folder: str | None, *, cuda_grap
 
 
 def matrix_work(recipe: TrainingRecipe, folder: str | None, loop_seconds: float) -> dict[str, Any]:
-    """What the GPU does in a run, by kind of kernel; the profiler makes the loop longer, and no kernel."""
+    """Profile a run by kind of kernel. The profiler slows down the loop, but not the kernels."""
     training, validation = hold_out(fashion_mnist(folder)[0], recipe.validation_images)
     run = TrainingRun(recipe, training, GPU, validation=validation)
     run.prepare()
@@ -100,7 +100,7 @@ def matrix_work(recipe: TrainingRecipe, folder: str | None, loop_seconds: float)
 
 
 def use_gpu(data: LabelledImages) -> float:
-    """Seconds until a GPU that the process has not used before has multiplied a matrix."""
+    """Return the seconds of a first matrix product on a GPU that the process has not used before."""
     began = time.perf_counter()
     images = torch.from_numpy(data.images[:1024]).to(GPU).flatten(1).float()
     (images @ images.T).sum().item()
@@ -108,7 +108,7 @@ def use_gpu(data: LabelledImages) -> float:
 
 
 def main() -> None:
-    """Measure, and write the results."""
+    """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--idx")

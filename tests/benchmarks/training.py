@@ -1,12 +1,12 @@
-"""Training against Ray's own example, and against `fmnist_model` with nothing around it; and what a kill costs.
+"""Compare training with Ray's own example and with a bare `fmnist_model` loop, and measure the cost of a kill.
 
     python -m tests.benchmarks.training [--runs 3] [--without-example]
 
-Two workers on two CPUs. Each run is a process of its own, in turn with the others; figures are medians. Writes
-tests/benchmarks/results/training.json.
+Training uses two workers on two CPUs. Each run is a separate process, and the compared programs take turns. All values
+are medians. The results are written to tests/benchmarks/results/training.json.
 
-`images_per_second` are of the epochs, validation included, and of all processes together; `loop` includes what the
-checkpoints add, until the last is complete.
+`images_per_second` covers the epochs of all processes together, including validation. `loop` also includes the time
+that checkpoints add, until the last one is complete.
 """
 
 import argparse
@@ -29,13 +29,13 @@ from tests.benchmarks.classification import last_json
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = Path(__file__).parent / "results" / "training.json"
 EPOCHS = "12"
-"""Of the preset `full`, for figures a second."""
+"""Epochs of the preset `full` for throughput measurements."""
 TARGET = 0.87
 """Test accuracy up to which the time is compared with that of Ray's example."""
 
 
 def train(store: str, state: str, *options: str) -> dict[str, Any]:
-    """Run `fmnist train`, and look at its checkpoints."""
+    """Run `fmnist train` and read its checkpoints."""
     settings = {"FMNIST_STORE": store, "FMNIST_STATE_DIR": state}
     command = ["train", *options, "--workers", "2", "--keep-best", "100", "--json"]
     found = subprocess.run(
@@ -50,7 +50,7 @@ def train(store: str, state: str, *options: str) -> dict[str, Any]:
 
 
 def epochs_of(store_root: str, run_id: str) -> dict[str, Any]:
-    """Test accuracy of each epoch's checkpoint, and the seconds of the epochs until it was at the target."""
+    """Return the test accuracy of each epoch's checkpoint, and the seconds of the epochs up to the target."""
     import torch
 
     from fmnist_model.evaluation.evaluate import evaluate
@@ -81,7 +81,7 @@ def epochs_of(store_root: str, run_id: str) -> dict[str, Any]:
 
 
 def kill_a_worker() -> None:
-    """Train in this process, kill a worker in the middle, and print how long until a step beyond its last one."""
+    """Kill a worker during training, and print the seconds until training passes its last step."""
     import psutil
 
     from flows.cli.services import prepare_environment, services
@@ -98,7 +98,7 @@ def kill_a_worker() -> None:
     def train_workers() -> list[Any]:
         found = []
         for child in psutil.Process().children(recursive=True):
-            with suppress(psutil.Error):  # one that ended meanwhile
+            with suppress(psutil.Error):  # the process may have ended
                 found += [child] if "RayTrainWorker" in " ".join(child.cmdline()) else []
         return found
 
@@ -145,7 +145,7 @@ def kill_a_worker() -> None:
 
 
 def example_folder(folder: Path) -> Path:
-    """A home folder with the data set where Ray's example looks for it."""
+    """Create a home folder with the data set where Ray's example looks for it."""
     from infra.settings import Settings
     from tasks.dataset import source_files
 
@@ -159,7 +159,7 @@ def example_folder(folder: Path) -> Path:
 
 
 def main() -> None:
-    """Measure, and write the results."""
+    """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--without-example", action="store_true")
@@ -194,7 +194,7 @@ def main() -> None:
 
 
 def summarize(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians of the runs, and of their ratios."""
+    """Return the medians of the runs and of their ratios."""
 
     def median(values: Any) -> float:
         return round(statistics.median(values), 3)

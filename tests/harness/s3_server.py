@@ -1,4 +1,4 @@
-"""An S3 server for a test, and a proxy in front of it that injects faults."""
+"""Provide an S3 server for a test, and a proxy in front of it that injects faults."""
 
 import http.client
 import os
@@ -29,7 +29,7 @@ EACH_SERVER = [
     pytest.param("moto_server", id="moto"),
     *([pytest.param("ceph_gateway", id="ceph", marks=pytest.mark.slow)] if CEPH_EXPECTED else []),
 ]
-"""Parameters that are names of fixtures: the servers that support everything the project needs."""
+"""Fixture names as parameters: the servers that support everything the project needs."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def free_port() -> int:
 
 @dataclass
 class Exchange:
-    """A request and its answer. A fault changes either on its way."""
+    """A request and its answer. A fault changes either one in transit."""
 
     method: str
     path: str
@@ -84,11 +84,11 @@ class Exchange:
     cut_answer_at: int | None = None
     """Bytes of the answer's body to send before the connection is closed."""
     answer_instead: int | None = None
-    """Status of an S3 error to answer with, without asking the server."""
+    """Status of an S3 error to return without asking the server."""
     cut_request_at: int | None = None
     """Bytes of the request's body to forward before both connections are closed."""
     hang_seconds: float = 0.0
-    """Wait before the request is forwarded or answered."""
+    """Seconds to wait before the request is forwarded or answered."""
     fault: str = ""
     """Kind of fault that a schedule drew for the request."""
 

@@ -1,6 +1,7 @@
-"""The practical limit for loose files: read with so many in flight, decode, forward and write, one plain process a CPU.
+"""Measure the practical limit for loose files: one plain process per CPU reads, decodes, predicts and writes.
 
-Prints one line of JSON: images a second from the moment every process has its libraries and its model.
+Each process keeps a fixed number of reads in flight. The module prints one line of JSON: images per second from the
+moment when every process has loaded its libraries and its model.
 
     python -m tests.benchmarks.peers.bare_files FOLDER_OR_S3_PREFIX OUT [--cpus 2] [--in-flight 16]
 """
@@ -16,7 +17,7 @@ BATCH = 4096
 
 
 def classify(names: list[str], out: Path, in_flight: int, queues: tuple[Any, Any, Any]) -> None:
-    """Classify files, into one Parquet file; `queues`: ready, go, done."""
+    """Classify files into one Parquet file. `queues` holds ready, go and done."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -55,7 +56,7 @@ def classify(names: list[str], out: Path, in_flight: int, queues: tuple[Any, Any
 
 
 def reader(name: str) -> Any:
-    """How a file is read, by path or S3 URI."""
+    """Return the function that reads a file by path or S3 URI."""
     if not name.startswith("s3://"):
         return lambda path: Path(path).read_bytes()
     import boto3
@@ -67,7 +68,7 @@ def reader(name: str) -> Any:
 
 
 def listed(location: str) -> list[str]:
-    """The files in a folder or below a prefix."""
+    """List the files in a folder or below a prefix."""
     if not location.startswith("s3://"):
         return sorted(str(path) for path in Path(location).iterdir())
     import boto3
@@ -78,7 +79,7 @@ def listed(location: str) -> list[str]:
 
 
 def main() -> None:
-    """Run the processes, and print what they came to."""
+    """Run the processes and print their result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("location")
     parser.add_argument("out", type=Path)

@@ -1,7 +1,7 @@
-"""Flows that start what training and classification start, and nothing of this project: the floor of a start.
+"""Define flows that start only the workers or actors of training and classification: the floor of a start.
 
-As Prefect's and Ray's guides write them: no settings, checks, plan, data, progress or logs. Each writes the time of its
-first step, or of its first shard, to a file.
+They use nothing of this project and follow Prefect's and Ray's guides. They have no settings, checks, plan, data,
+progress or logs. Each flow writes the time of its first step or first shard to a file.
 """
 
 import os
@@ -16,7 +16,7 @@ _WORKERS = 2
 
 @flow
 def bare_train(parameters: dict[str, str]) -> None:
-    """A step of DDP on Ray Train's workers, on random images."""
+    """Run one DDP step on random images with Ray Train's workers."""
     import ray
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -46,7 +46,7 @@ def _one_step(parameters: dict[str, str]) -> None:
 
 @flow
 def bare_classify(parameters: dict[str, str]) -> None:
-    """A shard of random images for each of some actors."""
+    """Process one shard of random images on each of several actors."""
     import ray
 
     ray.init(os.environ["FMNIST_RAY_ADDRESS"], log_to_driver=False)

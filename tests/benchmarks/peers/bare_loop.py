@@ -1,6 +1,7 @@
-"""The practical limit: read, decode, forward and write, in one plain process a CPU with nothing around them.
+"""Measure the practical limit: one plain process per CPU reads, decodes, predicts and writes.
 
-Prints one line of JSON: images a second from the moment every process has its libraries and its model.
+The module prints one line of JSON: images per second from the moment when every process has loaded its libraries and
+its model.
 
     python -m tests.benchmarks.peers.bare_loop IMAGES OUT [--cpus 2]
 """
@@ -16,7 +17,7 @@ BATCH = 4096
 
 
 def classify(files: list[Path], out: Path, queues: tuple[Any, Any, Any]) -> None:
-    """Classify Parquet files one after the other, each into one of its own; `queues`: ready, go, done."""
+    """Classify Parquet files in sequence, each into its own file. `queues` holds ready, go and done."""
     import pyarrow.parquet as pq
     import torch
 
@@ -82,7 +83,7 @@ def _decoded(encoded: Any) -> Any:
 
 
 def main() -> None:
-    """Run the processes, and print what they came to."""
+    """Run the processes and print their result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=Path)
     parser.add_argument("out", type=Path)

@@ -1,6 +1,6 @@
-"""Training by `fmnist_model` with nothing around it: one process, or several that make up a process group.
+"""Train with `fmnist_model` alone, in one process or in several that form a process group.
 
-No orchestrator, no checkpoint, no progress. Prints one line of JSON.
+The loop uses no orchestrator, writes no checkpoints and reports no progress. The module prints one line of JSON.
 
     python -m tests.benchmarks.peers.bare_training [--processes 1] [--threads 2] [--preset quick] [--epochs 6]
 """
@@ -26,7 +26,7 @@ from tasks.training.splits import load_split
 
 
 def train(rank: int, arguments: argparse.Namespace, rendezvous: str) -> None:
-    """What each process does; rank 0 prints."""
+    """Train in one process. Rank 0 prints the result."""
     torch.set_num_threads(arguments.threads)
     settings = Settings(store="var/test-data")
     store = open_store(settings.store)

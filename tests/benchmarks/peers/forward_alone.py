@@ -1,7 +1,8 @@
-"""The forward pass alone on raw pixels that are in memory, and what each stage of an actor costs beside it.
+"""Measure the forward pass alone on raw pixels in memory, and the cost of each other stage of an actor.
 
-Two processes of one thread each, as the actors are. Prints one line of JSON: images a second of both together when they
-do nothing but classify, and microseconds an image and stage in one of them, the stages one after the other.
+Two processes run with one thread each, as the actors do. The module prints one line of JSON. It holds the images per
+second of both processes together when they only classify. It also holds the microseconds per image of each stage,
+measured in sequence in one process.
 
     python -m tests.benchmarks.peers.forward_alone FILE [--processes 2]
 """
@@ -19,7 +20,7 @@ SECONDS = 5.0
 
 
 def forward_alone(_: int) -> float:
-    """Images a second of one thread."""
+    """Return the images per second of one thread."""
     import numpy as np
     import torch
 
@@ -38,7 +39,7 @@ def forward_alone(_: int) -> float:
 
 
 def stages(file: Path) -> dict[str, float]:
-    """Microseconds an image, of each stage of an actor on a Parquet file of raw pixels."""
+    """Return the microseconds per image of each stage of an actor on a Parquet file of raw pixels."""
     import pyarrow as pa
     import torch
 

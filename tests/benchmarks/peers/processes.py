@@ -1,4 +1,4 @@
-"""Plain processes that begin at the same moment: the bare loops' way to use all CPUs."""
+"""Run plain processes that start at the same moment, so that the bare loops use all CPUs."""
 
 import json
 import multiprocessing
@@ -10,10 +10,10 @@ CONTEXT = multiprocessing.get_context("spawn")
 
 
 def run_together(work: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> None:
-    """Run `work(*arguments[i], (ready, go, done))` in a process each, and print what they came to.
+    """Run `work(*arguments[i], (ready, go, done))` in one process per item, and print the combined result.
 
-    Each puts something into the queue `ready` once it is warm, waits for the event `go`, and puts the number of its
-    images into the queue `done`.
+    Each process puts an item into the queue `ready` once it is warm. It then waits for the event `go`, and finally puts
+    the number of its images into the queue `done`.
     """
     ready, done, go = CONTEXT.Queue(), CONTEXT.Queue(), CONTEXT.Event()
     workers = [CONTEXT.Process(target=work, args=(*own, (ready, go, done))) for own in arguments]

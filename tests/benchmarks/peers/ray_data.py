@@ -1,7 +1,8 @@
-"""Batch classification as Ray Data's guide writes it: what a user would have without this project.
+"""Classify a batch as Ray Data's guide shows, which is what you would write without this project.
 
-`read_parquet`, `map_batches` with an actor that decodes and predicts, `write_parquet`
-(https://docs.ray.io/en/latest/data/batch_inference.html). Prints one line of JSON; seconds are without `ray.init`.
+The pipeline is `read_parquet`, `map_batches` with an actor that decodes and predicts, and `write_parquet`
+(https://docs.ray.io/en/latest/data/batch_inference.html). The module prints one line of JSON. Its seconds exclude
+`ray.init`.
 
     python -m tests.benchmarks.peers.ray_data IMAGES OUT [--cpus 2]
 """
@@ -18,7 +19,7 @@ from torchvision.io import ImageReadMode, decode_image
 
 
 class Predictor:
-    """The guide's actor: a model loaded once, called with a batch."""
+    """The guide's actor, which loads the model once and is called with batches."""
 
     def __init__(self) -> None:
         torch.set_num_threads(1)
@@ -43,7 +44,7 @@ class Predictor:
 
 
 def main() -> None:
-    """Classify, and print what it came to."""
+    """Classify and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images")
     parser.add_argument("out")

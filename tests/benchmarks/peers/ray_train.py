@@ -1,8 +1,8 @@
-"""Fashion-MNIST training exactly as Ray's own example trains it: batch 32, SGD, a DataLoader.
+"""Train on Fashion-MNIST exactly as Ray's own example does: batch 32, SGD, a DataLoader.
 
-The example is the one that Ray installs, ray.train.examples.pytorch.torch_fashion_mnist_example, unchanged; it reads
-the data set from ~/data/FashionMNIST/raw. Prints one line of JSON: the example's test accuracy after each epoch, and
-the mean seconds of an epoch.
+The example is ray.train.examples.pytorch.torch_fashion_mnist_example, which Ray installs. It is unchanged and reads the
+data set from ~/data/FashionMNIST/raw. The module prints one line of JSON: the example's test accuracy after each epoch,
+and the mean seconds per epoch.
 
     HOME=FOLDER python -m tests.benchmarks.peers.ray_train [--workers 2] [--epochs 10] [--until 0.87]
 """
@@ -19,12 +19,12 @@ from ray.train.torch import TorchTrainer
 
 
 class Reached(Exception):
-    """The accuracy that was asked for is there; the rest is spared."""
+    """Stop the run early because it reached the requested accuracy."""
 
 
 @ray.remote(num_cpus=0)
 class Notes:
-    """When each epoch ended, and with which accuracy."""
+    """End time and accuracy of each epoch."""
 
     def __init__(self) -> None:
         self.reports: list[tuple[float, float]] = []
@@ -37,7 +37,7 @@ class Notes:
 
 
 class Watch(UserCallback):
-    """Notes each report, and stops the run at the accuracy that was asked for."""
+    """Record each report, and stop the run at the requested accuracy."""
 
     def __init__(self, notes: Any, until: float) -> None:
         self.notes, self.until = notes, until
@@ -69,7 +69,7 @@ if __name__ == "__main__":
             scaling_config=ScalingConfig(num_workers=arguments.workers),
             run_config=RunConfig(callbacks=[Watch(notes, arguments.until)]),
         ).fit()
-    except ControllerError:  # which is what Ray Train makes of what a callback raises
+    except ControllerError:  # Ray Train raises this for an exception in a callback
         if ray.get(notes.read.remote())[-1][1] < arguments.until:
             raise
     reports = ray.get(notes.read.remote())

@@ -1,4 +1,4 @@
-"""What classification costs besides the images: by object listed, by file, by shard, by worker; for docs/scale.md.
+"""Measure what classification costs per listed object, file, shard and worker, for docs/scale.md.
 
     python -m tests.benchmarks.scale --planning 100000 1000000 10000000
     python -m tests.benchmarks.scale --comparison 1000000 10000000
@@ -9,8 +9,8 @@
     eval "$(make -s s3-up)"; python -m tests.benchmarks.scale --requests --batches 100 1000
     python -m tests.benchmarks.scale --table
 
-All but the last measure, and add to tests/benchmarks/results/scale.json; it prints the tables of
-docs/scale.md from it.
+These costs come on top of the work on the images. All commands except the last measure and add to
+tests/benchmarks/results/scale.json. The last one prints the tables of docs/scale.md from that file.
 """
 
 import argparse
@@ -25,7 +25,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "scale.json"
 
 
 def main() -> None:
-    """Measure what is asked for, and add it to the results."""
+    """Run the requested measurements and add them to the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--planning", type=int, nargs="+", default=[], metavar="OBJECTS")
     parser.add_argument("--comparison", type=int, nargs="+", default=[], metavar="OBJECTS")
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def keep(part: str, name: str, figures: dict[str, Any]) -> None:
-    """Add figures to the results, and print them."""
+    """Add measurements to the results and print them."""
     print(json.dumps({part: {name: figures}}), flush=True)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     stamp = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "cpus": os.cpu_count()}

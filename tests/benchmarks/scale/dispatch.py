@@ -1,7 +1,8 @@
-"""What it costs to hand out shards to many actors, whatever they do with them: part of scale.py.
+"""Measure what it costs to dispatch shards to many actors, independent of the actors' work.
 
-Few by the project's own pool, to as many real actors, each a process; many by Ray's `ActorPool`, which asks the same of
-Ray for each shard, to places in a few processes: a thousand processes need more memory than this machine has.
+Up to 50 actors are real, each a process, and the project's own pool dispatches to them. For more, Ray's `ActorPool`
+dispatches to places in a few processes, because a thousand processes need more memory than this machine has. It makes
+the same requests to Ray for each shard.
 """
 
 import json
@@ -15,30 +16,30 @@ import psutil
 from tests.benchmarks.classification import last_json
 
 PROCESSES = 4
-"""That share the places, where there are more than processes."""
+"""Number of processes that share the places if more than MOST_ACTORS shards are in progress."""
 MOST_ACTORS = 50
-"""Processes at once, at most."""
+"""Maximum number of actor processes at once."""
 _WARM_UP, _WARM_UP_SECONDS = 40, 0.5
-"""Shards that take so long, by actor: some come when others are at work for long."""
+"""Number of slow first shards per actor, and seconds of each. Some actors start long after others are at work."""
 
 
 def measure_dispatch(in_flight: int, shards: int = 20_000) -> dict[str, Any]:
-    """Hand out so many shards, with so many under way at once."""
+    """Dispatch `shards` shards, with up to `in_flight` of them in progress at once."""
     kind = "actors" if in_flight <= MOST_ACTORS else "places"
     return last_json("tests.benchmarks.scale.dispatch", kind, str(in_flight), str(shards))
 
 
 class Actor:
-    """Does nothing with a shard, and says what a classifier says; but holds on to the first ones till all are there."""
+    """Do nothing with a shard and return a classifier's result. The first shards wait until all actors run."""
 
     def __init__(self, warm_up: int) -> None:
         self._warm_up = warm_up
 
     def ready(self) -> None:
-        """Return once the process is there."""
+        """Return once the process runs."""
 
     def work(self, shard: int) -> Any:
-        """Books, and whose."""
+        """Return the process ID and the shard's books."""
         from infra.storage.prediction_table import ShardBooks
 
         if shard < self._warm_up:
@@ -101,14 +102,14 @@ def _by_places(in_flight: int, shards: int) -> dict[str, Any]:
 
 
 class _Meter:
-    """What this process and Ray's own take, from when it is made."""
+    """Meter of the CPU time that this process and Ray's head process use after its creation."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter()
         self._cpu = _cpu_seconds()
 
     def figures(self, shards: int) -> dict[str, Any]:
-        """By shard, in milliseconds."""
+        """Return shards per second, CPU milliseconds per shard by process, and memory in MiB."""
         seconds = time.perf_counter() - self._began
         return {
             "shards_per_second": round(shards / seconds),

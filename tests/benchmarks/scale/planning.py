@@ -1,6 +1,6 @@
-"""Planning of very many loose objects, stage by stage: part of tests/benchmarks/scale.py.
+"""Measure the planning of millions of loose objects, stage by stage.
 
-The listing is a simulated server's; all else is real.
+This is part of tests/benchmarks/scale. A simulated server provides the listing, and everything else is real.
 """
 
 import os
@@ -17,14 +17,14 @@ from tests.benchmarks.scale.simulated_bucket import BUCKET, in_a_process, simula
 
 
 def measure_planning(objects: int) -> dict[str, Any]:
-    """Plan so many objects twice, each time in a process of its own: anew, and with nothing new."""
+    """Plan `objects` objects twice, each time in a new process: once from nothing, once with no new objects."""
     with simulated_bucket() as bucket, tempfile.TemporaryDirectory() as folder:
         bucket.value = objects
         return {"objects": objects, "anew": in_a_process(_plan, folder), "nothing_new": in_a_process(_plan, folder)}
 
 
 def _plan(folder: str, results: Any) -> None:
-    """Plan everything in the bucket: seconds by stage, most memory, most of the disk, and the plan's size."""
+    """Plan everything in the bucket, and report seconds by stage, peak memory, peak disk use and plan size."""
     from infra.storage.object_store import open_store
     from infra.storage.staged_inputs import StagedInputs
     from tasks.classification import plan as planning
@@ -58,14 +58,14 @@ def _plan(folder: str, results: Any) -> None:
         "planned": sum(plan.planned for plan in work.plans),
         "shards": sum(plan.shards for plan in work.plans),
     }
-    if not (Path(folder) / "first").exists():  # nothing new leaves the first plan to be finished, and no other
+    if not (Path(folder) / "first").exists():  # the second run finds nothing new, so it has only the first plan
         (Path(folder) / "first").touch()
         found |= _plan_object(store, work.plans[-1])
     results.put(found)
 
 
 def _plan_object(store: Any, plan: Any) -> dict[str, Any]:
-    """What each actor opens: how large it is, and what it takes to open it and to read a shard of it."""
+    """Return the size of the plan that each actor opens, and the cost of opening it and reading a shard."""
     import pyarrow.parquet as pq
 
     from infra.storage.batch_plan import ShardInputs
@@ -87,7 +87,7 @@ def _plan_object(store: Any, plan: Any) -> dict[str, Any]:
 
 
 def time_stage(owner: Any, name: str, stage: str, stages: dict[str, float]) -> None:
-    """Have a function add the seconds that it takes to `stages`."""
+    """Wrap a function so that it adds its seconds to `stages`."""
     function: Callable[..., Any] = getattr(owner, name)
 
     def timed(*arguments: Any, **options: Any) -> Any:
@@ -102,7 +102,7 @@ def time_stage(owner: Any, name: str, stage: str, stages: dict[str, float]) -> N
 
 @contextmanager
 def most_bytes_in(folder: Path) -> Iterator[dict[str, int]]:
-    """The most that a folder holds during the block, looked at four times a second."""
+    """Track the maximum bytes in a folder during the block, sampled four times a second."""
     most, ended = {"bytes": 0}, threading.Event()
 
     def look() -> None:
@@ -111,7 +111,7 @@ def most_bytes_in(folder: Path) -> Iterator[dict[str, int]]:
             for path in folder.rglob("*"):
                 try:
                     size += path.stat().st_blocks * 512
-                except FileNotFoundError:  # it went meanwhile
+                except FileNotFoundError:  # deleted in the meantime
                     continue
             most["bytes"] = max(most["bytes"], size)
 

@@ -1,4 +1,4 @@
-"""Requests to S3 by file, by shard and for the report, counted by a proxy before the server: part of scale.py."""
+"""Count the S3 requests per file, per shard and for the report, with a proxy in front of the server."""
 
 import os
 import tempfile
@@ -12,11 +12,11 @@ from tests.benchmarks.scale.runs import SHARD_IMAGES, run_flow, write_images
 from tests.harness.s3_server import Exchange, S3Server, faulty_proxy
 
 FEW, MANY = 20, 120
-"""Files; the report looks at 20 images, so that more files make no more requests of it."""
+"""Numbers of files. The report reads 20 images, so more files cause no more requests from it."""
 
 
 def measure_requests() -> dict[str, Any]:
-    """What another hundred files, and another hundred shards, ask for."""
+    """Measure the requests that 100 more files, and 100 more shards, cause."""
     root = os.environ.get("FMNIST_STORE", "")
     if not root.startswith("s3://"):
         raise SystemExit('S3 is needed: eval "$(make -s s3-up)"')
@@ -50,7 +50,7 @@ def measure_requests() -> dict[str, Any]:
 
 
 def _less(more: dict[str, Any], less: dict[str, Any], units: int) -> dict[str, float]:
-    """The difference of two counts, by unit."""
+    """Return the difference of two counts, per unit."""
     names = sorted(more.keys() | less.keys())
     return {name: round((more.get(name, 0) - less.get(name, 0)) / units, 2) for name in names}
 
@@ -66,7 +66,7 @@ def _counted(
 
 
 def _count_taking_over(root: str, table: str) -> Counter[str]:
-    """What a run asks for to learn what is done of a batch that another left."""
+    """Count the requests with which a run finds out what an earlier run completed of a batch."""
     from infra.storage.batch_log import read_batch_log
     from infra.storage.batch_plan import find_plan
     from infra.storage.object_store import open_store
@@ -93,7 +93,7 @@ def _server() -> S3Server:
 
 
 def _count(exchange: Exchange, counted: Counter[str]) -> None:
-    """By S3's price classes, and what is free."""
+    """Count a request by its method. A listing counts as LIST because S3 prices it separately from a GET."""
     method = "LIST" if exchange.method == "GET" and "list-type=2" in exchange.path else exchange.method
     counted[method] += 1
 

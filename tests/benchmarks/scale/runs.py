@@ -33,11 +33,11 @@ _ROLES = {
     "ray::ShardClass": "actor",
     "prefect": "prefect",
 }
-"""Role of a process, by the start of its name. This process is the driver, which hands out the shards."""
+"""Role of a process by the start of its name. This process is the driver, which dispatches the shards."""
 
 
 def measure_shards(shards: int) -> dict[str, Any]:
-    """Classify so many files of few images, each a shard; kill such a run at its half, and let another finish it."""
+    """Classify many small files, each a shard. Also kill such a run halfway and let another run finish it."""
     with tempfile.TemporaryDirectory() as folder:
         images = write_images(Path(folder) / "images", shards, SHARD_IMAGES)
         settings = {"FMNIST_STORE": f"file://{folder}/store", "FMNIST_STATE_DIR": f"{folder}/state"}
@@ -58,7 +58,7 @@ def measure_shards(shards: int) -> dict[str, Any]:
 
 
 def measure_images(images: int) -> dict[str, Any]:
-    """Classify so many images, in shards as planning cuts them; the files are one file by many names."""
+    """Classify `images` images in shards of the planned size. The files are hard links to one file."""
     with tempfile.TemporaryDirectory() as folder:
         places = write_images(Path(folder) / "images", images // FILE_IMAGES, FILE_IMAGES, same=True)
         settings = {"FMNIST_STORE": f"file://{folder}/store", "FMNIST_STATE_DIR": f"{folder}/state"}
@@ -67,7 +67,7 @@ def measure_images(images: int) -> dict[str, Any]:
 
 
 def write_images(folder: Path, files: int, images: int, *, same: bool = False) -> Path:
-    """Write random raw pixels: `files` Parquet files of `images` rows; with `same`, they are links to one."""
+    """Write `files` Parquet files of `images` rows of random raw pixels. With `same`, they are links to one file."""
     folder.mkdir(parents=True)
     draw = np.random.default_rng(0)
     for number in range(files):
@@ -84,7 +84,7 @@ def write_images(folder: Path, files: int, images: int, *, same: bool = False) -
 def run_flow(
     images: Path | str, table: str, settings: dict[str, str], *, each_file_a_shard: bool = False, report: bool = True
 ) -> dict[str, Any]:
-    """Run the flow in a process of its own."""
+    """Run the flow in a separate process."""
     before = _prefect_rows(settings)
     mode = "files" if each_file_a_shard else "planned"
     reports = "report" if report else "no report"
@@ -95,7 +95,7 @@ def run_flow(
 
 
 def _prefect_rows(settings: dict[str, str]) -> dict[str, int]:
-    """Rows in the database of the run's own Prefect server."""
+    """Count the rows in the database of the run's own Prefect server."""
     found = {}
     for path in Path(settings["FMNIST_STATE_DIR"]).glob("prefect/**/*.db"):
         with sqlite3.connect(path) as database:
@@ -106,7 +106,7 @@ def _prefect_rows(settings: dict[str, str]) -> dict[str, int]:
 
 
 def _kill_at_half(images: Path, table: str, settings: dict[str, str], shards: int) -> dict[str, Any]:
-    """Kill the flow's process when half of the parts are there; then take over what is there, as the next run does."""
+    """Kill the flow's process when half of the parts exist, then take them over as the next run does."""
     from infra.storage.batch_log import read_batch_log
     from infra.storage.batch_plan import find_plan
     from infra.storage.object_store import open_store
@@ -143,7 +143,7 @@ def _kill_at_half(images: Path, table: str, settings: dict[str, str], shards: in
 
 @dataclass
 class Watch:
-    """Looks twice a second at what this process and those that it started take, for the length of the block."""
+    """Sample the resources of this process and its children twice a second during the block."""
 
     peak_mib: dict[str, float] = field(default_factory=dict)
     cpu_seconds: dict[str, float] = field(default_factory=dict)
@@ -189,7 +189,7 @@ def _role(process: psutil.Process) -> str | None:
 
 
 def _main(images: str, table: str, mode: str, reports: str) -> None:
-    """Run the flow in this process, and print its figures."""
+    """Run the flow in this process and print its measurements."""
     from flows.cli.services import prepare_environment, services
 
     prepare_environment()
@@ -202,7 +202,7 @@ def _main(images: str, table: str, mode: str, reports: str) -> None:
     from infra.storage.keys import manifest_key
     from infra.storage.object_store import open_store
 
-    if mode == "files":  # every piece is then larger than a share
+    if mode == "files":  # makes every piece larger than a share
         infra.storage.batch_plan.SMALLEST_SHARD = infra.storage.batch_plan.LARGEST_SHARD = 1.0
     if reports == "no report":
         setattr(flows.classify, "write_batch_reports", lambda _: [])  # noqa: B010 (a task's type is another)
@@ -254,7 +254,7 @@ def _time(owner: Any, name: str, steps: dict[str, float], batches: list[Any]) ->
 
 
 def _plasma() -> tuple[int, int]:
-    """Bytes in Ray's object store, and those that were ever written to it."""
+    """Return the bytes in Ray's object store, and the total ever written to it."""
     import ray
     from ray._private.internal_api import node_stats
 

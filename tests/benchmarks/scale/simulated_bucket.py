@@ -1,7 +1,7 @@
-"""A bucket of as many objects as are wished for: a server that answers ListObjectsV2, and nothing else.
+"""Simulate a bucket with any number of objects: a server that only answers ListObjectsV2.
 
-Pages have 1,000 keys, made up as they are asked for in a process of its own, and ETags that are as random as MD5s are,
-so that plans are as large as real ones.
+The server runs in a separate process and generates pages of 1,000 keys on request. The ETags are as random as MD5
+hashes, so that plans are as large as real ones.
 """
 
 import multiprocessing
@@ -20,7 +20,7 @@ BUCKET = "s3://simulated/images"
 
 @contextmanager
 def simulated_bucket() -> Iterator[Any]:
-    """Have the SDK's settings name the server during the block; the `value` that it yields is the number of objects."""
+    """Point the SDK's settings to the server during the block. Set the yielded `value` to the number of objects."""
     objects, port = CONTEXT.Value("q", 0), CONTEXT.Queue()
     server = CONTEXT.Process(target=_serve, args=(objects, port), daemon=True)
     server.start()
@@ -37,7 +37,7 @@ def simulated_bucket() -> Iterator[Any]:
 
 
 def in_a_process(function: Any, *arguments: Any) -> dict[str, Any]:
-    """What a function put into the queue that is its last argument, called in a process of its own."""
+    """Call a function in a new process, and return what it puts into the queue that is its last argument."""
     results = CONTEXT.Queue()
     process = CONTEXT.Process(target=function, args=(*arguments, results))
     process.start()

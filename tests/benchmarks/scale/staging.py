@@ -1,4 +1,4 @@
-"""Comparing what was listed with what is planned, by objects and by batches: part of scale.py."""
+"""Measure the comparison of listed objects with existing plans, by objects and by batches."""
 
 import json
 import resource
@@ -21,12 +21,12 @@ _NEW = 1_000
 
 
 def measure_comparison(objects: int) -> dict[str, Any]:
-    """Sort a listing of so many objects, compare it with a plan that lacks the last 1,000, count those it has."""
+    """Sort a listing of `objects` objects, compare it with a plan that lacks the last 1,000, count the planned."""
     return last_json("tests.benchmarks.scale.staging", "objects", str(objects))
 
 
 def measure_batches(batches: int, store: str) -> dict[str, Any]:
-    """Plan with nothing new, in a table that so many batches of an image each came before."""
+    """Plan with no new objects, in a table that already has `batches` batches of one image each."""
     return last_json("tests.benchmarks.scale.staging", "batches", str(batches), FMNIST_STORE=store)
 
 

@@ -1,6 +1,6 @@
-"""The tables of docs/scale.md, from tests/benchmarks/results/scale.json: part of scale.py.
+"""Build the tables of docs/scale.md from tests/benchmarks/results/scale.json.
 
-What was measured is in the first table. The others are reckoned from it, a formula a row.
+The first table holds the measurements. The others are calculated from it, with one formula per row.
 """
 
 from collections.abc import Callable
@@ -13,23 +13,23 @@ from infra.storage.staged_inputs import RANGE_FILES
 IMAGES = (10**6, 10**8, 10**9)
 WORKERS = (1, 10, 1_000)
 FILE_IMAGES = 10_000
-"""Of a Parquet file."""
+"""Images in a Parquet file."""
 _LOOSE_WORK = 1 + 600 / 2048 + 4
 _PIXELS_WORK = 1 + 784 / 2048
-"""Of an image, as `infra.storage.batch_plan.work_of` reckons it."""
+"""Work per image, as `infra.storage.batch_plan.work_of` calculates it."""
 _TIER_1, _TIER_2 = 0.005 / 1_000, 0.0004 / 1_000
-"""Dollars: a PUT, COPY, POST or LIST; a GET or HEAD. S3 Standard, us-east-1. A DELETE is free."""
+"""Dollars per request: a PUT, COPY, POST or LIST, and a GET or HEAD. S3 Standard, us-east-1. DELETE is free."""
 _PUT_LIMIT, _GET_LIMIT = 3_500, 5_500
-"""Requests a second that S3 takes at least, of one partitioned prefix."""
+"""Minimum requests per second that S3 supports for one partitioned prefix."""
 _LINES = 1_000
-"""That the progress board hands on in a second, at most: 500, twice a second (`infra.cluster.progress_board`)."""
+"""Maximum lines per second that the progress board forwards: 500, twice a second (`infra.cluster.progress_board`)."""
 _BOARD_CALLS = 3
-"""By shard: done, how far the batch is, what the actor logged. Besides, each actor says once a second how far it is."""
+"""Calls per shard: completion, batch progress, and the actor's log. Each actor also reports progress every second."""
 _PAGE = 1_000
 
 
 def tables(results: dict[str, Any]) -> str:
-    """The tables as Markdown."""
+    """Return the tables as Markdown."""
     slopes = Slopes.of(results)
     parts = [_slopes_table(results, slopes)]
     for title, layout in (("Loose objects of 600 bytes", Loose), ("Parquet of 10,000 raw images a file", Packed)):
@@ -40,43 +40,43 @@ def tables(results: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Slopes:
-    """What each further object, file, shard, batch or actor takes; between the two largest sizes measured."""
+    """Cost of each further object, file, shard, batch or actor, between the two largest sizes measured."""
 
     list_seconds: float
     compare_seconds: float
     write_seconds: float
-    """By object: listing and keeping; sorting and cutting; digest and plan."""
+    """Seconds per object. `list`: listing and keeping. `compare`: sorting and cutting. `write`: digest and plan."""
     again_seconds: float
-    """By object, where all is planned already: comparing."""
+    """Comparison seconds per object if everything is planned already."""
     plan_bytes: float
     footer_bytes: float
-    """By row group of the plan."""
+    """Bytes per row group of the plan."""
     listed_bytes: float
-    """By object, on this machine's disk; the pieces of the plan, which are there besides, take about as much."""
+    """Bytes per object on this machine's disk. The pieces of the plan are also there and take about as much."""
     range_bytes: float
-    """By object of the range that is being sorted or compared."""
+    """Bytes per object of the range that is being sorted or compared."""
     file_seconds: float
-    """To plan a Parquet file on this disk."""
+    """Seconds to plan a Parquet file on this disk."""
     shard_seconds: float
-    """Of a CPU, in an actor, by shard of 32 images."""
+    """CPU seconds in an actor per shard of 32 images."""
     driver_cpu_seconds: float
     board_cpu_seconds: float
     driver_bytes: float
     driver_mib: float
-    """With the fewest shards."""
+    """MiB of the driver with the fewest shards."""
     flow_bytes: float
-    """Of the flow's process, which makes the report."""
+    """Memory of the flow's process, which makes the report, in bytes per shard."""
     flow_mib: float
-    """With the fewest shards."""
+    """MiB of the flow's process with the fewest shards."""
     head_bytes: float
     plasma_bytes: float
     manifest_bytes: float
     commit_seconds: float
     take_over_seconds: float
     image_seconds: float
-    """Of a CPU, in an actor."""
+    """CPU seconds in an actor per image."""
     report_seconds: float
-    """By image."""
+    """Seconds of the report per image."""
     report_part_seconds: float
     by_shard: dict[str, float]
     by_file: dict[str, float]
@@ -84,19 +84,19 @@ class Slopes:
     by_part_taken_over: dict[str, float]
     batch_seconds: float
     batch_on_s3_seconds: float
-    """Of planning, by batch that the table has."""
+    """Planning seconds per batch that the table has."""
     dispatch_cpu_ms: dict[int, float]
-    """Of the driver, by shard, with so many under way."""
+    """CPU milliseconds of the driver per shard, by number of shards in progress."""
     actor_start_seconds: float
-    """Between one actor's start and the next one's, on these two CPUs."""
+    """Seconds between the starts of two successive actors, on these two CPUs."""
 
     def of_shards(self, method: str) -> float:
-        """Requests by shard, with what the report asks for."""
+        """Return the requests per shard, including those of the report."""
         return self.by_shard.get(method, 0) + self.report_by_shard.get(method, 0)
 
     @classmethod
     def of(cls, results: dict[str, Any]) -> "Slopes":
-        """From results of all parts."""
+        """Derive the slopes from the results of all parts."""
         planning, shards, images = (results[part] for part in ("planning", "shards", "images"))
         requests = results["requests"]["s3"]
         dispatch = results["dispatch"]
@@ -153,7 +153,7 @@ def _smallest(part: dict[str, Any]) -> str:
 
 
 def _slope(part: dict[str, Any], figure: Callable[[dict[str, Any]], float]) -> float:
-    """By unit, between the two largest sizes."""
+    """Return the cost per unit between the two largest sizes."""
     less, more = _sizes(part)[-2:]
     return (figure(part[more]) - figure(part[less])) / (int(more) - int(less))
 
@@ -206,7 +206,7 @@ class Loose:
         return self.listing_seconds + self.images * (self.slopes.compare_seconds + self.slopes.write_seconds)
 
     def requests(self, method: str) -> float:
-        """LIST, PUT, GET, HEAD or DELETE."""
+        """Return the number of requests of one method: LIST, PUT, GET, HEAD or DELETE."""
         own = {"LIST": self.objects / _PAGE, "GET": self.images}.get(method, 0)
         return own + self.shards * self.slopes.of_shards(method)
 
@@ -298,11 +298,11 @@ def _images_table(title: str, batches: list[Loose]) -> str:
 
 
 def _workers_table(s: Slopes) -> str:
-    """Load by workers on 1e9 images in Parquet, and the number of workers at which each thing is full."""
+    """Format the load by workers for 1e9 images in Parquet, and the number of workers that saturates each resource."""
     batch = Packed(s, 10**9)
     rate = 1 / s.image_seconds
     shard_images = batch.images / batch.shards
-    shards_a_second = rate / shard_images  # of one worker
+    shards_a_second = rate / shard_images  # per worker
     files = batch.objects / batch.shards
     gets = shards_a_second * sum(s.by_shard[method] + files * s.by_file[method] for method in ("GET", "HEAD"))
     puts = shards_a_second * s.by_shard["PUT"]
