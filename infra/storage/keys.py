@@ -53,9 +53,7 @@ def run_folder(run_id: str) -> str:
     Raises:
         RequestError: `run_id` is malformed.
     """
-    if not _NAME.fullmatch(run_id):
-        raise RequestError(f"{run_id!r} is not a run id. {_NAME_RULE}")
-    return f"{RUNS}{run_id}"
+    return f"{RUNS}{_checked(run_id, 'a run id')}"
 
 
 def checkpoints_folder(run_id: str) -> str:
@@ -130,9 +128,7 @@ def table_folder(table: str) -> str:
     Raises:
         RequestError: `table` is malformed.
     """
-    if not _NAME.fullmatch(table):
-        raise RequestError(f"{table!r} is not a table name. {_NAME_RULE}")
-    return f"{PREDICTIONS}{table}"
+    return f"{PREDICTIONS}{_checked(table, 'a table name')}"
 
 
 def batch_log_key(table: str) -> str:
@@ -184,3 +180,9 @@ def shard_of(name: str) -> int | None:
     """Return the shard of a part by its file name, or None if it is not a part."""
     match = re.fullmatch(r"part-(\d{5,})\.parquet", name)
     return int(match[1]) if match else None
+
+
+def _checked(name: str, what: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise RequestError(f"{name!r} is not {what}. {_NAME_RULE}")
+    return name
