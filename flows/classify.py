@@ -26,12 +26,12 @@ def classify(parameters: ClassifyParameters = ClassifyParameters()) -> Classific
         inputs = parameters.inputs or _test_images()
         work = plan_batch(inputs, table, model, parameters.reading)
         if not work.plans:
-            return completed_with(ClassificationSummary(table, work, manifests=[]))
-        batches = classify_shards(work, parameters.resources)
-        manifests = commit_batches(work, batches)
-        reports = write_batch_reports(manifests)
-        check_error_share(manifests, parameters.max_error_share)
-        return completed_with(ClassificationSummary(table, work, manifests, reports))
+            return completed_with(ClassificationSummary(table, work, batches=[]))
+        classified = classify_shards(work, parameters.resources)
+        batches = commit_batches(work, classified)
+        reports = write_batch_reports(batches, classified)
+        check_error_share(batches, parameters.max_error_share)
+        return completed_with(ClassificationSummary(table, work, batches, reports))
 
 
 def _test_images() -> list[str]:

@@ -24,5 +24,5 @@ def train_and_classify(parameters: TrainParameters = TrainParameters()) -> MainJ
     test_images = split_uris(training.dataset, "test")
     version = str(training.registration.version.version)
     classification = classify(ClassifyParameters(inputs=test_images, table=TEST_TABLE, model=version))
-    checked = compare_with_labels(classification.manifests, training.dataset, "test")
+    checked = compare_with_labels(classification.batches, training.dataset, "test")
     return completed_with(MainJobSummary(training, classification, checked))

@@ -35,15 +35,18 @@ def prediction_schema() -> pa.Schema:
                 pa.string(),
                 "URI of the image. In a file with many images, it ends with #row=N, counted from 0, or #member=NAME",
             ),
-            field("predicted_class", pa.int8(), "0 to 9"),
+            field("predicted_class", pa.int16(), "number of the predicted class, from 0"),
             field("predicted_label", pa.dictionary(pa.int8(), pa.string()), "name of the predicted class"),
             field("confidence", pa.float32(), "probability of the predicted class"),
             field(
                 "probabilities",
-                pa.list_(pa.float32(), len(CLASS_NAMES)),
-                "probability of each class, in class order: softmax at the temperature in the file's metadata",
+                pa.list_(pa.float32()),
+                "probability of each class, in class order: softmax at the temperature of the batch's books",
             ),
-            field("label", pa.int8(), "true class, if the input has one", nullable=True),
+            field("label", pa.int16(), "true class, if the input has one", nullable=True),
+            field(
+                "file_version", pa.int32(), "number of the batch that first planned this version of the image's file"
+            ),
             field(
                 "model_version", pa.dictionary(pa.int32(), pa.string()), "number of the model version that predicted"
             ),
@@ -52,26 +55,33 @@ def prediction_schema() -> pa.Schema:
 
 
 def prediction_batch(
-    images: Sequence[str] | pa.Array, predictions: Predictions, labels: pa.Array, model_version: str
+    images: Sequence[str] | pa.Array,
+    predictions: Predictions,
+    labels: pa.Array,
+    *,
+    file_version: int,
+    model_version: str,
 ) -> pa.RecordBatch:
     """Arrange predictions as rows of `prediction_schema`.
 
     Args:
         images: URIs of `n` images.
         predictions: predictions for these images, in the same order.
-        labels: int8 `[n]`, true classes, null where unknown.
+        labels: integers `[n]`, true classes, null where unknown.
+        file_version: number of the batch that first planned this version of the files.
         model_version: number of the model version, repeated in every row.
     """
-    n = len(predictions.classes)
+    n, width = predictions.probabilities.shape
     probabilities = pa.array(predictions.probabilities.reshape(-1))
     return pa.record_batch(
         [
             images if isinstance(images, pa.Array) else pa.array(images, pa.string()),
-            pa.array(predictions.classes),
+            pa.array(predictions.classes, pa.int16()),
             pa.DictionaryArray.from_arrays(pa.array(predictions.classes), pa.array(CLASS_NAMES)),
             pa.array(predictions.confidence),
-            pa.FixedSizeListArray.from_arrays(probabilities, len(CLASS_NAMES)),
-            labels,
+            pa.ListArray.from_arrays(pa.array(np.arange(0, (n + 1) * width, width, dtype=np.int32)), probabilities),
+            labels.cast(pa.int16()),
+            pa.array(np.full(n, file_version, np.int32)),
             pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), pa.array([model_version])),
         ],
         schema=prediction_schema(),
@@ -80,23 +90,65 @@ def prediction_batch(
 
 def quarantine_schema() -> pa.Schema:
     """Return the Arrow schema of quarantined images, which could not be classified."""
+
+    def field(name: str, kind: pa.DataType, description: str, *, nullable: bool = False) -> pa.Field:
+        return pa.field(name, kind, nullable=nullable, metadata={"description": description})
+
     return pa.schema(
         [
-            pa.field("image", pa.string(), nullable=False, metadata={"description": "URI of the image"}),
-            pa.field("reason", pa.string(), nullable=False, metadata={"description": "why it could not be classified"}),
-            pa.field("label", pa.int8(), metadata={"description": "true class, if the input has one"}),
+            field("image", pa.string(), "URI of the image"),
+            field("reason_kind", pa.dictionary(pa.int8(), pa.string()), "kind of the reason, such as damaged"),
+            field("reason", pa.string(), "why the image could not be classified"),
+            field("retryable", pa.bool_(), "whether the cause lies with the image's place, which may change"),
+            field("label", pa.int16(), "true class, if the input has one", nullable=True),
+            field(
+                "file_version", pa.int32(), "number of the batch that first planned this version of the image's file"
+            ),
+            field("model_version", pa.dictionary(pa.int32(), pa.string()), "number of the batch's model version"),
         ]
     )
 
 
-def quarantine_batch(images: pa.Array, reasons: Mapping[int, str], labels: pa.Array) -> pa.RecordBatch:
+@dataclass(frozen=True)
+class Rejection:
+    """Why an image could not be classified."""
+
+    kind: str
+    reason: str
+    retryable: bool
+    """Whether the cause lies with the image's place rather than its bytes."""
+
+
+def quarantine_batch(
+    images: pa.Array,
+    rejections: Mapping[int, Rejection],
+    labels: pa.Array,
+    *,
+    file_version: int,
+    model_version: str,
+) -> pa.RecordBatch:
     """Arrange images that could not be classified as rows of `quarantine_schema`.
 
     Args:
         images: URIs of `n` images.
-        reasons: reason for each quarantined image, by its index in `images`.
-        labels: int8 `[n]`, true classes, null where unknown.
+        rejections: the rejection of each quarantined image, by its index in `images`.
+        labels: integers `[n]`, true classes, null where unknown.
+        file_version: number of the batch that first planned this version of the files.
+        model_version: number of the model version that could not classify them.
     """
-    rows = pa.array(list(reasons), pa.int64())
-    columns = [images.take(rows), pa.array(reasons.values(), pa.string()), labels.take(rows)]
-    return pa.record_batch(columns, schema=quarantine_schema())
+    rows, why = pa.array(list(rejections), pa.int64()), list(rejections.values())
+    zeros = pa.array(np.zeros(len(why), np.int32))
+    return pa.record_batch(
+        [
+            images.take(rows),
+            pa.array([rejection.kind for rejection in why], pa.string())
+            .dictionary_encode()
+            .cast(pa.dictionary(pa.int8(), pa.string())),
+            pa.array([rejection.reason for rejection in why], pa.string()),
+            pa.array([rejection.retryable for rejection in why], pa.bool_()),
+            labels.take(rows).cast(pa.int16()),
+            pa.array(np.full(len(why), file_version, np.int32)),
+            pa.DictionaryArray.from_arrays(zeros, pa.array([model_version])),
+        ],
+        schema=quarantine_schema(),
+    )

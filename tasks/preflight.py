@@ -10,10 +10,10 @@ from fmnist_model.weights import check_weights
 from infra.cluster.address import check_ray_address
 from infra.errors import RequestError
 from infra.settings import Settings
-from infra.storage.batch_log import read_batch_log
 from infra.storage.keys import table_folder
 from infra.storage.model_registry import ModelRegistry, ModelVersion, read_weights
 from infra.storage.object_store import ObjectStore, open_store
+from infra.storage.tables.batches import list_batches
 from tasks.classification.inputs import check_inputs
 from tasks.classification.options import ReadOptions
 from tasks.classification.plan import check_options
@@ -65,7 +65,7 @@ def check_classification(
     table_folder(table)
     check_inputs(inputs, options)
     version = _check_model(store, model)
-    check_options(read_batch_log(store, table), str(version.version), options)
+    check_options(table, list_batches(store, table), str(version.version), options)
     store.check_writable()
     check_state_folder(settings)
     if settings.ray_address:

@@ -44,16 +44,6 @@ TRAINING_RESUMES = Counter(
     "Times that training continued from a checkpoint: after a worker died, or on resume.",
 )
 
-_REASONS = frozenset(
-    ["changed", "damaged", "missing", "not an image", "permission", "too large", "truncated", "unreadable", "vanished"]
-)
-
-
-def reason_kind(reason: str) -> str:
-    """Return the kind of a quarantine reason, or `other`. Prometheus keeps a time series for every value it sees."""
-    kind = reason.partition(":")[0]
-    return kind if kind in _REASONS else "other"
-
 
 @contextmanager
 def count_failures() -> Iterator[None]:

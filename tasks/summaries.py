@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from fmnist_model.evaluation.results import TestResult
 from infra.storage.datasets import DatasetRecord
-from infra.storage.prediction_table import BatchManifest
+from infra.storage.tables.books import BatchBooks
 from tasks.classification.compare import CheckedPredictions
 from tasks.classification.plan import PlannedWork
 from tasks.training.register import Registration
@@ -32,7 +32,7 @@ class ClassificationSummary:
 
     table: str
     work: PlannedWork
-    manifests: list[BatchManifest]
+    batches: list[BatchBooks]
     """The committed batches. Empty if there was nothing new."""
     reports: list[str] = field(default_factory=list)
     """URIs of the batches' reports, without reports that could not be written."""
@@ -40,10 +40,10 @@ class ClassificationSummary:
     def in_words(self) -> str:
         """Summarize the result in one line."""
         model = f"model version {self.work.model.version}"
-        if not self.manifests:
+        if not self.batches:
             return f"Nothing new: table {self.table} holds all {self.work.already_done:,} images, predicted by {model}."
-        predicted = sum(manifest.predicted for manifest in self.manifests)
-        quarantined = sum(manifest.quarantined for manifest in self.manifests)
+        predicted = sum(books.predicted for books in self.batches)
+        quarantined = sum(books.quarantined for books in self.batches)
         return f"{predicted:,} images in table {self.table} predicted by {model}, {quarantined:,} in quarantine."
 
 

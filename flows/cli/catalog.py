@@ -89,11 +89,10 @@ def promote(version: int, *, force: bool = False, as_json: Json = False) -> None
 @predictions.command(name="list")
 def list_predictions(*, as_json: Json = False) -> None:
     """List the committed batches of all prediction tables."""
-    from infra.storage.batch_log import committed_batches
-    from infra.storage.prediction_table import list_tables
+    from infra.storage.tables.books import list_tables, read_books
 
     store = _store()
-    batches = [manifest for table in list_tables(store) for manifest in committed_batches(store, table)]
+    batches = [books for table in list_tables(store) for books in read_books(store, table)]
     if as_json:
         print_json([_books(manifest) for manifest in batches])
         return
@@ -115,20 +114,20 @@ def show_predictions(table: str, *, as_json: Json = False) -> None:
         Name of the prediction table.
     """
     from infra.errors import RequestError
-    from infra.storage.batch_log import committed_batches
-    from infra.storage.prediction_table import list_tables, open_rows
-    from tasks.classification.summarize import class_mix_shift, summarize_rows
+    from infra.storage.tables.books import list_tables, read_books
+    from infra.storage.tables.records import PredictionSummary
+    from tasks.classification.summarize import class_mix_shift, describe
 
     store = _store()
-    manifests = committed_batches(store, table)
+    manifests = read_books(store, table)
     if not manifests:
         known = ", ".join(list_tables(store)) or "none"
         raise RequestError(f"{store.root} has no table {table!r} with a committed batch. Tables: {known}.")
     by_model = {
-        version: summarize_rows(open_rows(store, [m for m in manifests if m.model_version == version]))
+        version: describe(PredictionSummary.total(m.summary for m in manifests if m.model_version == version))
         for version in dict.fromkeys(manifest.model_version for manifest in manifests)
     }
-    shift = class_mix_shift(store, manifests)
+    shift = class_mix_shift(manifests)
     if as_json:
         shift_record = asdict(shift) | {"verdict": shift.verdict} if shift else None
         books = [_books(manifest) for manifest in manifests]
@@ -252,7 +251,7 @@ def _print_confusion(confusion: list[list[int]]) -> None:
 
 
 def _books(manifest: Any) -> dict[str, Any]:
-    books: dict[str, Any] = manifest.model_dump(mode="json", exclude={"model", "parts", "error_parts"})
+    books: dict[str, Any] = manifest.model_dump(mode="json", exclude={"summary", "reasons"})
     return books | {"images_per_second": round(manifest.images_per_second)}
 
 

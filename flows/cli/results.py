@@ -6,9 +6,8 @@ from rich.console import Console
 
 from fmnist_model.evaluation.results import TestResult
 from infra.settings import Settings
-from infra.storage.keys import checkpoint_folder, manifest_key, parts_glob, run_report_key
+from infra.storage.keys import checkpoint_folder, quarantine_folder, run_report_key, table_folder
 from infra.storage.object_store import open_store
-from infra.storage.prediction_table import BatchManifest
 from tasks.summaries import ClassificationSummary, MainJobSummary, TrainingSummary
 
 _STAGES = {
@@ -51,22 +50,22 @@ def classification_record(summary: ClassificationSummary, settings: Settings) ->
 
     If the run finished an older batch too, the numbers are sums over both.
     """
-    manifests = summary.manifests
-    handled = sum(manifest.predicted + manifest.quarantined for manifest in manifests)
-    seconds = sum(manifest.seconds for manifest in manifests)
-    last = manifests[-1] if manifests else None
+    store, batches = open_store(settings.store), summary.batches
+    handled = sum(books.predicted + books.quarantined for books in batches)
+    seconds = sum(books.seconds for books in batches)
     return {
         "table": summary.table,
-        "batch": last.batch if last else None,
-        "batches": [manifest.batch for manifest in manifests],
-        "planned": sum(manifest.planned for manifest in manifests),
-        "predicted": sum(manifest.predicted for manifest in manifests),
-        "quarantined": sum(manifest.quarantined for manifest in manifests),
+        "batch": batches[-1].batch if batches else None,
+        "batches": [books.batch for books in batches],
+        "planned": sum(books.planned for books in batches),
+        "predicted": sum(books.predicted for books in batches),
+        "quarantined": sum(books.quarantined for books in batches),
         "already_done": summary.work.already_done,
         "seconds": round(seconds, 3),
         "images_per_second": round(handled / seconds) if seconds else 0,
         "model_version": str(summary.work.model.version),
-        "manifest": _manifest_uri(last, settings) if last else None,
+        "predictions": store.uri(table_folder(summary.table)),
+        "quarantine": store.uri(quarantine_folder(summary.table)),
         "reports": summary.reports,
     }
 
@@ -92,7 +91,7 @@ def print_training(summary: TrainingSummary, settings: Settings) -> None:
 def print_classification(summary: ClassificationSummary, settings: Settings) -> None:
     """Print the results of a classification run."""
     console = Console()
-    if not summary.manifests:
+    if not summary.batches:
         console.print(
             summary.in_words(),
             highlight=False,
@@ -101,7 +100,7 @@ def print_classification(summary: ClassificationSummary, settings: Settings) -> 
         return
     _print_rows(console, "Classification", _classification_rows(summary, settings))
     console.print("Query the predictions in DuckDB:", highlight=False)
-    _print_commands(console, [duckdb_query(summary.manifests, settings)])
+    _print_commands(console, [duckdb_query(summary, settings)])
     console.print("Next steps:", highlight=False)
     _print_commands(console, [f"fmnist predictions show {summary.table}"])
 
@@ -126,7 +125,7 @@ def print_main_job(summary: MainJobSummary, settings: Settings, timeline: dict[s
     stages = [f"{_STAGES[name]} {timeline[name]:.0f} s" for name in _STAGES if name in timeline]
     _print_rows(console, "Time by stage", [("", ", ".join(stages))])
     console.print("Query the predictions in DuckDB:", highlight=False)
-    _print_commands(console, [duckdb_query(summary.classification.manifests, settings)])
+    _print_commands(console, [duckdb_query(summary.classification, settings)])
     console.print("Next steps:", highlight=False)
     _print_commands(
         console,
@@ -138,12 +137,14 @@ def print_main_job(summary: MainJobSummary, settings: Settings, timeline: dict[s
     )
 
 
-def duckdb_query(manifests: list[BatchManifest], settings: Settings) -> str:
-    """Build a query that reads the rows of these batches only."""
-    store = open_store(settings.store)
-    files = ", ".join(f"'{store.uri(parts_glob(m.table, m.batch))}'" for m in manifests)
+def duckdb_query(summary: ClassificationSummary, settings: Settings) -> str:
+    """Build a query that reads the rows of this run."""
+    table = open_store(settings.store).uri(table_folder(summary.table))
+    batches = ", ".join(f"'{books.batch}'" for books in summary.batches)
     lines = ["SELECT predicted_label, count(*) AS images, avg(confidence) AS confidence"]
-    return "\n".join([*lines, f"  FROM read_parquet([{files}])", "  GROUP BY ALL ORDER BY ALL;"])
+    return "\n".join(
+        [*lines, f"  FROM delta_scan('{table}') WHERE batch IN ({batches})", "  GROUP BY ALL ORDER BY ALL;"]
+    )
 
 
 def _training_rows(summary: TrainingSummary, settings: Settings) -> list[tuple[str, str]]:
@@ -180,14 +181,9 @@ def _classification_rows(summary: ClassificationSummary, settings: Settings) -> 
             "speed",
             f"{record['images_per_second']:,} images/s, {record['seconds']:.1f} s since the first worker started",
         ),
-        ("table", record["table"]),
-        ("manifest", record["manifest"] or "nothing new to commit"),
+        ("table", record["predictions"]),
         *(("report", report) for report in summary.reports),
     ]
-
-
-def _manifest_uri(manifest: BatchManifest, settings: Settings) -> str:
-    return open_store(settings.store).uri(manifest_key(manifest.table, manifest.batch))
 
 
 def _print_rows(console: Console, title: str, rows: list[tuple[str, str]]) -> None:

@@ -11,7 +11,7 @@ gone.
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
@@ -32,7 +32,7 @@ _WAIT_SECONDS = 1.0
 
 @contextmanager
 def map_shards(
-    actor_class: type, arguments: tuple[Any, ...], shards: Sequence[int], resources: ActorResources, *, what: str
+    actor_class: type, arguments: tuple[Any, ...], shards: Sequence[Hashable], resources: ActorResources, *, what: str
 ) -> Iterator[Iterator[Any]]:
     """Map shards over actors. The block starts when the first actor is ready. After it, all actors are gone.
 
@@ -41,7 +41,7 @@ def map_shards(
     Args:
         actor_class: class with the methods `ready()` and `work(shard)`. `work` may run twice for the same shard.
         arguments: arguments of its constructor.
-        shards: shard numbers, at least one.
+        shards: what `work` takes for each shard, at least one. None is not allowed.
         resources: resources of each actor.
         what: name of the job, for messages.
 
@@ -74,7 +74,7 @@ def map_shards(
 
 class _Pool:
     def __init__(
-        self, actor_class: type, arguments: tuple[Any, ...], shards: Sequence[int], resources: ActorResources
+        self, actor_class: type, arguments: tuple[Any, ...], shards: Sequence[Hashable], resources: ActorResources
     ) -> None:
         import ray
 
@@ -85,9 +85,9 @@ class _Pool:
         self._left = deque(shards)
         # Actors by the reference to their pending call, and the shards that they work on.
         self._starting: dict[Any, Any] = {}
-        self._working: dict[Any, tuple[Any, int]] = {}
+        self._working: dict[Any, tuple[Any, Hashable]] = {}
         self._answered: SimpleQueue[tuple[Any, Future[Any]]] = SimpleQueue()
-        self._deaths: Counter[int | None] = Counter()
+        self._deaths: Counter[Hashable] = Counter()
 
     def await_first(self) -> None:
         """Wait until an actor is ready."""
@@ -156,7 +156,7 @@ class _Pool:
         shard = self._left.popleft()
         self._working[self._when_answered(actor.work.remote(shard))] = actor, shard
 
-    def _replace(self, actor: Any, shard: int | None, error: Any) -> None:
+    def _replace(self, actor: Any, shard: Hashable, error: Any) -> None:
         """Replace an actor that died or whose node is unreachable. Its shard is next in line."""
         self._kill([actor])
         self._deaths[shard] += 1

@@ -8,12 +8,16 @@ runs/<run id>/tensorboard/
 runs/<run id>/report/index.html
 models/<name>/versions/00000012.json
 models/<name>/aliases/champion.json
-predictions/<table>/_batches.json                           the log of a table's batches
-predictions/<table>/batch=<id>/_plan.parquet
-predictions/<table>/batch=<id>/part-00017.parquet           rows of shard 17
-predictions/<table>/batch=<id>/_errors/part-00017.parquet   its quarantine
-predictions/<table>/batch=<id>/_report/index.html
-predictions/<table>/batch=<id>/_manifest.json               the commit marker of a batch
+predictions/<table>/_delta_log/                             a Delta table: the rows of committed batches
+predictions/<table>/_parts/batch=<id>/00017-<attempt>.parquet
+predictions/<table>/_reports/<batch>/index.html
+quarantine/<table>/                                         a Delta table with parts of the same names
+batches/<table>/                                            a Delta table: the books of each batch
+work/<table>/batches/00000012.json                          the batches in the order of their plans, created on condition
+work/<table>/index/00000001-00000012.parquet                files that the plans of these batches hold
+work/<table>/<batch>/plan.parquet
+work/<table>/<batch>/shards/00017-0.json                    record of a finished shard, created on condition
+format.json                                                 version of this layout
 scratch/                                                    what `fmnist store check` tries out
 """
 
@@ -21,9 +25,13 @@ import re
 
 from infra.errors import RequestError
 
-DATASETS, MODELS, PREDICTIONS, RUNS, SCRATCH = "datasets/", "models/", "predictions/", "runs/", "scratch/"
-FOLDERS = (DATASETS, MODELS, PREDICTIONS, RUNS, SCRATCH)
-"""All that the project keeps below the store's root."""
+DATASETS, MODELS, RUNS, SCRATCH = "datasets/", "models/", "runs/", "scratch/"
+PREDICTIONS, QUARANTINE, BATCHES, WORK = "predictions/", "quarantine/", "batches/", "work/"
+FOLDERS = (BATCHES, DATASETS, MODELS, PREDICTIONS, QUARANTINE, RUNS, SCRATCH, WORK)
+"""All folders that the project keeps below the store's root."""
+
+FORMAT = "format.json"
+"""Key of the version of the layout."""
 
 CHECKPOINT_RECORD = "checkpoint.json"
 """File name of a checkpoint's commit marker."""
@@ -131,55 +139,100 @@ def table_folder(table: str) -> str:
     return f"{PREDICTIONS}{_checked(table, 'a table name')}"
 
 
-def batch_log_key(table: str) -> str:
-    """Return the key of the log of a table's batches."""
-    return f"{table_folder(table)}/_batches.json"
+def quarantine_folder(table: str) -> str:
+    """Return the folder of a table's quarantine.
+
+    Raises:
+        RequestError: `table` is malformed.
+    """
+    return f"{QUARANTINE}{_checked(table, 'a table name')}"
+
+
+def books_folder(table: str) -> str:
+    """Return the folder of the books of a table's batches.
+
+    Raises:
+        RequestError: `table` is malformed.
+    """
+    return f"{BATCHES}{_checked(table, 'a table name')}"
+
+
+def part_name(batch: str, shard: int, attempt: str) -> str:
+    """Return the key of a part relative to the folder of its Delta table.
+
+    No vacuum touches names that start with `_`. The partition's value is in the path, because Polars reads it there.
+    """
+    return f"_parts/batch={batch}/{shard:05d}-{attempt}.parquet"
+
+
+def parts_folder(folder: str, batch: str) -> str:
+    """Return the folder of a batch's parts in the Delta table under `folder`."""
+    return f"{folder}/_parts/batch={batch}"
+
+
+def report_key(table: str, batch: str) -> str:
+    """Return the key of a batch's report."""
+    return f"{table_folder(table)}/_reports/{batch}/index.html"
+
+
+def work_folder(table: str) -> str:
+    """Return the folder with the plans and records of a table.
+
+    Raises:
+        RequestError: `table` is malformed.
+    """
+    return f"{WORK}{_checked(table, 'a table name')}"
+
+
+def numbers_folder(table: str) -> str:
+    """Return the folder of the table's numbered batches."""
+    return f"{work_folder(table)}/batches"
+
+
+def number_key(table: str, number: int) -> str:
+    """Return the key that gives a number, from 1, to one batch of a table."""
+    return f"{numbers_folder(table)}/{number:08d}.json"
+
+
+def index_folder(table: str) -> str:
+    """Return the folder of the index of planned files."""
+    return f"{work_folder(table)}/index"
+
+
+def index_key(table: str, first: int, last: int) -> str:
+    """Return the key of the index of the files that batches `first` to `last` hold."""
+    return f"{index_folder(table)}/{first:08d}-{last:08d}.parquet"
 
 
 def batch_folder(table: str, batch: str) -> str:
-    """Return the folder of a batch."""
-    return f"{table_folder(table)}/batch={batch}"
+    """Return the folder with the plan and the records of a batch."""
+    return f"{work_folder(table)}/{batch}"
 
 
 def plan_key(table: str, batch: str) -> str:
     """Return the key of a batch's plan."""
-    return f"{batch_folder(table, batch)}/_plan.parquet"
+    return f"{batch_folder(table, batch)}/plan.parquet"
 
 
-def manifest_key(table: str, batch: str) -> str:
-    """Return the key of a batch's manifest."""
-    return f"{batch_folder(table, batch)}/_manifest.json"
+def records_folder(table: str, batch: str) -> str:
+    """Return the folder of a batch's shard records."""
+    return f"{batch_folder(table, batch)}/shards"
 
 
-def batch_report_key(table: str, batch: str) -> str:
-    """Return the key of a batch's report. Readers of the rows ignore it, as they do every name that starts with `_`."""
-    return f"{batch_folder(table, batch)}/_report/index.html"
+def record_key(table: str, batch: str, shard: int, number: int) -> str:
+    """Return the key of a shard's record. `number` is 0, or counts the successors of records whose parts got lost."""
+    return f"{records_folder(table, batch)}/{shard:05d}-{number}.json"
 
 
-def part_key(table: str, batch: str, shard: int) -> str:
-    """Return the key of a shard's rows."""
-    return f"{batch_folder(table, batch)}/part-{shard:05d}.parquet"
+def record_of(name: str) -> tuple[int, int] | None:
+    """Return shard and number of a record by its file name, or None for other names."""
+    match = re.fullmatch(r"(\d{5,})-(\d+)\.json", name)
+    return (int(match[1]), int(match[2])) if match else None
 
 
-def errors_key(table: str, batch: str, shard: int) -> str:
-    """Return the key of a shard's quarantine."""
-    return f"{batch_folder(table, batch)}/_errors/part-{shard:05d}.parquet"
-
-
-def parts_glob(table: str, batch: str) -> str:
-    """Return the glob of the rows of all shards of a batch."""
-    return f"{batch_folder(table, batch)}/part-*.parquet"
-
-
-def errors_glob(table: str, batch: str) -> str:
-    """Return the glob of the quarantine of all shards of a batch."""
-    return f"{batch_folder(table, batch)}/_errors/part-*.parquet"
-
-
-def shard_of(name: str) -> int | None:
-    """Return the shard of a part by its file name, or None if it is not a part."""
-    match = re.fullmatch(r"part-(\d{5,})\.parquet", name)
-    return int(match[1]) if match else None
+def old_log_key(table: str) -> str:
+    """Return the key of the log of batches in the layout before Delta Lake."""
+    return f"{table_folder(table)}/_batches.json"
 
 
 def _checked(name: str, what: str) -> str:

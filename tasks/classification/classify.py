@@ -14,13 +14,10 @@ from infra.orchestration.flow_run import task_run_id
 from infra.settings import load_settings
 from infra.storage.model_registry import ModelVersion
 from infra.storage.object_store import ObjectStore, open_store
-from infra.storage.prediction_table import (
-    BatchPlan,
-    ShardBooks,
-    existing_parts,
-    read_books,
-)
-from tasks.classification.actor import ShardClassifier, shard_name
+from infra.storage.tables.plan import BatchPlan
+from infra.storage.tables.records import ShardRecord, damaged_shards, read_records
+from tasks.artifacts import run_log
+from tasks.classification.actor import ShardClassifier, ShardTask, shard_name
 from tasks.classification.plan import PlannedWork
 from tasks.prometheus import SHARDS_LEFT
 from tasks.step import step
@@ -33,7 +30,8 @@ class ClassifiedBatch:
     """A batch whose shards are all done."""
 
     plan: BatchPlan
-    books: list[ShardBooks]
+    records: dict[int, ShardRecord]
+    """The record of each shard."""
     seconds: float
     """Seconds from the first ready actor to the end of the last shard."""
     steady_images_per_second: float = 0.0
@@ -42,7 +40,7 @@ class ClassifiedBatch:
 
 @step("classify shards")
 def classify_shards(work: PlannedWork, resources: ActorResources) -> list[ClassifiedBatch]:
-    """Classify the shards that have no part yet.
+    """Classify the shards that have no record yet, or whose parts are missing or damaged.
 
     Args:
         work: plans of the batches, and the model.
@@ -58,44 +56,54 @@ def classify_shards(work: PlannedWork, resources: ActorResources) -> list[Classi
 def _classify_batch(
     store: ObjectStore, plan: BatchPlan, model: ModelVersion, resources: ActorResources
 ) -> ClassifiedBatch:
-    books = [found for shard in existing_parts(store, plan) if (found := read_books(store, plan, shard))]
-    missing = sorted(set(range(plan.shards)) - {entry.shard for entry in books})
+    records = read_records(store, plan)
+    tasks = _tasks(store, plan, records)
     began = time.perf_counter()
     ends: list[float] = []
-    if missing:
-        noun = "shard" if len(missing) == 1 else "shards"
-        ProgressBoard().post("start classifiers", f"Starting the classifiers for {len(missing):,} {noun}")
+    finished: list[ShardRecord] = []
+    if tasks:
+        noun = "shard" if len(tasks) == 1 else "shards"
+        ProgressBoard().post("start classifiers", f"Starting the classifiers for {len(tasks):,} {noun}")
         what = f"Classification into {plan.table}"
-        with map_shards(ShardClassifier, (store.root, plan, model), missing, resources, what=what) as results:
+        with map_shards(ShardClassifier, (store.root, plan, model), tasks, resources, what=what) as results:
             began = time.perf_counter()
-            with BatchProgress(plan, books) as progress:
-                for entry in results:
-                    books.append(entry)
+            with BatchProgress(plan, list(records.values())) as progress:
+                for record in results:
+                    finished.append(record)
                     ends.append(time.perf_counter())
-                    progress.add(entry)
+                    progress.add(record)
     return ClassifiedBatch(
         plan=plan,
-        books=sorted(books, key=lambda entry: entry.shard),
+        records=records | {record.shard: record for record in finished},
         seconds=time.perf_counter() - began,
-        steady_images_per_second=_rate(books[-len(ends) :], ends),
+        steady_images_per_second=_rate(finished, ends),
     )
 
 
-def _rate(books: list[ShardBooks], ends: list[float]) -> float:
+def _tasks(store: ObjectStore, plan: BatchPlan, records: dict[int, ShardRecord]) -> list[ShardTask]:
+    """Return the shards to classify, and remove those from `records` whose parts are missing or damaged."""
+    bad = damaged_shards(store, plan, records.values())
+    for shard, key in bad.items():
+        run_log().warning("Shard %d is classified again: %s is missing or damaged.", shard, store.uri(key))
+    successors = {shard: records.pop(shard).number + 1 for shard in bad}
+    return [ShardTask(shard, successors.get(shard, 0)) for shard in range(plan.shards) if shard not in records]
+
+
+def _rate(records: list[ShardRecord], ends: list[float]) -> float:
     if len(ends) < 2:
         return 0.0
-    return sum(entry.planned for entry in books[1:]) / (ends[-1] - ends[0])
+    return sum(record.planned for record in records[1:]) / (ends[-1] - ends[0])
 
 
 class BatchProgress:
     """Post the progress of a batch after each shard, and once a second from what the actors report."""
 
-    def __init__(self, plan: BatchPlan, earlier: Sequence[ShardBooks]) -> None:
+    def __init__(self, plan: BatchPlan, earlier: Sequence[ShardRecord]) -> None:
         self._plan, self._board, self._task_run = plan, ProgressBoard(), task_run_id()
         self._began = time.perf_counter()
-        self._before = self._images = sum(books.planned for books in earlier)
-        self._quarantined = sum(books.quarantined for books in earlier)
-        self._done = {shard_name(plan, books.shard) for books in earlier}
+        self._before = self._images = sum(record.planned for record in earlier)
+        self._quarantined = sum(record.quarantined for record in earlier)
+        self._done = {shard_name(plan, record.shard) for record in earlier}
         self._parts: dict[str, int] = {}
         self._shown = 0, 0
         self._posting = threading.Lock()
@@ -111,14 +119,14 @@ class BatchProgress:
         self._thread.join()
         SHARDS_LEFT.set(0, table=self._plan.table)
 
-    def add(self, books: ShardBooks) -> None:
+    def add(self, record: ShardRecord) -> None:
         """Count a finished shard."""
-        name = shard_name(self._plan, books.shard)
+        name = shard_name(self._plan, record.shard)
         self._board.forget(name)  # the board holds the shards in progress, not a million finished ones
         with self._posting:
             self._done.add(name)
-            self._images += books.planned
-            self._quarantined += books.quarantined
+            self._images += record.planned
+            self._quarantined += record.quarantined
             self._post()
 
     def _follow(self) -> None:

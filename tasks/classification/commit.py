@@ -2,14 +2,17 @@
 
 from typing import Any
 
+from fmnist_model.predictions import prediction_schema, quarantine_schema
 from infra.errors import JobStopped
 from infra.orchestration.events import BATCH_COMMITTED, BATCH_OVER_ERROR_SHARE, announce
 from infra.settings import load_settings
-from infra.storage.batch_log import mark_committed
-from infra.storage.keys import manifest_key
+from infra.storage.keys import quarantine_folder, table_folder
+from infra.storage.model_registry import ModelVersion
 from infra.storage.object_store import ObjectStore, open_store
-from infra.storage.prediction_table import BatchManifest, commit
+from infra.storage.tables.books import BatchBooks
+from infra.storage.tables.commit import PartSchemas, commit_batch
 from tasks.classification.classify import ClassifiedBatch
+from tasks.classification.options import ReadOptions
 from tasks.classification.plan import PlannedWork
 from tasks.step import step
 
@@ -19,62 +22,74 @@ class TooManyErrors(JobStopped):
 
 
 @step("commit batch")
-def commit_batches(work: PlannedWork, batches: list[ClassifiedBatch]) -> list[BatchManifest]:
+def commit_batches(work: PlannedWork, batches: list[ClassifiedBatch]) -> list[BatchBooks]:
     """Check the books of each batch and commit it.
 
     Raises:
         BooksDontBalance: an image is missing from the books, or counted twice.
+        PartsDamaged: a part is missing or damaged.
     """
     store = open_store(load_settings().store)
-    model = work.model.model_dump(mode="json")
-    manifests = [commit(store, batch.plan, batch.books, model=model, seconds=batch.seconds) for batch in batches]
-    if manifests:
-        mark_committed(store, manifests[0].table, {manifest.batch for manifest in manifests})
-    for manifest in manifests:
+    committed = [commit_classified(store, work.model, batch) for batch in batches]
+    for books in committed:
         _announce(
             BATCH_COMMITTED,
-            manifest,
-            planned=manifest.planned,
-            predicted=manifest.predicted,
-            quarantined=manifest.quarantined,
-            model_version=manifest.model_version,
-            manifest=store.uri(manifest_key(manifest.table, manifest.batch)),
+            books,
+            planned=books.planned,
+            predicted=books.predicted,
+            quarantined=books.quarantined,
+            model_version=books.model_version,
+            predictions=store.uri(table_folder(books.table)),
         )
-    return manifests
+    return committed
+
+
+def commit_classified(store: ObjectStore, model: ModelVersion, batch: ClassifiedBatch) -> BatchBooks:
+    """Commit one batch whose shards are all done."""
+    options = ReadOptions.from_record(batch.plan.options)
+    return commit_batch(
+        store,
+        batch.plan,
+        batch.records,
+        PartSchemas(prediction_schema(), quarantine_schema()),
+        model=model,
+        temperature=model.temperature if options.calibrate else 1.0,
+        seconds=batch.seconds,
+    )
 
 
 @step("check error share")
-def check_error_share(manifests: list[BatchManifest], max_error_share: float) -> None:
+def check_error_share(batches: list[BatchBooks], max_error_share: float) -> None:
     """Fail the run if a committed batch has too many images in quarantine. The batch stays committed.
 
     Args:
-        manifests: the committed batches.
+        batches: the committed batches.
         max_error_share: largest allowed share of quarantined images, 0 to 1.
 
     Raises:
         TooManyErrors: a batch is over the limit. The message says where its quarantine is.
     """
     store = open_store(load_settings().store)
-    over = [manifest for manifest in manifests if manifest.quarantined > max_error_share * manifest.planned]
-    for manifest in over:
+    over = [books for books in batches if books.quarantined > max_error_share * books.planned]
+    for books in over:
         _announce(
             BATCH_OVER_ERROR_SHARE,
-            manifest,
-            share=manifest.quarantined / manifest.planned,
+            books,
+            share=books.quarantined / books.planned,
             allowed=max_error_share,
-            quarantine=store.uri(manifest.error_parts[0]),
+            quarantine=store.uri(quarantine_folder(books.table)),
         )
     if over:
-        raise TooManyErrors("\n".join(_too_many_errors(store, manifest, max_error_share) for manifest in over))
+        raise TooManyErrors("\n".join(_too_many_errors(store, books, max_error_share) for books in over))
 
 
-def _announce(event: str, manifest: BatchManifest, /, **payload: Any) -> None:
-    announce(event, f"table.{manifest.table}", table=manifest.table, batch=manifest.batch, **payload)
+def _announce(event: str, books: BatchBooks, /, **payload: Any) -> None:
+    announce(event, f"table.{books.table}", table=books.table, batch=books.batch, **payload)
 
 
-def _too_many_errors(store: ObjectStore, manifest: BatchManifest, max_error_share: float) -> str:
+def _too_many_errors(store: ObjectStore, books: BatchBooks, max_error_share: float) -> str:
     return (
-        f"Batch {manifest.batch} of {manifest.table}: {manifest.quarantined:,} of {manifest.planned:,} images "
-        f"could not be classified, more than the {max_error_share:.1%} allowed. Their URIs and reasons are in "
-        f"{store.uri(manifest.error_parts[0])}" + (" and next to it." if len(manifest.error_parts) > 1 else ".")
+        f"Batch {books.batch} of {books.table}: {books.quarantined:,} of {books.planned:,} images could not be "
+        f"classified, more than the {max_error_share:.1%} allowed. Their URIs and reasons are in the Delta table "
+        f"{store.uri(quarantine_folder(books.table))}."
     )

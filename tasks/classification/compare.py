@@ -8,8 +8,10 @@ import pyarrow.parquet as pq
 
 from infra.settings import load_settings
 from infra.storage.datasets import DatasetRecord
+from infra.storage.keys import table_folder
 from infra.storage.object_store import ObjectStore, open_store
-from infra.storage.prediction_table import BatchManifest, read_rows
+from infra.storage.tables.books import BatchBooks
+from infra.storage.tables.delta import open_dataset, open_delta
 from tasks.step import step
 
 
@@ -27,10 +29,13 @@ class CheckedPredictions:
 
 
 @step("compare predictions with labels")
-def compare_with_labels(manifests: list[BatchManifest], dataset: DatasetRecord, split: str) -> CheckedPredictions:
+def compare_with_labels(batches: list[BatchBooks], dataset: DatasetRecord, split: str) -> CheckedPredictions:
     """Join predictions with the labels in a split's own files by image, and count the correct ones."""
     store = open_store(load_settings().store)
-    predictions = read_rows(store, manifests, ["image", "predicted_class"])
+    table = open_delta(store, table_folder(batches[0].table)) if batches else None
+    if table is None:
+        return CheckedPredictions(0, 0)
+    predictions = open_dataset(table, [books.batch for books in batches])
     labels = _labels(store, dataset, split)
     with duckdb.connect() as connection:
         connection.register("predictions", predictions)

@@ -2,11 +2,10 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,16 +17,15 @@ from fmnist_model.formats.interface import ContainerPiece
 from fmnist_model.images.decode import decode_images
 from fmnist_model.reports.batch_page import ShownImage
 from infra.errors import JobError, RequestError
-from infra.storage.batch_plan import Piece, ShardInputs, find_plan
 from infra.storage.input_files import InputUnreadable
-from infra.storage.keys import shard_of
 from infra.storage.object_store import ObjectStore
-from infra.storage.prediction_table import BatchManifest
+from infra.storage.tables.plan import BatchPlan, Piece, ShardInputs
+from infra.storage.tables.records import LeastConfident, ShardRecord
 from tasks.classification.inputs import open_container
 from tasks.classification.options import ReadOptions
 from tasks.classification.read import ReadImages, check_version, container_batches, read_shard
+from tasks.classification.tally import least_confident
 
-GALLERY_IMAGES = 20
 _MAX_BYTES = 2**30
 """Maximum bytes to read for a gallery. An image in a container can lie behind a lot of other data."""
 _MAX_GAP_BYTES = 8 * 2**20
@@ -36,59 +34,38 @@ _UNREADABLE = (InputUnreadable, InvalidDataset, RequestError, JobError, OSError,
 _FRAGMENT = re.compile(r"#(?:row|member)=")
 
 
-def least_confident(
-    store: ObjectStore, manifest: BatchManifest, rows: Any, count: int = GALLERY_IMAGES
-) -> list[ShownImage]:
-    """Return the images of a committed batch with the lowest confidence, the lowest first.
+def show_least_confident(store: ObjectStore, plan: BatchPlan, records: Iterable[ShardRecord]) -> list[ShownImage]:
+    """Return the images of a batch with the lowest confidence, the lowest first.
 
     An image that is gone, has changed or can't be read has no pixels and gives the reason instead.
 
     Args:
         store: the store with the batch.
-        manifest: manifest of the batch.
-        rows: rows of the batch, from `open_rows`.
-        count: maximum number of images.
+        plan: plan of the batch.
+        records: the records of its shards.
     """
-    least = _least_confident_rows(rows, count)
-    found = _PixelReader(store, manifest).read(least)
+    least, shards = _least(records)
+    found = _PixelReader(store, plan).read(shards)
     return [
         ShownImage(
-            uri=row["image"],
-            probabilities=row["probabilities"],
-            label=row["label"],
-            pixels=found[row["image"]].pixels,
-            missing=found[row["image"]].missing,
+            uri=entry.image,
+            probabilities=entry.probabilities,
+            label=entry.label,
+            pixels=found[entry.image].pixels,
+            missing=found[entry.image].missing,
         )
-        for row in least
+        for entry in least
     ]
 
 
-def _least_confident_rows(rows: Any, count: int) -> list[dict[str, Any]]:
-    """Return rows with `image`, `confidence`, `probabilities`, `label` and `shard`, in memory bounded by `count`."""
-    from pyarrow import dataset
-
-    with duckdb.connect() as connection:
-        connection.register("rows", rows)
-        # Find the limit in one narrow column first, so that the wide ones are read only from row groups below it.
-        [(limit,)] = connection.execute(
-            "SELECT max(confidence) FROM (SELECT confidence FROM rows ORDER BY confidence LIMIT ?)", [count]
-        ).fetchall()
-    if limit is None:
-        return []
-    columns = ["image", "confidence", "probabilities", "label", "__filename"]
-    within = dataset.field("confidence") <= pa.scalar(limit, pa.float32())
-    least: list[pa.RecordBatch] = []
-    # With the default readahead, the buffered batches would need far more memory than the rows that are kept.
-    for batch in rows.scanner(columns=columns, filter=within, batch_readahead=2, fragment_readahead=1).to_batches():
-        held = pa.Table.from_batches([*least, batch])
-        held = held.sort_by([("confidence", "ascending"), ("image", "ascending")])
-        least = held.slice(0, count).combine_chunks().to_batches()
-    return [row | {"shard": _shard_of(row["__filename"])} for found in least for row in found.to_pylist()]
-
-
-def _shard_of(part: str) -> int:
-    shard = shard_of(part.rpartition("/")[2])
-    return -1 if shard is None else shard
+def _least(records: Iterable[ShardRecord]) -> tuple[list[LeastConfident], dict[str, int]]:
+    """Return the predictions with the lowest confidence, and the shard of each image."""
+    least: list[LeastConfident] = []
+    shards: dict[str, int] = {}
+    for record in records:
+        shards |= {entry.image: record.shard for entry in record.least_confident}
+        least = least_confident([*least, *record.least_confident])
+    return least, {entry.image: shards[entry.image] for entry in least}
 
 
 @dataclass(frozen=True)
@@ -114,15 +91,19 @@ class _WantedImages:
 class _PixelReader:
     """Read images of a batch again, with the batch's own plan and options."""
 
-    def __init__(self, store: ObjectStore, manifest: BatchManifest) -> None:
-        self._store, self._manifest = store, manifest
-        self._options = ReadOptions.from_record(manifest.options)
+    def __init__(self, store: ObjectStore, plan: BatchPlan) -> None:
+        self._store, self._plan = store, plan
+        self._options = ReadOptions.from_record(plan.options)
         self._bytes_left = _MAX_BYTES
 
-    def read(self, rows: list[dict[str, Any]]) -> dict[str, _Pixels]:
-        """Return the pixels of the rows' images by URI, or the reason why they are missing."""
-        found = {row["image"]: _Pixels() for row in rows}
-        for wanted in self._wanted(rows):
+    def read(self, images: dict[str, int]) -> dict[str, _Pixels]:
+        """Return the pixels of images by URI, or the reason why they are missing.
+
+        Args:
+            images: shard of each image, by URI.
+        """
+        found = {image: _Pixels() for image in images}
+        for wanted in self._wanted(images):
             piece = wanted.piece
             try:
                 if piece.kind == "image":
@@ -134,15 +115,14 @@ class _PixelReader:
                 found |= dict.fromkeys(missing, _Pixels(missing=str(error)))
         return found
 
-    def _wanted(self, rows: list[dict[str, Any]]) -> Iterator[_WantedImages]:
+    def _wanted(self, images_to_shards: dict[str, int]) -> Iterator[_WantedImages]:
         """Find the pieces of the plan that may hold the images, one piece for each container with numbered images."""
-        plan = find_plan(self._store, self._manifest.table, self._manifest.batch)
-        if plan is None or not rows:
+        if not images_to_shards:
             return
-        inputs = ShardInputs(self._store, plan)
+        inputs = ShardInputs(self._store, self._plan)
         by_shard = defaultdict(list)
-        for row in rows:
-            by_shard[row["shard"]].append(row["image"])
+        for image, shard in images_to_shards.items():
+            by_shard[shard].append(image)
         numbered: dict[str, _WantedImages] = {}
         for shard, images in by_shard.items():
             files = pa.array({file for image in images for file in _possible_files(image)}, pa.string())

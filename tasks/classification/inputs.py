@@ -16,7 +16,6 @@ from fmnist_model.formats.interface import ContainerPiece
 from fmnist_model.formats.uri_list import is_list_name, is_uri_list, read_list, resolve
 from fmnist_model.images.decode import is_image_name
 from infra.errors import RequestError
-from infra.storage.batch_plan import PIECE_SCHEMA, Piece
 from infra.storage.input_files import (
     NOT_THERE,
     InputFile,
@@ -27,7 +26,8 @@ from infra.storage.input_files import (
     open_input,
     stat_input,
 )
-from infra.storage.staged_inputs import FILE_SCHEMA
+from infra.storage.tables.plan import PIECE_SCHEMA, Piece
+from infra.storage.tables.staged_inputs import FILE_SCHEMA
 from tasks.classification.options import ReadOptions
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Plan a batch: list the inputs, drop what is already planned, and cut the rest into shards."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +10,16 @@ import pyarrow.parquet as pq
 
 from infra.errors import JobStopped, RequestError
 from infra.settings import load_settings
-from infra.storage.batch_log import BatchLog, LoggedBatch, append_batch, mark_committed, read_batch_log
-from infra.storage.batch_plan import (
+from infra.storage.keys import table_folder
+from infra.storage.model_registry import ModelRegistry, ModelVersion
+from infra.storage.object_store import ObjectStore, open_store
+from infra.storage.retries import retry_on
+from infra.storage.tables.batches import NumberedBatch, NumberTaken, list_batches, take_number
+from infra.storage.tables.delta import holds_batch, open_delta
+from infra.storage.tables.plan import (
     CHUNK_ROWS,
     PIECE_SCHEMA,
+    BatchPlan,
     cut_into_shards,
     find_plan,
     plan_files,
@@ -22,12 +28,7 @@ from infra.storage.batch_plan import (
     work_of,
     write_plan,
 )
-from infra.storage.keys import manifest_key
-from infra.storage.model_registry import ModelRegistry, ModelVersion
-from infra.storage.object_store import ObjectStore, SwapConflict, open_store
-from infra.storage.prediction_table import BatchPlan
-from infra.storage.retries import retry_on
-from infra.storage.staged_inputs import StagedInputs
+from infra.storage.tables.staged_inputs import StagedInputs
 from tasks.classification.inputs import list_files, pieces_of
 from tasks.classification.options import ReadOptions
 from tasks.step import step
@@ -82,68 +83,62 @@ def plan_inputs(
     store: ObjectStore, inputs: list[str], *, table: str, model: ModelVersion, options: ReadOptions, scratch: Path
 ) -> PlannedWork:
     """Do the work of `plan_batch`, keeping in `scratch` what doesn't fit into memory."""
-    check_options(read_batch_log(store, table), str(model.version), options)
+    check_options(table, list_batches(store, table), str(model.version), options)
     staged = StagedInputs(scratch)
     staged.stage(list_files(inputs, options))
     return _plan_staged(store, staged, table=table, model=model, options=options, scratch=scratch)
 
 
-def check_options(log: BatchLog, model_version: str, options: ReadOptions) -> None:
+def check_options(table: str, batches: Iterable[NumberedBatch], model_version: str, options: ReadOptions) -> None:
     """Check that the table's images were all read with the same options for this model.
 
     Raises:
         RequestError: an earlier batch used other options. The message names them.
     """
-    for entry in log.of_model(model_version):
+    for entry in batches:
         before = ReadOptions().to_record() | entry.options
         differing = [f"{name} {before[name]}" for name, value in options.to_record().items() if before[name] != value]
-        if differing:
+        if differing and entry.model_version == model_version:
             raise RequestError(
-                f"Table {log.table} already holds predictions of model version {model_version} made with "
+                f"Table {table} already holds predictions of model version {model_version} made with "
                 f"{', '.join(differing)}. Use the same options, or another table."
             )
 
 
-@retry_on(SwapConflict, attempts=10, first_wait_seconds=0.1, longest_wait_seconds=2)
+@retry_on(NumberTaken, attempts=10, first_wait_seconds=0.1, longest_wait_seconds=2)
 def _plan_staged(
     store: ObjectStore, staged: StagedInputs, *, table: str, model: ModelVersion, options: ReadOptions, scratch: Path
 ) -> PlannedWork:
     version = str(model.version)
-    log = _log_with_commits(store, table, version)
-    check_options(log, version, options)
-    batches = log.of_model(version)
-    plans = [_plan_of(store, table, entry) for entry in batches if not entry.committed]
+    numbered = list_batches(store, table)
+    check_options(table, numbered, version, options)
+    batches = [entry for entry in numbered if entry.model_version == version]
+    snapshot = open_delta(store, table_folder(table))
+    committed = {entry.batch for entry in batches if holds_batch(snapshot, entry.batch)}
+    plans = [_plan_of(store, table, entry) for entry in batches if entry.batch not in committed]
     done = plan_files(store, table, [entry.batch for entry in batches], scratch)
-    finished = plan_files(store, table, [entry.batch for entry in batches if entry.committed], scratch)
+    finished = plan_files(store, table, [entry.batch for entry in batches if entry.batch in committed], scratch)
     pieces = scratch / "pieces.parquet"
     work = _write_pieces(pieces, pieces_of(staged.new_files(done), options))
     if work:
         plan = write_plan(
             store,
             table=table,
+            number=max((entry.number for entry in numbered), default=0) + 1,
             model_version=version,
             options=options.to_record(),
             inputs=cut_into_shards(_read(pieces), shard_work(work)),
+            superseded=staged.superseded(done),
             scratch=scratch,
         )
-        # The plan has to exist first: any run may pick up a batch as soon as it is in the log.
-        append_batch(store, log, LoggedBatch(batch=plan.batch, model_version=version, options=plan.options))
+        # The plan has to exist first: any run may pick up a batch as soon as it has its number.
+        entry = NumberedBatch(number=plan.number, batch=plan.batch, model_version=version, options=plan.options)
+        take_number(store, table, entry)
         plans.append(plan)
     return PlannedWork(plans=plans, model=model, already_done=staged.images_done(finished))
 
 
-def _log_with_commits(store: ObjectStore, table: str, model_version: str) -> BatchLog:
-    """Read the log, and mark batches as committed if a run was killed between committing and marking them."""
-    log = read_batch_log(store, table)
-    unmarked = [entry.batch for entry in log.of_model(model_version) if not entry.committed]
-    committed = {batch for batch in unmarked if store.stat(manifest_key(table, batch)) is not None}
-    if not committed:
-        return log
-    mark_committed(store, table, committed)
-    return read_batch_log(store, table)
-
-
-def _plan_of(store: ObjectStore, table: str, entry: LoggedBatch) -> BatchPlan:
+def _plan_of(store: ObjectStore, table: str, entry: NumberedBatch) -> BatchPlan:
     plan = find_plan(store, table, entry.batch)
     if plan is None:
         raise JobStopped(

@@ -14,8 +14,8 @@ from fmnist_model.errors import InvalidDataset, describe_unexpected
 from fmnist_model.formats import container_kind, pieces, read
 from fmnist_model.formats.interface import ContainerPiece, row_fragments
 from infra.errors import JobError, RequestError
-from infra.storage.batch_plan import Piece
 from infra.storage.input_files import CHANGED, VANISHED, InputUnreadable, read_input, stat_input
+from infra.storage.tables.plan import Piece
 from tasks.classification.inputs import open_container
 from tasks.classification.options import ReadOptions
 

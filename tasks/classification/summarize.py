@@ -1,16 +1,17 @@
 """Summarize committed predictions, and compare the class mixes of batches."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 import duckdb
 
 from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.evaluation.drift import MOVED_MUCH, MOVED_SOME, population_stability_index
-from infra.storage.batch_log import read_batch_log
-from infra.storage.object_store import ObjectStore
-from infra.storage.prediction_table import BatchManifest, open_rows, read_manifest
+from infra.storage.tables.books import BatchBooks
+from infra.storage.tables.records import ConfusionCell, PredictionSummary
+from tasks.classification.tally import CONFIDENCE_BINS
 
 
 @dataclass(frozen=True)
@@ -32,70 +33,89 @@ class ClassMixShift:
         return "moved some" if self.index >= MOVED_SOME else "steady"
 
 
-def class_mix_shift(store: ObjectStore, manifests: list[BatchManifest]) -> ClassMixShift | None:
+def class_mix_shift(batches: Sequence[BatchBooks]) -> ClassMixShift | None:
     """Compare the class mixes of the newest model's last two batches with predictions.
 
     Args:
-        store: the store with the batches.
-        manifests: committed batches of a table in the order in which they were planned, at least one.
+        batches: committed batches of a table in the order in which they were planned, at least one.
 
     Returns:
         None if the newest model has fewer than two batches with predictions.
     """
-    newest = [m for m in manifests if m.model_version == manifests[-1].model_version and m.predicted]
-    before = previous_batch(store, newest[-1]) if newest else None
+    newest = [books for books in batches if books.model_version == batches[-1].model_version and books.predicted]
+    before = previous_batch(batches, newest[-1]) if newest else None
     if before is None:
         return None
-    counts = [class_counts(summarize_rows(open_rows(store, [manifest]))) for manifest in (before, newest[-1])]
+    counts = [class_counts(books.summary) for books in (before, newest[-1])]
     return ClassMixShift(before.batch, newest[-1].batch, population_stability_index(*counts))
 
 
-def previous_batch(store: ObjectStore, manifest: BatchManifest) -> BatchManifest | None:
+def previous_batch(batches: Sequence[BatchBooks], batch: BatchBooks) -> BatchBooks | None:
     """Find the last committed batch with predictions of the same model that was planned before this one."""
-    batches = [entry.batch for entry in read_batch_log(store, manifest.table).of_model(manifest.model_version)]
-    for batch in reversed(list(takewhile(lambda batch: batch != manifest.batch, batches))):
-        found = read_manifest(store, manifest.table, batch)
-        if found is not None and found.predicted:
-            return found
-    return None
+    earlier = [
+        books
+        for books in batches
+        if books.number < batch.number and books.model_version == batch.model_version and books.predicted
+    ]
+    return max(earlier, key=lambda books: books.number, default=None)
 
 
-def class_counts(summary: dict[str, Any]) -> list[int]:
-    """Return the number of images by predicted class, in class order, from a result of `summarize_rows`."""
-    return [summary["classes"].get(name, {"images": 0})["images"] for name in CLASS_NAMES]
+def class_counts(summary: PredictionSummary) -> list[int]:
+    """Return the number of images by predicted class, in class order."""
+    return summary.class_counts + [0] * (len(CLASS_NAMES) - len(summary.class_counts))
 
 
-def summarize_rows(rows: Any) -> dict[str, Any]:
-    """Compute counts by class and mean confidence of predictions, and accuracy and confusion if they have labels.
-
-    Args:
-        rows: prediction rows, as a `pyarrow.Table` or as a `pyarrow.dataset.Dataset`, which is read as a stream.
+def describe(summary: PredictionSummary) -> dict[str, Any]:
+    """Compute counts by class, mean confidence, and accuracy and confusion if there are labels.
 
     Returns:
         The summary in the form of `fmnist predictions show --json`.
     """
-    with duckdb.connect() as connection:
-        connection.register("rows", rows)
-        cells = connection.execute(
-            "SELECT predicted_class, label, count(*), sum(confidence::DOUBLE) FROM rows GROUP BY ALL"
-        ).fetchall()
+    counts = class_counts(summary)
+    sums = summary.confidence_sums + [0.0] * (len(counts) - len(summary.confidence_sums))
     confusion = [[0] * len(CLASS_NAMES) for _ in CLASS_NAMES]
-    counts, confidences = [0] * len(CLASS_NAMES), [0.0] * len(CLASS_NAMES)
-    for predicted, label, count, confidence in cells:
-        counts[predicted] += count
-        confidences[predicted] += confidence
-        if label is not None:
-            confusion[label][predicted] = count
+    for cell in summary.confusion:
+        confusion[cell.label][cell.predicted] = cell.images
     images, labelled = sum(counts), sum(map(sum, confusion))
     return {
         "images": images,
-        "mean_confidence": sum(confidences) / images if images else None,
+        "mean_confidence": sum(sums) / images if images else None,
         "classes": {
             name: {"images": count, "mean_confidence": confidence / count}
-            for name, count, confidence in zip(CLASS_NAMES, counts, confidences, strict=True)
+            for name, count, confidence in zip(CLASS_NAMES, counts, sums, strict=True)
             if count
         },
         "labelled": labelled,
         "accuracy": sum(confusion[n][n] for n in range(len(CLASS_NAMES))) / labelled if labelled else None,
         "confusion": confusion if labelled else None,
     }
+
+
+def summarize_rows(rows: Any) -> PredictionSummary:
+    """Count predictions by class, confidence and label.
+
+    Args:
+        rows: prediction rows, as anything that DuckDB can read as a stream.
+    """
+    with duckdb.connect() as connection:
+        connection.register("rows", rows)
+        cells = connection.execute(
+            "SELECT predicted_class, label, least(floor(confidence * $bins), $bins - 1)::INT, count(*), "
+            "sum(confidence::DOUBLE) FROM rows GROUP BY ALL",
+            {"bins": CONFIDENCE_BINS},
+        ).fetchall()
+    classes = max((cell[0] for cell in cells), default=-1) + 1
+    counts, sums, histogram = [0] * classes, [0.0] * classes, [0] * CONFIDENCE_BINS
+    confusion: Counter[tuple[int, int]] = Counter()
+    for predicted, label, confidence_bin, count, confidence in cells:
+        counts[predicted] += count
+        sums[predicted] += confidence
+        histogram[confidence_bin] += count
+        if label is not None:
+            confusion[label, predicted] += count
+    return PredictionSummary(
+        class_counts=counts,
+        confidence_sums=sums,
+        confidence_histogram=histogram,
+        confusion=[ConfusionCell(label=key[0], predicted=key[1], images=n) for key, n in sorted(confusion.items())],
+    )

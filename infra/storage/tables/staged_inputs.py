@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from infra.storage.batch_plan import CHUNK_ROWS
+from infra.storage.tables.plan import CHUNK_ROWS
 
 FILE_SCHEMA = pa.schema(
     [
@@ -17,7 +17,7 @@ FILE_SCHEMA = pa.schema(
         pa.field("fingerprint", pa.string(), nullable=False),
         pa.field("kind", pa.string(), nullable=False),
         pa.field("size", pa.int64(), nullable=False),
-        pa.field("label", pa.int8()),
+        pa.field("label", pa.int16()),
     ]
 )
 """One listed file per row. `label` is the class from a list of images, if it has one."""
@@ -81,6 +81,16 @@ class StagedInputs:
         if not done:
             return 0
         query = "SELECT coalesce(sum(rows), 0)::BIGINT FROM done SEMI JOIN listed USING (uri, fingerprint)"
+        return sum(int(self._query(query, done, first, end)[0]) for first, end in self._ranges())
+
+    def superseded(self, done: list[Path]) -> int:
+        """Count the staged files of which plans hold another version, and not this one."""
+        if not done:
+            return 0
+        query = (
+            "SELECT count(DISTINCT uri) FROM listed SEMI JOIN done USING (uri) ANTI JOIN done AS same "
+            "ON listed.uri = same.uri AND listed.fingerprint = same.fingerprint"
+        )
         return sum(int(self._query(query, done, first, end)[0]) for first, end in self._ranges())
 
     def _ranges(self) -> Iterator[tuple[str, str | None]]:

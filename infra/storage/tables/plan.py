@@ -1,6 +1,6 @@
 """The plan of a batch: its inputs, cut into shards of even work, in the order of their URIs.
 
-    predictions/<table>/batch=<id>/_plan.parquet
+    work/<table>/<batch>/plan.parquet
 
 Plans are written and read as streams, so they can have any number of inputs.
 """
@@ -18,10 +18,30 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
+from pydantic import BaseModel
 
 from infra.storage.keys import plan_key
 from infra.storage.object_store import ObjectStore
-from infra.storage.prediction_table import BatchPlan
+
+
+class BatchPlan(BaseModel):
+    """A planned batch: its plan is in the store, its commit may not be yet."""
+
+    table: str
+    batch: str
+    """Its number and the first digits of the digest, as in `00000012-0f3a9c5e7b1d2468`."""
+    number: int
+    """Number of the batch in its table, from 1."""
+    model_version: str
+    options: dict[str, Any]
+    shards: int
+    planned: int
+    """Number of images."""
+    superseded: int = 0
+    """Number of planned files of which the table already has another version for this model."""
+    digest: str = ""
+    """SHA-256 of number, inputs, model and options, in hexadecimal. Empty in plans from before Delta Lake."""
+
 
 PIECE_SCHEMA = pa.schema(
     [
@@ -32,7 +52,7 @@ PIECE_SCHEMA = pa.schema(
         pa.field("rows", pa.int64(), nullable=False),
         pa.field("offset", pa.int64(), nullable=False),
         pa.field("size", pa.int64(), nullable=False),
-        pa.field("label", pa.int8()),
+        pa.field("label", pa.int16()),
     ]
 )
 """One piece of input per row: `rows` images of the file `uri`, starting with `first_row`. `fingerprint` identifies the
@@ -131,22 +151,26 @@ def write_plan(
     store: ObjectStore,
     *,
     table: str,
+    number: int,
     model_version: str,
     options: dict[str, Any],
     inputs: Iterable[pa.RecordBatch],
+    superseded: int,
     scratch: Path,
 ) -> BatchPlan:
-    """Write the plan of a batch. The batch id is a digest of inputs, model and options, so planning is idempotent.
+    """Write the plan of a batch. Its id is its number and a digest, so writing the same plan twice changes nothing.
 
     Args:
         store: store that gets the plan.
         table: name of the prediction table.
+        number: number of the batch.
         model_version: model version that will classify.
         options: everything else that affects the predictions.
         inputs: at least one row of `PLAN_SCHEMA`, in the order of the shards.
+        superseded: number of files of which the table has another version.
         scratch: folder for temporary files.
     """
-    digest = _Digest([model_version, options])
+    digest = _Digest([number, model_version, options])
     local = scratch / "plan.parquet"
     shards = planned = 0
     with pq.ParquetWriter(local, PLAN_SCHEMA, compression="zstd") as writer:
@@ -157,11 +181,14 @@ def write_plan(
             writer.write_batch(chunk)
         plan = BatchPlan(
             table=table,
-            batch=digest.hexdigest(),
+            batch=f"{number:08d}-{digest.hexdigest()[:16]}",
+            number=number,
             model_version=model_version,
             options=options,
             shards=shards,
             planned=planned,
+            superseded=superseded,
+            digest=digest.hexdigest(),
         )
         writer.add_key_value_metadata({"fmnist_plan": plan.model_dump_json()})
     with store.publish(plan_key(table, plan.batch)) as stream, local.open("rb") as written:
@@ -197,7 +224,7 @@ class _Digest:
         pyarrow.csv.write_csv(rows, pa.PythonFile(self, mode="w"), pyarrow.csv.WriteOptions(include_header=False))
 
     def hexdigest(self) -> str:
-        return self._sha256.hexdigest()[:16]
+        return self._sha256.hexdigest()
 
     # The interface that pa.PythonFile needs:
     closed = False

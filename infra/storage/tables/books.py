@@ -1,0 +1,177 @@
+"""The books of a table: what became of each batch, and what made its rows.
+
+    batches/<table>/    a Delta table with one row per batch
+
+A batch's row is committed before its predictions. So every batch that `predictions/<table>` holds has its books.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any, Self
+
+import pyarrow as pa
+from pydantic import BaseModel
+
+from infra.provenance import Provenance
+from infra.storage.keys import PREDICTIONS, books_folder, table_folder
+from infra.storage.object_store import ObjectStore
+from infra.storage.object_store.delta_errors import explained_delta
+from infra.storage.tables.delta import holds_batch, open_delta
+from infra.storage.tables.records import ConfusionCell, PredictionSummary, Reason
+
+BOOKS_SCHEMA = pa.schema(
+    [
+        pa.field("batch", pa.string(), nullable=False),
+        pa.field("number", pa.int32(), nullable=False),
+        pa.field("model", pa.string()),
+        pa.field("model_version", pa.string(), nullable=False),
+        pa.field("run_id", pa.string()),
+        pa.field("weights_sha256", pa.string()),
+        pa.field("temperature", pa.float64()),
+        pa.field("options", pa.string(), nullable=False),
+        pa.field("plan_digest", pa.string()),
+        pa.field("shards", pa.int32(), nullable=False),
+        pa.field("planned", pa.int64(), nullable=False),
+        pa.field("predicted", pa.int64(), nullable=False),
+        pa.field("quarantined", pa.int64(), nullable=False),
+        pa.field("superseded", pa.int64(), nullable=False),
+        pa.field(
+            "reasons",
+            pa.list_(
+                pa.struct(
+                    [("kind", pa.string()), ("reason", pa.string()), ("images", pa.int64()), ("example", pa.string())]
+                )
+            ),
+        ),
+        pa.field("class_counts", pa.list_(pa.int64())),
+        pa.field("confidence_sums", pa.list_(pa.float64())),
+        pa.field("confidence_histogram", pa.list_(pa.int64())),
+        pa.field(
+            "confusion",
+            pa.list_(pa.struct([("label", pa.int16()), ("predicted", pa.int16()), ("images", pa.int64())])),
+        ),
+        pa.field("seconds", pa.float64(), nullable=False),
+        pa.field("code_version", pa.string(), nullable=False),
+        pa.field("created_at", pa.timestamp("us", "UTC"), nullable=False),
+        pa.field("created_by", pa.string(), nullable=False),
+    ]
+)
+"""One batch per row. `options` is JSON. `superseded` counts files of which an earlier batch holds another version."""
+
+_PLAIN = frozenset(
+    ("batch", "number", "model", "model_version", "run_id", "weights_sha256", "temperature", "plan_digest", "shards")
+    + ("planned", "predicted", "quarantined", "superseded", "seconds")
+)
+_SUMMARY = ("class_counts", "confidence_sums", "confidence_histogram")
+
+
+class BatchBooks(BaseModel):
+    """All that is known about a committed batch: `predicted + quarantined == planned`."""
+
+    table: str
+    batch: str
+    number: int
+    """Number of the batch in its table, from 1."""
+    model: str | None = None
+    """Name of the model."""
+    model_version: str
+    run_id: str | None = None
+    """The training run of the version."""
+    weights_sha256: str | None = None
+    temperature: float | None = None
+    options: dict[str, Any]
+    plan_digest: str | None = None
+    shards: int
+    planned: int
+    predicted: int
+    quarantined: int
+    superseded: int = 0
+    """Number of its files of which an earlier batch of this model holds another version."""
+    reasons: list[Reason] = []
+    """Reasons of quarantine, the most frequent first."""
+    summary: PredictionSummary = PredictionSummary()
+    seconds: float
+    """Time from the start of the first shard to the end of the last, in the run that finished the batch."""
+    provenance: Provenance
+
+    @property
+    def images_per_second(self) -> float:
+        """Throughput of the run that finished the batch."""
+        return (self.predicted + self.quarantined) / self.seconds if self.seconds else 0.0
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the batch as a row of `BOOKS_SCHEMA`."""
+        summary = self.summary.model_dump()
+        return (
+            {name: getattr(self, name) for name in _PLAIN}
+            | {name: summary[name] for name in (*_SUMMARY, "confusion")}
+            | self.provenance.model_dump()
+            | {
+                "options": json.dumps(self.options, sort_keys=True),
+                "reasons": [reason.model_dump() for reason in self.reasons],
+            }
+        )
+
+    @classmethod
+    def from_row(cls, table: str, row: dict[str, Any]) -> Self:
+        """Read a row that `to_row` wrote."""
+        return cls(
+            table=table,
+            options=json.loads(row["options"]),
+            reasons=[Reason(**reason) for reason in row["reasons"] or []],
+            summary=PredictionSummary(
+                **{name: row[name] or [] for name in _SUMMARY},
+                confusion=[ConfusionCell(**cell) for cell in row["confusion"] or []],
+            ),
+            provenance=Provenance(
+                created_at=row["created_at"], created_by=row["created_by"], code_version=row["code_version"]
+            ),
+            **{name: row[name] for name in _PLAIN},
+        )
+
+
+def list_tables(store: ObjectStore) -> list[str]:
+    """List the names of all tables, in order."""
+    return list(store.list_folders(PREDICTIONS))
+
+
+def write_books(store: ObjectStore, books: Sequence[BatchBooks]) -> None:
+    """Commit the books of batches of one table that have none yet."""
+    from deltalake import CommitProperties, Transaction, write_deltalake
+    from deltalake.exceptions import CommitFailedError
+
+    folder = books_folder(books[0].table)
+    snapshot = open_delta(store, folder)
+    new = [entry for entry in books if not holds_batch(snapshot, entry.batch)]
+    if not new:
+        return
+    store.check_conditional_writes()
+    location = store.delta(folder)
+    with explained_delta(store):
+        try:
+            write_deltalake(
+                snapshot or location.uri,
+                pa.Table.from_pylist([entry.to_row() for entry in new], schema=BOOKS_SCHEMA),
+                mode="append",
+                name=f"batches of {books[0].table}",
+                description="The books of each batch of a prediction table",
+                storage_options=location.storage_options,
+                commit_properties=CommitProperties(
+                    app_transactions=[Transaction(app_id=entry.batch, version=1) for entry in new]
+                ),
+            )
+        except CommitFailedError:
+            after = open_delta(store, folder)
+            if not all(holds_batch(after, entry.batch) for entry in new):
+                raise
+
+
+def read_books(store: ObjectStore, table: str) -> list[BatchBooks]:
+    """Read the books of all committed batches, in the order in which they were planned."""
+    predictions, snapshot = open_delta(store, table_folder(table)), open_delta(store, books_folder(table))
+    if predictions is None or snapshot is None:
+        return []
+    with explained_delta(store):
+        rows = snapshot.to_pyarrow_table().to_pylist()
+    found = [BatchBooks.from_row(table, row) for row in rows if holds_batch(predictions, row["batch"])]
+    return sorted(found, key=lambda entry: entry.number)

@@ -1,0 +1,163 @@
+"""Commit a batch: check its books, then commit quarantine, books and predictions, in this order.
+
+The batch exists once `predictions/<table>` has it. A run that is killed in between leaves a batch that the next run
+commits, with the same records.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from infra.errors import JobError
+from infra.provenance import Provenance
+from infra.storage.keys import quarantine_folder, table_folder
+from infra.storage.model_registry import ModelVersion
+from infra.storage.object_store import ObjectStore
+from infra.storage.tables.books import BatchBooks, read_books, write_books
+from infra.storage.tables.delta import add_batch, ensure_delta, holds_batch, open_delta, part_names, replace_parts
+from infra.storage.tables.plan import BatchPlan
+from infra.storage.tables.records import PredictionSummary, Reason, ShardRecord, damaged_shards
+
+_MAX_REASONS = 50
+"""Reasons that the books list one by one."""
+
+
+class BooksDontBalance(JobError):
+    """The images predicted and quarantined don't add up to the images planned."""
+
+
+class PartsDamaged(JobError):
+    """Parts of finished shards are missing or hold other bytes. The next run classifies these shards again."""
+
+
+@dataclass(frozen=True)
+class PartSchemas:
+    """Arrow schemas of the parts."""
+
+    predictions: pa.Schema
+    quarantine: pa.Schema
+
+
+def commit_batch(
+    store: ObjectStore,
+    plan: BatchPlan,
+    records: Mapping[int, ShardRecord],
+    schemas: PartSchemas,
+    *,
+    model: ModelVersion,
+    temperature: float,
+    seconds: float,
+) -> BatchBooks:
+    """Commit a batch, unless another run has committed it. Return the books of the committed batch.
+
+    Args:
+        store: store of the table.
+        plan: plan of the batch.
+        records: the record of each shard.
+        schemas: schemas of the parts.
+        model: the version that classified.
+        temperature: the temperature of the probabilities.
+        seconds: time from the start of the first shard to the end of the last.
+
+    Raises:
+        BooksDontBalance: a shard is missing, or an image is neither predicted nor quarantined, or both.
+        PartsDamaged: a part is missing or damaged.
+    """
+    _check_books(plan, records)
+    predictions = ensure_delta(
+        store, table_folder(plan.table), schemas.predictions, name=plan.table, description="One prediction per row"
+    )
+    if not holds_batch(predictions, plan.batch):
+        _check_parts(store, plan, records)
+        _commit_quarantine(store, plan, records, schemas.quarantine)
+        write_books(store, [_books(plan, records, model=model, temperature=temperature, seconds=seconds)])
+        add_batch(
+            store, predictions, plan.batch, [part for _, entry in sorted(records.items()) for part in entry.parts]
+        )
+    return next(entry for entry in read_books(store, plan.table) if entry.batch == plan.batch)
+
+
+def is_committed(store: ObjectStore, table: str, batch: str) -> bool:
+    """Whether a table holds a batch."""
+    return holds_batch(open_delta(store, table_folder(table)), batch)
+
+
+def _check_books(plan: BatchPlan, records: Mapping[int, ShardRecord]) -> None:
+    where = f"Batch {plan.batch} of {plan.table}"
+    missing = sorted(set(range(plan.shards)) - records.keys())
+    if missing:
+        raise BooksDontBalance(f"{where}: shards {missing} have no record. Run it again.")
+    for entry in records.values():
+        if entry.predicted + entry.quarantined != entry.planned:
+            raise BooksDontBalance(
+                f"{where}, shard {entry.shard}: {entry.predicted} predicted + {entry.quarantined} quarantined is not "
+                f"{entry.planned} planned."
+            )
+    planned = sum(entry.planned for entry in records.values())
+    if planned != plan.planned:
+        raise BooksDontBalance(f"{where}: its shards have {planned} images, but its plan has {plan.planned}.")
+
+
+def _check_parts(store: ObjectStore, plan: BatchPlan, records: Mapping[int, ShardRecord]) -> None:
+    bad = damaged_shards(store, plan, records.values())
+    if bad:
+        shown = ", ".join(store.uri(key) for key in list(bad.values())[:3])
+        raise PartsDamaged(
+            f"Batch {plan.batch} of {plan.table}: parts of {len(bad)} finished shards are missing or damaged ({shown}). "
+            "Run it again, and it classifies these shards again."
+        )
+
+
+def _commit_quarantine(
+    store: ObjectStore, plan: BatchPlan, records: Mapping[int, ShardRecord], schema: pa.Schema
+) -> None:
+    parts = [part for _, entry in sorted(records.items()) for part in entry.quarantine]
+    folder = quarantine_folder(plan.table)
+    description = "One image that could not be classified per row"
+    table = ensure_delta(store, folder, schema, name=f"quarantine of {plan.table}", description=description)
+    if add_batch(store, table, plan.batch, parts):
+        return
+    # A run was killed before it committed the predictions. Parts may have been damaged since then.
+    table = open_delta(store, folder)
+    names = part_names(table).get(plan.batch, [])
+    if set(names) != {part.name for part in parts}:
+        replace_parts(store, table, plan.batch, names, parts, data_change=True)
+
+
+def _books(
+    plan: BatchPlan, records: Mapping[int, ShardRecord], *, model: ModelVersion, temperature: float, seconds: float
+) -> BatchBooks:
+    return BatchBooks(
+        table=plan.table,
+        batch=plan.batch,
+        number=plan.number,
+        model=model.name,
+        model_version=plan.model_version,
+        run_id=model.run_id,
+        weights_sha256=model.weights_sha256,
+        temperature=temperature,
+        options=plan.options,
+        plan_digest=plan.digest,
+        shards=plan.shards,
+        planned=plan.planned,
+        predicted=sum(entry.predicted for entry in records.values()),
+        quarantined=sum(entry.quarantined for entry in records.values()),
+        superseded=plan.superseded,
+        reasons=_merged(records),
+        summary=PredictionSummary.total(entry.summary for _, entry in sorted(records.items())),
+        seconds=seconds,
+        provenance=Provenance.now(),
+    )
+
+
+def _merged(records: Mapping[int, ShardRecord]) -> list[Reason]:
+    merged: dict[tuple[str, str], Reason] = {}
+    for _, record in sorted(records.items()):
+        for reason in record.reasons:
+            key = reason.kind, reason.reason
+            before = merged.get(key)
+            images = reason.images + (before.images if before else 0)
+            merged[key] = (before or reason).model_copy(update={"images": images})
+    ranked = sorted(merged.values(), key=lambda reason: (-reason.images, reason.reason))
+    return ranked[:_MAX_REASONS]

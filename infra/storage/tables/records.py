@@ -1,0 +1,170 @@
+"""Shard records: which attempt at a shard counts, and what became of its images.
+
+    work/<table>/<batch>/shards/00017-0.json
+
+The first attempt that creates the record wins. If its parts turn out to be missing or damaged, a successor with the
+next number replaces it. Nobody overwrites or deletes a record.
+"""
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from pydantic import BaseModel
+
+from infra.storage.keys import (
+    parts_folder,
+    quarantine_folder,
+    record_key,
+    record_of,
+    records_folder,
+    table_folder,
+)
+from infra.storage.object_store import ObjectExists, ObjectNotFound, ObjectStat, ObjectStore
+from infra.storage.tables.parts import PartFile, is_intact
+from infra.storage.tables.plan import BatchPlan
+
+_READS_AT_ONCE = 16
+
+
+class Reason(BaseModel, frozen=True):
+    """Images that were quarantined for the same reason."""
+
+    kind: str
+    """The reason's first words: `damaged`, `vanished`, …"""
+    reason: str
+    """The reason without the parts that differ between images."""
+    images: int
+    example: str
+    """URI of one of the images."""
+
+
+class ConfusionCell(BaseModel, frozen=True):
+    """Number of images of a true class that were predicted as another class, or the same."""
+
+    label: int
+    predicted: int
+    images: int
+
+
+class PredictionSummary(BaseModel):
+    """What reports and drift need to know about predictions, so that nothing reads the rows again."""
+
+    class_counts: list[int] = []
+    """Images by predicted class."""
+    confidence_sums: list[float] = []
+    """Sum of the confidence by predicted class."""
+    confidence_histogram: list[int] = []
+    """Images by confidence, in bins of equal width from 0 to 1."""
+    confusion: list[ConfusionCell] = []
+    """Cells that aren't zero. Images without a true class aren't in it."""
+
+    @classmethod
+    def total(cls, summaries: "Iterable[PredictionSummary]") -> "PredictionSummary":
+        """Add up summaries."""
+        counts: list[int] = []
+        sums: list[float] = []
+        histogram: list[int] = []
+        cells: dict[tuple[int, int], int] = {}
+        for summary in summaries:
+            _add(counts, summary.class_counts)
+            _add(sums, summary.confidence_sums)
+            _add(histogram, summary.confidence_histogram)
+            for cell in summary.confusion:
+                cells[cell.label, cell.predicted] = cells.get((cell.label, cell.predicted), 0) + cell.images
+        confusion = [ConfusionCell(label=key[0], predicted=key[1], images=n) for key, n in sorted(cells.items())]
+        return cls(class_counts=counts, confidence_sums=sums, confidence_histogram=histogram, confusion=confusion)
+
+
+class LeastConfident(BaseModel, frozen=True):
+    """A prediction with low confidence, for the report."""
+
+    image: str
+    confidence: float
+    probabilities: list[float]
+    label: int | None
+
+
+class ShardRecord(BaseModel):
+    """The result of the attempt at a shard that counts: `predicted + quarantined == planned`."""
+
+    shard: int
+    number: int = 0
+    """0, or how many records of this shard came before."""
+    planned: int
+    predicted: int
+    quarantined: int
+    seconds: float = 0.0
+    """Time from the first read to the last write."""
+    parts: list[PartFile] = []
+    """Parts with predictions."""
+    quarantine: list[PartFile] = []
+    """Parts with quarantined images."""
+    reasons: list[Reason] = []
+    summary: PredictionSummary = PredictionSummary()
+    least_confident: list[LeastConfident] = []
+
+
+def create_record(store: ObjectStore, plan: BatchPlan, record: ShardRecord) -> ShardRecord:
+    """Create a shard's record, and return the one that counts: this one, or another attempt's that came first."""
+    key = record_key(plan.table, plan.batch, record.shard, record.number)
+    try:
+        store.create(key, record.model_dump_json().encode())
+    except ObjectExists:
+        return ShardRecord.model_validate_json(store.read(key))
+    return record
+
+
+def read_record(store: ObjectStore, plan: BatchPlan, shard: int, number: int) -> ShardRecord | None:
+    """Read one record of a shard, or return None if it doesn't exist."""
+    try:
+        return ShardRecord.model_validate_json(store.read(record_key(plan.table, plan.batch, shard, number)))
+    except ObjectNotFound:
+        return None
+
+
+def read_records(store: ObjectStore, plan: BatchPlan) -> dict[int, ShardRecord]:
+    """Read the newest record of each finished shard. The listing may miss records written at the same moment."""
+    newest: dict[int, int] = {}
+    folder = f"{records_folder(plan.table, plan.batch)}/"
+    for stat in store.list(folder):
+        found = record_of(stat.key.removeprefix(folder))
+        if found is not None and found[0] < plan.shards:
+            newest[found[0]] = max(found[1], newest.get(found[0], 0))
+    with ThreadPoolExecutor(_READS_AT_ONCE) as threads:
+        records = threads.map(lambda entry: read_record(store, plan, *entry), newest.items())
+        return {record.shard: record for record in records if record is not None}
+
+
+def damaged_shards(store: ObjectStore, plan: BatchPlan, records: Iterable[ShardRecord]) -> dict[int, str]:
+    """Find shards whose parts are missing or damaged.
+
+    Takes one listing per table and thousand parts. A part is read only if its ETag has changed.
+
+    Returns:
+        Key of the first bad part, by shard.
+    """
+    bad: dict[int, str] = {}
+    records = list(records)
+    for folder, parts_of in (
+        (table_folder(plan.table), lambda record: record.parts),
+        (quarantine_folder(plan.table), lambda record: record.quarantine),
+    ):
+        if not any(parts_of(record) for record in records):
+            continue
+        found = {stat.key: stat for stat in store.list(f"{parts_folder(folder, plan.batch)}/")}
+        for record in records:
+            for part in parts_of(record):
+                key = f"{folder}/{part.name}"
+                if not _is_there(store, folder, part, found.get(key) or store.stat(key)):
+                    bad.setdefault(record.shard, key)
+    return bad
+
+
+def _is_there(store: ObjectStore, folder: str, part: PartFile, found: ObjectStat | None) -> bool:
+    return found is not None and is_intact(store, folder, part, found.size, found.etag)
+
+
+def _add(total: list[int] | list[float], more: list[int] | list[float]) -> None:
+    total += [0] * (len(more) - len(total))  # type: ignore[arg-type]
+    for position, value in enumerate(more):
+        total[position] += value

@@ -1,0 +1,30 @@
+"""Kinds of quarantine reasons."""
+
+import re
+
+_KINDS = frozenset(
+    ["changed", "damaged", "missing", "not an image", "permission", "too large", "truncated", "unreadable", "vanished"]
+)
+_OF_THE_PLACE = frozenset(["changed", "permission", "unreadable", "vanished"])
+_LONGEST = 200
+_ADDRESS, _NUMBER = (
+    re.compile(r"(file|s3)://\S+"),
+    re.compile(r"\b(\d[\d,]*|[0-9a-f]{2}( [0-9a-f]{2}){2,})\b"),
+)
+"""Parts of a reason that differ between images. A number may be bytes in hexadecimal."""
+
+
+def reason_kind(reason: str) -> str:
+    """Return the kind of a quarantine reason, or `other`. Prometheus keeps a time series for every value it sees."""
+    kind = reason.partition(":")[0]
+    return kind if kind in _KINDS else "other"
+
+
+def is_retryable(reason: str) -> bool:
+    """Whether the cause lies with the place of the image, which may change, rather than with its bytes."""
+    return reason_kind(reason) in _OF_THE_PLACE
+
+
+def general_reason(reason: str) -> str:
+    """Return a reason without the parts that differ between images, so that equal reasons can be counted."""
+    return _NUMBER.sub("N", _ADDRESS.sub("…", reason))[:_LONGEST]
