@@ -45,7 +45,7 @@ def prediction_schema() -> pa.Schema:
             ),
             field("label", pa.int16(), "true class, if the input has one", nullable=True),
             field(
-                "file_version", pa.int32(), "number of the batch that first planned this version of the image's file"
+                "file_version", pa.int32(), "number of the batch that first planned this version of the file"
             ),
             field(
                 "model_version", pa.dictionary(pa.int32(), pa.string()), "number of the model version that predicted"
@@ -102,7 +102,7 @@ def quarantine_schema() -> pa.Schema:
             field("retryable", pa.bool_(), "whether the cause lies with the image's place, which may change"),
             field("label", pa.int16(), "true class, if the input has one", nullable=True),
             field(
-                "file_version", pa.int32(), "number of the batch that first planned this version of the image's file"
+                "file_version", pa.int32(), "number of the batch that first planned this version of the file"
             ),
             field("model_version", pa.dictionary(pa.int32(), pa.string()), "number of the batch's model version"),
         ]

@@ -13,7 +13,7 @@ predictions/<table>/_parts/batch=<id>/00017-<attempt>.parquet
 predictions/<table>/_reports/<batch>/index.html
 quarantine/<table>/                                         a Delta table with parts of the same names
 batches/<table>/                                            a Delta table: the books of each batch
-work/<table>/batches/00000012.json                          the batches in the order of their plans, created on condition
+work/<table>/batches/00000012.json                          numbers of the batches, created on condition
 work/<table>/index/00000001-00000012.parquet                files that the plans of these batches hold
 work/<table>/<batch>/plan.parquet
 work/<table>/<batch>/shards/00017-0.json                    record of a finished shard, created on condition

@@ -105,14 +105,6 @@ def checked_prefix(prefix: str) -> str:
     return prefix
 
 
-@dataclass(frozen=True)
-class DeltaLocation:
-    """Where delta-rs finds a table, and how it reaches it."""
-
-    uri: str
-    storage_options: dict[str, str] = field(repr=False)
-
-
 class ObjectStore(ABC):
     """Objects under one root URI. Keys are relative paths with forward slashes."""
 
@@ -216,6 +208,3 @@ class ObjectStore(ABC):
     @abstractmethod
     def arrow(self, key: str) -> tuple[Any, str]:
         """Return the `pyarrow.fs.FileSystem` that reads an object as Parquet, and the object's path in it."""
-
-    def delta(self, prefix: str) -> DeltaLocation:
-        return DeltaLocation(self.uri(prefix).removeprefix("file://"), {})

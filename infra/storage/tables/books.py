@@ -58,11 +58,9 @@ BOOKS_SCHEMA = pa.schema(
 )
 """One batch per row. `options` is JSON. `superseded` counts files of which an earlier batch holds another version."""
 
-_PLAIN = frozenset(
-    ("batch", "number", "model", "model_version", "run_id", "weights_sha256", "temperature", "plan_digest", "shards")
-    + ("planned", "predicted", "quarantined", "superseded", "seconds")
-)
 _SUMMARY = ("class_counts", "confidence_sums", "confidence_histogram")
+_CONVERTED = frozenset((*_SUMMARY, "confusion", "options", "reasons", "code_version", "created_at", "created_by"))
+_PLAIN = [name for name in BOOKS_SCHEMA.names if name not in _CONVERTED]
 
 
 class BatchBooks(BaseModel):

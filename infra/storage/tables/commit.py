@@ -104,8 +104,8 @@ def _check_parts(store: ObjectStore, plan: BatchPlan, records: Mapping[int, Shar
     if bad:
         shown = ", ".join(store.uri(key) for key in list(bad.values())[:3])
         raise PartsDamaged(
-            f"Batch {plan.batch} of {plan.table}: parts of {len(bad)} finished shards are missing or damaged ({shown}). "
-            "Run it again, and it classifies these shards again."
+            f"Batch {plan.batch} of {plan.table}: parts of {len(bad)} finished shards are missing or damaged "
+            f"({shown}). Run it again, and it classifies these shards again."
         )
 
 

@@ -62,7 +62,8 @@ class PartWriter:
     @property
     def finished(self) -> PartFile:
         """The finished part, after the block of `open_part`."""
-        assert self._file is not None
+        if self._file is None:
+            raise RuntimeError("The part is still open.")
         return self._file
 
     def write(self, batch: pa.RecordBatch) -> None:

@@ -8,6 +8,8 @@ next number replaces it. Nobody overwrites or deletes a record.
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
+from typing import TypeVar
 
 from pydantic import BaseModel
 
@@ -24,6 +26,7 @@ from infra.storage.tables.parts import PartFile, is_intact
 from infra.storage.tables.plan import BatchPlan
 
 _READS_AT_ONCE = 16
+_Number = TypeVar("_Number", int, float)
 
 
 class Reason(BaseModel, frozen=True):
@@ -66,9 +69,9 @@ class PredictionSummary(BaseModel):
         histogram: list[int] = []
         cells: dict[tuple[int, int], int] = {}
         for summary in summaries:
-            _add(counts, summary.class_counts)
-            _add(sums, summary.confidence_sums)
-            _add(histogram, summary.confidence_histogram)
+            counts = _add(counts, summary.class_counts)
+            sums = _add(sums, summary.confidence_sums)
+            histogram = _add(histogram, summary.confidence_histogram)
             for cell in summary.confusion:
                 cells[cell.label, cell.predicted] = cells.get((cell.label, cell.predicted), 0) + cell.images
         confusion = [ConfusionCell(label=key[0], predicted=key[1], images=n) for key, n in sorted(cells.items())]
@@ -144,19 +147,16 @@ def damaged_shards(store: ObjectStore, plan: BatchPlan, records: Iterable[ShardR
         Key of the first bad part, by shard.
     """
     bad: dict[int, str] = {}
-    records = list(records)
-    for folder, parts_of in (
-        (table_folder(plan.table), lambda record: record.parts),
-        (quarantine_folder(plan.table), lambda record: record.quarantine),
-    ):
-        if not any(parts_of(record) for record in records):
-            continue
-        found = {stat.key: stat for stat in store.list(f"{parts_folder(folder, plan.batch)}/")}
-        for record in records:
-            for part in parts_of(record):
-                key = f"{folder}/{part.name}"
-                if not _is_there(store, folder, part, found.get(key) or store.stat(key)):
-                    bad.setdefault(record.shard, key)
+    entries = list(records)
+    predictions = [(record.shard, part) for record in entries for part in record.parts]
+    quarantine = [(record.shard, part) for record in entries for part in record.quarantine]
+    for folder, parts in ((table_folder(plan.table), predictions), (quarantine_folder(plan.table), quarantine)):
+        listed = store.list(f"{parts_folder(folder, plan.batch)}/") if parts else ()
+        found = {stat.key: stat for stat in listed}
+        for shard, part in parts:
+            key = f"{folder}/{part.name}"
+            if not _is_there(store, folder, part, found.get(key) or store.stat(key)):
+                bad.setdefault(shard, key)
     return bad
 
 
@@ -164,7 +164,5 @@ def _is_there(store: ObjectStore, folder: str, part: PartFile, found: ObjectStat
     return found is not None and is_intact(store, folder, part, found.size, found.etag)
 
 
-def _add(total: list[int] | list[float], more: list[int] | list[float]) -> None:
-    total += [0] * (len(more) - len(total))  # type: ignore[arg-type]
-    for position, value in enumerate(more):
-        total[position] += value
+def _add(total: list[_Number], more: list[_Number]) -> list[_Number]:
+    return [a + b for a, b in zip_longest(total, more, fillvalue=type(more[0])(0))] if more else total
