@@ -83,6 +83,8 @@ class Exchange:
     """Close the connection instead of answering, once the server has handled the request."""
     cut_answer_at: int | None = None
     """Bytes of the answer's body to send before the connection is closed."""
+    answer_etag: str | None = None
+    """ETag to return instead of the server's, as a server does whose ETags are no digests."""
     answer_instead: int | None = None
     """Status of an S3 error to return without asking the server."""
     cut_request_at: int | None = None
@@ -138,7 +140,7 @@ def faulty_proxy(server: S3Server, before: Fault | None = None, after: Fault | N
             self.send_response(answer.status)
             for name, value in answer.getheaders():
                 if name.lower() not in ("connection", "transfer-encoding", "date", "server", "content-length"):
-                    self.send_header(name, value)
+                    self.send_header(name, exchange.answer_etag or value if name.lower() == "etag" else value)
             length = answer.getheader("Content-Length") if self.command == "HEAD" else len(exchange.answer_body)
             self.send_header("Content-Length", str(length or 0))
             self.end_headers()
