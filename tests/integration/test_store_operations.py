@@ -9,7 +9,6 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -869,7 +868,7 @@ def test_object_with_other_bytes_than_were_sent_is_reported_and_kept(
         assert keys(store) == ["object"]
 
 
-def test_server_that_drops_metadata_keeps_an_overtaken_object(
+def test_upload_overtaken_on_a_server_whose_etags_prove_nothing_leaves_the_later_object(
     rclone_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = rclone_server.new_store().root
@@ -878,9 +877,52 @@ def test_server_that_drops_metadata_keeps_an_overtaken_object(
         server.use(monkeypatch)
         store = open_store(root)
 
-        with suppress(StoreUnavailable):
+        publish_parts(store)
+
+        assert store.read("object") == OTHER
+
+
+def test_put_overtaken_on_a_server_without_metadata_leaves_the_later_object(
+    moto_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = moto_server.new_store().root
+    _, overtake = overtaking(root, "PUT", "/object")
+
+    def overtake_and_drop_metadata(exchange: Exchange) -> None:
+        overtake(exchange)
+        exchange.drop_metadata = True
+        if exchange.method == "PUT":
+            exchange.answer_etag = '"no-digest"'
+
+    with faulty_proxy(moto_server, after=overtake_and_drop_metadata) as server:
+        server.use(monkeypatch)
+        store = open_store(root)
+
+        with store.publish("object") as stream:
+            stream.write(b"overtaken")
+
+        assert store.read("object") == OTHER
+
+
+def test_upload_overtaken_on_a_server_without_metadata_is_reported_and_leaves_the_later_object(
+    moto_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer can't tell whether the object is another writer's or damaged."""
+    root = moto_server.new_store().root
+    _, overtake = overtaking(root, "POST", "uploadId=")
+
+    def overtake_and_drop_metadata(exchange: Exchange) -> None:
+        overtake(exchange)
+        exchange.drop_metadata = True
+
+    with faulty_proxy(moto_server, after=overtake_and_drop_metadata) as server:
+        server.use(monkeypatch)
+        store = open_store(root)
+
+        with pytest.raises(StoreUnavailable) as error:
             publish_parts(store)
 
+        assert store.uri("object") in str(error.value)
         assert store.read("object") == OTHER
 
 

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from infra.errors import JobError, RequestError
 from infra.storage.object_store.interface import ObjectStore
@@ -46,14 +46,15 @@ def explained_delta(store: ObjectStore) -> Iterator[None]:
         ObjectNotFound: a file that the table names is missing.
         deltalake.exceptions.CommitFailedError: another commit came first. Passed through, as is every other error.
     """
-    from deltalake.exceptions import CommitFailedError
+    from deltalake.exceptions import CommitFailedError, DeltaError
 
     try:
         yield
     except (CommitFailedError, RequestError, JobError):
         raise
     except Exception as error:
-        failure = None if _is_from_python(error) else store.delta_failure(error)
+        is_of_delta = isinstance(error, DeltaError) or type(error) is Exception or _is_foreign_os_error(error)
+        failure = store.delta_failure(error) if is_of_delta else None
         if failure is None:
             raise
     else:
@@ -113,6 +114,6 @@ def _server_error(text: str, status: int) -> "ClientError":
     )
 
 
-def _is_from_python(error: Exception) -> bool:
-    """Whether Python or pyarrow raised an error of the operating system. delta-rs sets no error number."""
-    return isinstance(error, OSError) and error.errno is not None
+def _is_foreign_os_error(error: Exception) -> bool:
+    """Whether it is an OSError of delta-rs. Those of Python and pyarrow have an error number."""
+    return type(error) in (OSError, FileNotFoundError) and cast(OSError, error).errno is None

@@ -234,7 +234,7 @@ class ObjectStore(ABC):
 
     @abstractmethod
     def sync_delta(self, prefix: str, version: int) -> None:
-        """Make a commit that delta-rs has written survive a power failure. Does nothing on S3, where it already does.
+        """Make a commit of delta-rs, with the files it adds, survive a power failure. On S3 there is nothing to do.
 
         Args:
             prefix: the table's prefix, as for `delta`.

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import io
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, BinaryIO
+from urllib.parse import unquote
 from uuid import uuid4
 
 from infra.errors import JobError, RequestError
@@ -130,7 +132,7 @@ class LocalObjectStore(ObjectStore):
                     os.link(temporary.name, path)
                 except FileExistsError:
                     raise ObjectExists(f"{self.uri(key)} already exists.") from None
-                _sync_folder(path.parent)
+                _sync_existing(path.parent)
 
     def swap(self, key: str, data: bytes, *, seen: str | None) -> None:
         try:
@@ -150,7 +152,7 @@ class LocalObjectStore(ObjectStore):
             with self._written():
                 _sync(temporary)
                 Path(temporary.name).replace(path)
-                _sync_folder(path.parent)
+                _sync_existing(path.parent)
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectStat]:
         try:
@@ -220,14 +222,15 @@ class LocalObjectStore(ObjectStore):
         folder = self._prefix(prefix)
         log = folder / "_delta_log"
         with self._written():
-            for path in [*log.glob(f"{version:020}.*"), log / "_last_checkpoint"]:
-                with suppress(FileNotFoundError), path.open("rb") as stream:
-                    os.fsync(stream.fileno())
-            _sync_folder(log)
+            added = [folder / path for path in _files_added(log / f"{version:020}.json")]
+            for path in [*added, *log.glob(f"{version:020}.*"), log / "_last_checkpoint"]:
+                _sync_existing(path)
+            for parent in {path.parent for path in added} | {log}:
+                _sync_existing(parent)
             if version == 0:  # the folders are new as well
-                for new in (folder, *folder.parents):
-                    _sync_folder(new)
-                    if new == self._folder:
+                for parent in (folder, *folder.parents):
+                    _sync_existing(parent)
+                    if parent == self._folder:
                         break
 
     def delta_failure(self, error: Exception) -> RequestError | JobError | None:
@@ -396,10 +399,19 @@ def _stat_etag(found: os.stat_result) -> str:
     return f"{found.st_mtime_ns:x}-{found.st_ino:x}-{found.st_size:x}"
 
 
-def _sync_folder(folder: Path) -> None:
+def _files_added(commit: Path) -> list[str]:
+    """Return the paths of the Parquet files that a commit adds, relative to the table's folder."""
+    with suppress(FileNotFoundError), commit.open() as lines:
+        actions = [json.loads(line) for line in lines]
+        return [unquote(action["add"]["path"]) for action in actions if "add" in action]
+    return []
+
+
+def _sync_existing(path: Path) -> None:
+    """Make a file or a folder's list of names survive a power failure."""
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except FileNotFoundError:  # its last object has been deleted
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:  # it has been deleted
         return
     try:
         os.fsync(descriptor)

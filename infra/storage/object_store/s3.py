@@ -384,7 +384,10 @@ class S3ObjectStore(ObjectStore):
             raise unknown or error from None
         if _bare(found["ETag"]) == _etag_of(parts) and found["ContentLength"] == sum(part.size for part in parts):
             return
-        if unknown and _write_id_of(found) != write_id:
+        owner = _write_id_of(found)
+        if not unknown and owner not in ("", write_id):
+            return
+        if unknown and owner != write_id:
             # The object may be older than this upload, which was aborted. It is enough if it holds the same bytes.
             if self._read_back(full_key, parts).is_same:
                 return
@@ -612,7 +615,8 @@ def _bare(etag: str) -> str:
 
 def _write_id_of(answer: Any) -> str:
     """Return the write id in the answer to HEAD or GET, or an empty string if it has none."""
-    return str(answer.get("Metadata", {}).get(_WRITE_ID, ""))
+    # Some servers capitalize the names of metadata.
+    return next((value for name, value in answer.get("Metadata", {}).items() if name.lower() == _WRITE_ID), "")
 
 
 def _md5(data: bytes | bytearray) -> bytes:
