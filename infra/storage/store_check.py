@@ -48,7 +48,7 @@ class StoreReport:
 def check_store(store: ObjectStore) -> StoreReport:
     """Write, read, list, create, swap and delete scratch objects and a scratch Delta table, and remove them.
 
-    Takes about 50 requests on S3. Failures are in the report and raise nothing.
+    Takes about 75 requests on S3. Failures are in the report and raise nothing.
     """
     trial = _Trial(store)
     steps: list[CheckStep] = []

@@ -53,8 +53,8 @@ def explained_delta(store: ObjectStore) -> Iterator[None]:
     except (CommitFailedError, RequestError, JobError):
         raise
     except Exception as error:
-        is_of_delta = isinstance(error, DeltaError) or type(error) is Exception or _is_foreign_os_error(error)
-        failure = store.delta_failure(error) if is_of_delta else None
+        comes_from_delta = isinstance(error, DeltaError) or type(error) is Exception or _has_no_number(error)
+        failure = store.delta_failure(error) if comes_from_delta else None
         if failure is None:
             raise
     else:
@@ -114,6 +114,6 @@ def _server_error(text: str, status: int) -> "ClientError":
     )
 
 
-def _is_foreign_os_error(error: Exception) -> bool:
-    """Whether it is an OSError of delta-rs. Those of Python and pyarrow have an error number."""
+def _has_no_number(error: Exception) -> bool:
+    """Whether an error is an OSError of delta-rs. Those of Python and pyarrow have an error number."""
     return type(error) in (OSError, FileNotFoundError) and cast(OSError, error).errno is None

@@ -233,12 +233,13 @@ class ObjectStore(ABC):
         """
 
     @abstractmethod
-    def sync_delta(self, prefix: str, version: int) -> None:
-        """Make a commit of delta-rs, with the files it adds, survive a power failure. On S3 there is nothing to do.
+    def sync_delta(self, prefix: str, version: int, *, files: bool = True) -> None:
+        """Make a commit of delta-rs survive a power failure. On S3 there is nothing to do.
 
         Args:
             prefix: the table's prefix, as for `delta`.
             version: version of the table that the commit created.
+            files: whether to sync the files that it adds as well. Those written by `publish` need no sync.
         """
 
     @abstractmethod

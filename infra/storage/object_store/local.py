@@ -218,11 +218,11 @@ class LocalObjectStore(ObjectStore):
             )
         return DeltaLocation(folder.absolute().as_uri(), {})
 
-    def sync_delta(self, prefix: str, version: int) -> None:
+    def sync_delta(self, prefix: str, version: int, *, files: bool = True) -> None:
         folder = self._prefix(prefix)
         log = folder / "_delta_log"
         with self._written():
-            added = [folder / path for path in _files_added(log / f"{version:020}.json")]
+            added = [folder / path for path in _files_added(log / f"{version:020}.json")] if files else []
             for path in [*added, *log.glob(f"{version:020}.*"), log / "_last_checkpoint"]:
                 _sync_existing(path)
             for parent in {path.parent for path in added} | {log}:

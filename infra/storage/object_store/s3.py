@@ -221,7 +221,7 @@ class S3ObjectStore(ObjectStore):
                 f"s3://{self._bucket}/{start.removesuffix('/')}", self._connection.delta_options(self._bucket)
             )
 
-    def sync_delta(self, prefix: str, version: int) -> None:
+    def sync_delta(self, prefix: str, version: int, *, files: bool = True) -> None:
         pass
 
     def delta_failure(self, error: Exception) -> RequestError | JobError | None:
