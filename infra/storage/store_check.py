@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from infra.errors import JobError, RequestError
 from infra.storage.keys import SCRATCH
-from infra.storage.object_store import ObjectExists, ObjectStore, StoreMisconfigured, SwapConflict
+from infra.storage.object_store import ObjectExists, ObjectStore, StoreMisconfigured, SwapConflict, explained_delta
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class StoreReport:
 
 
 def check_store(store: ObjectStore) -> StoreReport:
-    """Write, read, list, create, swap and delete scratch objects, and remove them.
+    """Write, read, list, create, swap and delete scratch objects and a scratch Delta table, and remove them.
 
-    Takes about 15 requests on S3. Failures are in the report and raise nothing.
+    Takes about 75 requests on S3. Failures are in the report and raise nothing.
     """
     trial = _Trial(store)
     steps: list[CheckStep] = []
@@ -89,6 +89,7 @@ class _Trial:
             ("conditional create", self._create),
             ("compare-and-set", self._swap),
             ("Parquet through pyarrow", self._parquet),
+            ("Delta commit", self._delta),
             ("delete", self._delete),
         ]
 
@@ -138,6 +139,26 @@ class _Trial:
         pq.write_table(table, path, filesystem=filesystem)
         if not pq.read_table(path, filesystem=filesystem).equals(table):
             raise JobError("A Parquet file was read back with other rows than were written. Check the server.")
+
+    def _delta(self) -> None:
+        """Commit a transaction twice from the same version of a Delta table, and check that one commit is refused."""
+        from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+        from deltalake.exceptions import CommitFailedError
+
+        location = self._store.delta(f"{self._folder}/delta/")
+        rows = pa.table({"number": [1, 2, 3]})
+        once = CommitProperties(app_transactions=[Transaction("check", 1)])
+        with explained_delta(self._store):
+            write_deltalake(location.uri, rows, storage_options=location.storage_options)
+            first, second = (DeltaTable(location.uri, storage_options=location.storage_options) for _ in range(2))
+            write_deltalake(first, rows, mode="append", commit_properties=once)
+            with suppress(CommitFailedError):
+                write_deltalake(second, rows, mode="append", commit_properties=once)
+                raise StoreMisconfigured(self._ignored("If-None-Match"))
+            found = DeltaTable(location.uri, storage_options=location.storage_options)
+            count = found.to_pyarrow_dataset().count_rows()
+        if count != 2 * len(rows):
+            raise JobError(f"A Delta table was read back with {count} rows instead of 6. Check the server.")
 
     def _delete(self) -> None:
         self.clean()

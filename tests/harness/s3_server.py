@@ -83,6 +83,10 @@ class Exchange:
     """Close the connection instead of answering, once the server has handled the request."""
     cut_answer_at: int | None = None
     """Bytes of the answer's body to send before the connection is closed."""
+    answer_etag: str | None = None
+    """ETag to return instead of the server's, as a server does whose ETags are no digests."""
+    drop_metadata: bool = False
+    """Return no metadata of the object, as a server does that stores none."""
     answer_instead: int | None = None
     """Status of an S3 error to return without asking the server."""
     cut_request_at: int | None = None
@@ -138,12 +142,18 @@ def faulty_proxy(server: S3Server, before: Fault | None = None, after: Fault | N
             self.send_response(answer.status)
             for name, value in answer.getheaders():
                 if name.lower() not in ("connection", "transfer-encoding", "date", "server", "content-length"):
-                    self.send_header(name, value)
+                    self._send_header(name, value, exchange)
             length = answer.getheader("Content-Length") if self.command == "HEAD" else len(exchange.answer_body)
             self.send_header("Content-Length", str(length or 0))
             self.end_headers()
             self.wfile.write(exchange.answer_body[: exchange.cut_answer_at])
             self.close_connection = exchange.cut_answer_at is not None
+
+        def _send_header(self, name: str, value: str, exchange: Exchange) -> None:
+            if name.lower() == "etag" and exchange.answer_etag:
+                value = exchange.answer_etag
+            if not (exchange.drop_metadata and name.lower().startswith("x-amz-meta-")):
+                self.send_header(name, value)
 
         def _reset(self) -> None:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

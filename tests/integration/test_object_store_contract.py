@@ -23,6 +23,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake.exceptions import CommitFailedError, TableNotFoundError
 
 from infra.errors import RequestError
 from infra.storage.batch_log import LoggedBatch, append_batch, committed_batches, mark_committed, read_batch_log
@@ -39,12 +41,14 @@ from infra.storage.checkpoints import (
 from infra.storage.keys import checkpoint_folder
 from infra.storage.model_registry import ModelRegistry
 from infra.storage.object_store import (
+    DeltaLocation,
     ObjectExists,
     ObjectNotFound,
     ObjectStore,
     StoreMisconfigured,
     StoreUnavailable,
     SwapConflict,
+    explained_delta,
     open_store,
 )
 from infra.storage.object_store.s3_configuration import CHECKSUM_VARIABLE, s3_connection, worker_environment
@@ -59,6 +63,7 @@ from infra.storage.prediction_table import (
     read_rows,
 )
 from tests.harness.s3_server import EACH_SERVER, Exchange, S3Server, faulty_proxy, free_port, isolate_aws, on_ceph
+from tests.unit.tasks.classification.image_inputs import as_nobody
 
 pytest_plugins = ["tests.harness.gateways"]
 
@@ -382,6 +387,198 @@ def test_listing_sorts_unusual_names_by_their_bytes(store: ObjectStore) -> None:
     assert list(store.list("nothing/")) == []
     assert list(store.list_folders("nothing/")) == []
     assert all(store.read(key) == key.encode() for key in keys)
+
+
+def test_listing_after_a_key_skips_it_and_all_before_it(store: ObjectStore) -> None:
+    keys = ["a-b/x", "a.b", "a/x", "a/x/y/z", "a/y", "a0/x", "b#1?q", "é/x", "日本"]
+    for key in (f"folder/{key}" for key in keys if key != "a/x"):
+        store.create(key, key.encode())
+    present = [found.key for found in store.list("folder/")]
+
+    for after in [
+        "",
+        "folder/",
+        "folder/a",
+        "folder/a/",
+        "folder/a/x/y/",
+        "folder/a0",
+        "folder/z",
+        "g",
+        "日",
+        *present,
+    ]:
+        expected = [key for key in present if key.encode() > after.encode()]
+        assert [found.key for found in store.list("folder/", after=after)] == expected
+    assert [found.key for found in store.list("folder/a/", after="folder/a/x/y/z")] == ["folder/a/y"]
+    assert next(found.key for found in store.list("", after="folder/b")) == "folder/b#1?q"
+
+
+def test_listing_after_a_key_asks_the_server_for_no_earlier_one(
+    moto_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[bytes] = []
+
+    def note(exchange: Exchange) -> None:
+        if exchange.method == "GET" and "list-type=2" in exchange.path:
+            answers.append(exchange.answer_body)
+
+    with faulty_proxy(moto_server, after=note) as server:
+        server.use(monkeypatch)
+        store = server.new_store()
+        for number in range(3):
+            store.create(f"folder/{number}", b"")
+
+        assert [found.key for found in store.list("folder/", after="folder/1")] == ["folder/2"]
+
+    [answer] = answers
+    assert b"folder/2" in answer
+    assert b"folder/0" not in answer
+
+
+# --- Delta tables ---
+
+ROWS = pa.table({"number": [1, 2, 3]})
+
+
+def append_rows(location: DeltaLocation, rows: pa.Table = ROWS) -> None:
+    write_deltalake(location.uri, rows, mode="append", storage_options=location.storage_options)
+
+
+def count_rows(location: DeltaLocation) -> int:
+    table = DeltaTable(location.uri, storage_options=location.storage_options)
+    return int(table.to_pyarrow_dataset().count_rows())
+
+
+def test_delta_table_is_written_and_read_where_the_store_says(store: ObjectStore) -> None:
+    append_rows(store.delta("predictions/table/"))
+    append_rows(store.delta("predictions/table/"))
+
+    assert count_rows(store.delta("predictions/table/")) == 6
+    assert store.stat("predictions/table/_delta_log/00000000000000000001.json") is not None
+
+
+def test_location_of_a_delta_table_shows_no_secret(store: ObjectStore) -> None:
+    location = store.delta("predictions/table/")
+
+    for secret in location.storage_options.values():
+        assert secret not in repr(location).replace(location.uri, "")
+
+
+def test_commit_is_synced_on_every_store(store: ObjectStore) -> None:
+    for version in range(2):
+        append_rows(store.delta("predictions/table/"))
+        store.sync_delta("predictions/table/", version)
+
+    assert count_rows(store.delta("predictions/table/")) == 6
+
+
+def test_commit_in_a_folder_is_synced_with_the_folders_that_name_it(
+    file_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append_rows(file_store.delta("predictions/table/"))
+    synced: list[Path] = []
+    fsync = os.fsync
+
+    def note_and_sync(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note_and_sync)
+    file_store.sync_delta("predictions/table/", 0)
+
+    table = tmp_path / "store" / "predictions" / "table"
+    log = table / "_delta_log"
+    [part] = table.glob("*.parquet")
+    assert {part, log / f"{0:020}.json", log, table, table.parent, tmp_path / "store"} == set(synced)
+    assert synced.index(part) < synced.index(log)
+
+
+def test_sync_of_a_missing_table_does_nothing(store: ObjectStore) -> None:
+    store.sync_delta("predictions/table/", 0)
+
+    assert list(store.list("")) == []
+
+
+@pytest.mark.parametrize("name", ["a b", "50%", "a#b", "a?b", "日本 é", "a&b=c;d'\"", "a:b", "%zz"])
+def test_delta_table_in_a_folder_of_any_name_is_readable(tmp_path: Path, name: str) -> None:
+    store = open_store(f"file://{tmp_path / name}")
+
+    for _ in range(2):
+        append_rows(store.delta("predictions/table/"))
+
+    assert count_rows(store.delta("predictions/table/")) == 6
+    assert (tmp_path / name / "predictions" / "table" / "_delta_log" / f"{1:020}.json").exists()
+
+
+@pytest.mark.parametrize("name", ["a%20b", "[a", "a]", "a^b", "a|b", "a\\b"])
+def test_folder_that_delta_cannot_open_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    store = open_store(f"file://{tmp_path / name}")
+
+    with pytest.raises(StoreMisconfigured) as error:
+        store.delta("predictions/table/")
+
+    assert str(tmp_path / name) in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reading_a_missing_delta_table_creates_no_folder(file_store: ObjectStore, tmp_path: Path) -> None:
+    with pytest.raises(TableNotFoundError), explained_delta(file_store):
+        count_rows(file_store.delta("predictions/table/"))
+
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_missing_delta_table_keeps_the_error_of_delta(store: ObjectStore) -> None:
+    with pytest.raises(TableNotFoundError), explained_delta(store):
+        count_rows(store.delta("predictions/table/"))
+
+
+def test_lost_race_keeps_the_error_of_delta(store: ObjectStore) -> None:
+    location = store.delta("predictions/table/")
+    append_rows(location)
+    once = CommitProperties(app_transactions=[Transaction("batch", 1)])
+    first, second = (DeltaTable(location.uri, storage_options=location.storage_options) for _ in range(2))
+    write_deltalake(first, ROWS, mode="append", commit_properties=once)
+
+    with pytest.raises(CommitFailedError), explained_delta(store):
+        write_deltalake(second, ROWS, mode="append", commit_properties=once)
+
+    assert count_rows(location) == 6
+
+
+def test_missing_part_of_a_delta_table_is_named(store: ObjectStore) -> None:
+    location = store.delta("predictions/table/")
+    append_rows(location)
+    table = DeltaTable(location.uri, storage_options=location.storage_options)
+    [part] = [found.key for found in store.list("predictions/table/") if found.key.endswith(".parquet")]
+    store.delete(part)
+
+    with pytest.raises(ObjectNotFound) as error, explained_delta(store):
+        table.to_pyarrow_table()
+
+    assert Path(part).name in str(error.value)
+
+
+def test_error_of_other_code_is_not_taken_for_one_of_the_store(store: ObjectStore, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"), explained_delta(store):
+        (tmp_path / "nowhere").read_bytes()
+    with pytest.raises(SwapConflict), explained_delta(store):
+        raise SwapConflict
+    with pytest.raises(TimeoutError), explained_delta(store):
+        raise TimeoutError("timed out")
+
+
+def test_folder_without_permission_is_named(file_store: ObjectStore, tmp_path: Path) -> None:
+    append_rows(file_store.delta("predictions/table/"))
+    log = tmp_path / "store" / "predictions" / "table" / "_delta_log"
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    log.chmod(0o500)
+
+    with as_nobody(), pytest.raises(StoreMisconfigured) as error, explained_delta(file_store):
+        append_rows(file_store.delta("predictions/table/"))
+
+    assert file_store.root in str(error.value)
 
 
 # --- Names ---
@@ -711,6 +908,22 @@ def test_server_that_ignores_conditions_is_refused(rclone_server: S3Server, monk
     assert list(store.list("")) == []
 
 
+def test_check_of_conditional_writes_is_free_the_second_time(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: list[str] = []
+    with faulty_proxy(s3_server, before=lambda exchange: requests.append(exchange.path)) as server:
+        server.use(monkeypatch)
+        root = server.new_store().root
+        open_store(root).check_conditional_writes()
+        before = len(requests)
+
+        for _ in range(100):
+            open_store(root).check_conditional_writes()
+
+        assert 0 < before == len(requests)
+
+
 # --- S3: faults in transit ---
 
 
@@ -922,6 +1135,121 @@ def test_failing_credential_process_is_reported_without_its_output(
     assert "canary" not in message
 
 
+def delta_uses(store: ObjectStore) -> list[Callable[[], object]]:
+    """Open, and create, a Delta table. A server's answers differ between the two."""
+
+    def use(work: Callable[[DeltaLocation], object]) -> None:
+        with explained_delta(store):
+            work(store.delta("table/"))
+
+    return [lambda: use(count_rows), lambda: use(append_rows)]
+
+
+@on_ceph
+@pytest.mark.usefixtures("within_seconds")
+@pytest.mark.parametrize(
+    ("variable", "cause"), [("AWS_SECRET_ACCESS_KEY", "secret key"), ("AWS_ACCESS_KEY_ID", "access key")]
+)
+def test_rejected_credentials_of_a_delta_table_are_reported_without_a_secret(
+    ceph_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, variable: str, cause: str
+) -> None:
+    secret = os.environ["AWS_SECRET_ACCESS_KEY"]
+    monkeypatch.setenv(variable, "canary")
+
+    for use in delta_uses(ceph_store):
+        message = _error(use)
+        assert cause in message
+        assert ceph_store.root in message
+        assert os.environ["AWS_ENDPOINT_URL"] in message
+        assert secret not in message
+        assert "canary" not in message
+
+
+@pytest.mark.usefixtures("within_seconds")
+def test_unreachable_server_of_a_delta_table_is_named_within_seconds(
+    moto_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+
+    message = _error(delta_uses(moto_store)[0], StoreUnavailable)
+
+    assert moto_store.root in message
+    assert endpoint in message
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in message
+
+
+@pytest.mark.usefixtures("within_seconds")
+def test_missing_bucket_of_a_delta_table_is_named(s3_store: ObjectStore, s3_server: S3Server) -> None:
+    for use in delta_uses(open_store("s3://no-such-bucket/prefix")):
+        message = _error(use)
+        assert "no-such-bucket" in message
+        assert s3_server.endpoint in message
+
+
+@pytest.mark.usefixtures("within_seconds")
+@pytest.mark.parametrize(
+    ("status", "error_class"), [(403, StoreMisconfigured), (500, StoreUnavailable), (503, StoreUnavailable)]
+)
+def test_refused_commit_is_reported_by_its_answer(
+    moto_server: S3Server, monkeypatch: pytest.MonkeyPatch, status: int, error_class: type[Exception]
+) -> None:
+    def refuse(exchange: Exchange) -> None:
+        if exchange.method == "PUT" and exchange.path.endswith("1.json"):
+            exchange.answer_instead = status
+
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
+    with faulty_proxy(moto_server, before=refuse) as server:
+        server.use(monkeypatch)
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
+        store = server.new_store()
+        append_rows(store.delta("table/"))
+
+        message = _error(delta_uses(store)[1], error_class)
+
+    assert store.root in message
+    assert server.endpoint in message
+
+
+@pytest.mark.usefixtures("within_seconds")
+def test_server_that_does_not_answer_a_commit_is_reported(
+    moto_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hang(exchange: Exchange) -> None:
+        if exchange.method == "PUT" and exchange.path.endswith("1.json"):
+            exchange.hang_seconds = 3
+
+    with faulty_proxy(moto_server, before=hang) as server:
+        server.use(monkeypatch)
+        monkeypatch.setenv("FMNIST_S3_TIMEOUT_SECONDS", "0.5")
+        store = server.new_store()
+        append_rows(store.delta("table/"))
+
+        message = _error(delta_uses(store)[1], StoreUnavailable)
+
+    assert server.endpoint in message
+
+
+def test_commit_whose_answer_is_lost_is_found_by_its_transaction(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """delta-rs sends the commit again, finds it taken, and reports a lost race. Its caller must look."""
+    with faulty_proxy(s3_server, after=_first(1, "PUT", "1.json", _lose)) as server:
+        server.use(monkeypatch)
+        store = server.new_store()
+        location = store.delta("table/")
+        append_rows(location)
+        table = DeltaTable(location.uri, storage_options=location.storage_options)
+        once = CommitProperties(app_transactions=[Transaction("batch", 1)])
+
+        with pytest.raises(CommitFailedError), explained_delta(store):
+            write_deltalake(table, ROWS, mode="append", commit_properties=once)
+
+        found = DeltaTable(location.uri, storage_options=location.storage_options)
+        assert found.transaction_version("batch") == 1
+        assert count_rows(location) == 6
+
+
 # --- S3: one configuration ---
 
 
@@ -977,6 +1305,63 @@ def test_configuration_comes_from_the_aws_settings(moto_store: ObjectStore, moto
     assert connection.configuration.max_attempts == 8
     assert os.environ[CHECKSUM_VARIABLE] == connection.configuration.checksum_mode == "when_required"
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in repr(vars(connection.configuration))
+
+
+def test_delta_gets_the_same_settings(
+    moto_store: ObjectStore, moto_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "ca.pem").write_text("")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
+    monkeypatch.setenv("FMNIST_S3_TIMEOUT_SECONDS", "1.5")
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.test:3128")
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+
+    location = moto_store.delta("predictions/table/")
+
+    assert location.uri == f"{moto_store.root}/predictions/table"
+    for name, value in {
+        "aws_access_key_id": os.environ["AWS_ACCESS_KEY_ID"],
+        "aws_secret_access_key": os.environ["AWS_SECRET_ACCESS_KEY"],
+        "aws_session_token": "token",
+        "aws_region": "us-east-1",
+        "aws_endpoint": moto_server.endpoint,
+        "aws_allow_http": "true",
+        "aws_virtual_hosted_style_request": "false",
+        "aws_conditional_put": "etag",
+        "connect_timeout": "5s",
+        "timeout": "4500ms",
+        "max_retries": "2",
+        "proxy_url": "http://proxy.test:3128",
+    }.items():
+        assert location.storage_options[name] == value
+    assert "certificate_path" not in location.storage_options  # http needs none
+
+
+def test_delta_reaches_aws_by_the_host_of_the_bucket(moto_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setenv("AWS_REGION", "eu-central-1")
+
+    options = open_store("s3://bucket/prefix").delta("").storage_options
+    dotted = open_store("s3://dotted.bucket").delta("").storage_options
+
+    assert options["aws_endpoint"] == "https://bucket.s3.eu-central-1.amazonaws.com"
+    assert options["aws_virtual_hosted_style_request"] == "true"
+    assert options["aws_allow_http"] == "false"
+    assert dotted["aws_endpoint"] == "https://s3.eu-central-1.amazonaws.com"
+    assert dotted["aws_virtual_hosted_style_request"] == "false"
+
+
+def test_environment_of_delta_does_not_override_the_settings(
+    s3_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """delta-rs also reads options from the environment, under names that other programs use."""
+    for name in ("ENDPOINT", "BUCKET", "REGION", "ACCESS_KEY_ID", "TIMEOUT", "AWS_SKIP_SIGNATURE", "PROXY_EXCLUDES"):
+        monkeypatch.setenv(name, "true")
+
+    append_rows(s3_store.delta("table/"))
+
+    assert count_rows(s3_store.delta("table/")) == 3
 
 
 def test_workers_get_the_settings_but_no_secret(moto_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,7 @@ STEPS = [
     "conditional create",
     "compare-and-set",
     "Parquet through pyarrow",
+    "Delta commit",
     "delete",
 ]
 
@@ -133,7 +134,11 @@ def test_check_detects_a_server_that_ignores_conditions(
 
     report = check_store(store)
 
-    assert {step.name for step in report.steps if not step.ok} == {"conditional create", "compare-and-set"}
+    assert {step.name for step in report.steps if not step.ok} == {
+        "conditional create",
+        "compare-and-set",
+        "Delta commit",
+    }
     assert keys(store) == []
     result = fmnist(store, "store", "check")
     assert result.returncode == 1
@@ -172,7 +177,7 @@ def assert_check_stops(result: "subprocess.CompletedProcess[str]", reason: str) 
     report = json.loads(result.stdout.splitlines()[-1])
     assert result.returncode == 1
     assert reason in report["steps"][0]["reason"]
-    assert [step["ok"] for step in report["steps"]] == [False] + [None] * 6
+    assert [step["ok"] for step in report["steps"]] == [False] + [None] * 7
     assert reason in result.stderr
     assert "Traceback" not in result.stderr
 
@@ -721,7 +726,204 @@ def test_upload_is_read_back_if_its_etag_proves_nothing(
         with pytest.raises(StoreUnavailable) as error:
             publish_parts(store)
         assert store.uri("object") in str(error.value)
-        assert keys(store) == []
+        assert keys(store) == ["object"]
+
+
+# --- Writers that overtake each other ---
+
+OTHER = b"other" * 1000
+
+
+def overtaking(store_root: str, method: str, words: str) -> tuple[list[str], Any]:
+    """Return a fault that publishes other bytes when a request of one kind first passes, and the paths that it saw."""
+    seen: list[str] = []
+    is_first = first(1, method, words, seen)
+
+    def overtake(exchange: Exchange) -> None:
+        if is_first(exchange):
+            with open_store(store_root).publish("object") as stream:
+                stream.write(OTHER)
+
+    return seen, overtake
+
+
+def test_upload_overtaken_after_its_completion_leaves_the_later_object(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = s3_server.new_store().root
+    seen, overtake = overtaking(root, "POST", "uploadId=")
+    with faulty_proxy(s3_server, after=overtake) as server:
+        server.use(monkeypatch)
+
+        publish_parts(open_store(root))
+
+        assert open_store(root).read("object") == OTHER
+    assert len(seen) == 1
+
+
+def test_upload_overtaken_before_its_completion_replaces_the_earlier_object(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = s3_server.new_store().root
+    seen, overtake = overtaking(root, "POST", "uploadId=")
+    with faulty_proxy(s3_server, before=overtake) as server:
+        server.use(monkeypatch)
+
+        data = publish_parts(open_store(root))
+
+        assert open_store(root).read("object") == data
+    assert len(seen) == 1
+
+
+def test_put_overtaken_before_its_check_leaves_the_later_object(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = s3_server.new_store().root
+    seen, overtake = overtaking(root, "PUT", "/object")
+
+    def overtake_and_hide_the_digest(exchange: Exchange) -> None:
+        overtake(exchange)
+        if exchange.method == "PUT":
+            exchange.answer_etag = '"no-digest"'
+
+    with faulty_proxy(s3_server, after=overtake_and_hide_the_digest) as server:
+        server.use(monkeypatch)
+        store = open_store(root)
+
+        with store.publish("object") as stream:
+            stream.write(b"overtaken")
+
+        assert store.read("object") == OTHER
+    assert len(seen) == 2
+
+
+def test_swap_overtaken_before_its_check_leaves_the_later_object(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = s3_server.new_store().root
+    s3_server.use(monkeypatch)
+    store = open_store(root)
+    store.create("object", b"first")
+    seen_etag = store.read_with_etag("object")[1]
+    _, overtake = overtaking(root, "PUT", "/object")
+
+    def overtake_and_hide_the_digest(exchange: Exchange) -> None:
+        overtake(exchange)
+        if exchange.method == "PUT":
+            exchange.answer_etag = '"no-digest"'
+
+    with faulty_proxy(s3_server, after=overtake_and_hide_the_digest) as server:
+        server.use(monkeypatch)
+
+        store.swap("object", b"second", seen=seen_etag)
+
+        assert store.read("object") == OTHER
+
+
+def test_upload_whose_answer_is_lost_and_that_is_overtaken_can_be_tried_again(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer can't tell whether its upload was completed or aborted. It must not report a success."""
+    root = s3_server.new_store().root
+    seen, overtake = overtaking(root, "POST", "uploadId=")
+
+    def overtake_and_lose(exchange: Exchange) -> None:
+        overtake(exchange)
+        exchange.lose_answer = exchange.method == "POST" and len(seen) == 1
+
+    with faulty_proxy(s3_server, after=overtake_and_lose) as server:
+        server.use(monkeypatch)
+        store = open_store(root)
+
+        try:
+            publish_parts(store)
+        except StoreUnavailable:
+            assert store.read("object") == OTHER
+            data = publish_parts(store)
+            assert store.read("object") == data
+        else:  # the server has completed the upload a second time
+            assert store.read("object") != OTHER
+
+
+@pytest.mark.parametrize("size", [1000, 2 * PART_BYTES + 1])
+def test_object_with_other_bytes_than_were_sent_is_reported_and_kept(
+    moto_server: S3Server, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """A server whose ETags prove nothing, and which stores other bytes."""
+
+    def hide_the_digest_and_damage(exchange: Exchange) -> None:
+        if exchange.path.endswith("/object") and exchange.method in ("PUT", "HEAD"):
+            exchange.answer_etag = '"no-digest"'
+        if exchange.path.endswith("/object") and exchange.method == "GET":
+            exchange.answer_body = exchange.answer_body[:-1] + bytes([exchange.answer_body[-1] ^ 1])
+
+    with faulty_proxy(moto_server, after=hide_the_digest_and_damage) as server:
+        server.use(monkeypatch)
+        store = server.new_store()
+
+        with pytest.raises(StoreUnavailable) as error, store.publish("object") as stream:
+            stream.write(os.urandom(size))
+
+        assert store.uri("object") in str(error.value)
+        assert keys(store) == ["object"]
+
+
+def test_upload_overtaken_on_a_server_whose_etags_prove_nothing_leaves_the_later_object(
+    rclone_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = rclone_server.new_store().root
+    _, overtake = overtaking(root, "POST", "uploadId=")
+    with faulty_proxy(rclone_server, after=overtake) as server:
+        server.use(monkeypatch)
+        store = open_store(root)
+
+        publish_parts(store)
+
+        assert store.read("object") == OTHER
+
+
+def test_put_overtaken_on_a_server_without_metadata_leaves_the_later_object(
+    moto_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = moto_server.new_store().root
+    _, overtake = overtaking(root, "PUT", "/object")
+
+    def overtake_and_drop_metadata(exchange: Exchange) -> None:
+        overtake(exchange)
+        exchange.drop_metadata = True
+        if exchange.method == "PUT":
+            exchange.answer_etag = '"no-digest"'
+
+    with faulty_proxy(moto_server, after=overtake_and_drop_metadata) as server:
+        server.use(monkeypatch)
+        store = open_store(root)
+
+        with store.publish("object") as stream:
+            stream.write(b"overtaken")
+
+        assert store.read("object") == OTHER
+
+
+def test_upload_overtaken_on_a_server_without_metadata_is_reported_and_leaves_the_later_object(
+    moto_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer can't tell whether the object is another writer's or damaged."""
+    root = moto_server.new_store().root
+    _, overtake = overtaking(root, "POST", "uploadId=")
+
+    def overtake_and_drop_metadata(exchange: Exchange) -> None:
+        overtake(exchange)
+        exchange.drop_metadata = True
+
+    with faulty_proxy(moto_server, after=overtake_and_drop_metadata) as server:
+        server.use(monkeypatch)
+        store = open_store(root)
+
+        with pytest.raises(StoreUnavailable) as error:
+            publish_parts(store)
+
+        assert store.uri("object") in str(error.value)
+        assert store.read("object") == OTHER
 
 
 # --- Inputs on S3 ---

@@ -1,7 +1,9 @@
 """Object stores: their interface, and `open_store`, which chooses the implementation."""
 
 from infra.errors import RequestError
+from infra.storage.object_store.delta_errors import explained_delta
 from infra.storage.object_store.interface import (
+    DeltaLocation,
     ObjectExists,
     ObjectNotFound,
     ObjectStat,
@@ -12,6 +14,7 @@ from infra.storage.object_store.interface import (
 )
 
 __all__ = [
+    "DeltaLocation",
     "ObjectExists",
     "ObjectNotFound",
     "ObjectStat",
@@ -19,6 +22,7 @@ __all__ = [
     "StoreMisconfigured",
     "StoreUnavailable",
     "SwapConflict",
+    "explained_delta",
     "open_store",
 ]
 

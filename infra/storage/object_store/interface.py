@@ -68,6 +68,15 @@ class Unfinished:
     """Whether the store wrote it to try out its own abilities."""
 
 
+@dataclass(frozen=True)
+class DeltaLocation:
+    """Where delta-rs finds a table, and how it reaches it: the arguments of `DeltaTable` and `write_deltalake`."""
+
+    uri: str
+    storage_options: dict[str, str] = field(repr=False)
+    """Settings and credentials, which expire. Empty for a folder."""
+
+
 # A segment that starts with a dot is `..` or a hidden name. Stores keep unfinished objects under hidden names.
 _UNSAFE = re.compile(r"(^|/)\.|^/|//|\\|[\x00-\x1f\x7f\ud800-\udfff]|^$|/$")
 
@@ -176,11 +185,12 @@ class ObjectStore(ABC):
         """Open a stream. Its bytes become the object when the block ends, and are dropped if the block raises."""
 
     @abstractmethod
-    def list(self, prefix: str) -> Iterator[ObjectStat]:
-        """List the objects whose keys start with `prefix`, in the order of their keys.
+    def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectStat]:
+        """List the objects whose keys start with `prefix`, in the order of their keys' bytes.
 
         Args:
             prefix: empty, or ends with `/`.
+            after: skips the keys up to and including this one. It need not exist.
         """
 
     @abstractmethod
@@ -208,3 +218,30 @@ class ObjectStore(ABC):
     @abstractmethod
     def arrow(self, key: str) -> tuple[Any, str]:
         """Return the `pyarrow.fs.FileSystem` that reads an object as Parquet, and the object's path in it."""
+
+    @abstractmethod
+    def delta(self, prefix: str) -> DeltaLocation:
+        """Return where delta-rs finds the table under `prefix`, and how it reaches it.
+
+        The credentials are the current ones, and delta-rs can't refresh them. Call this each time you open a table.
+
+        Args:
+            prefix: empty, or ends with `/`.
+
+        Raises:
+            StoreMisconfigured: there are no credentials, or the folder's name is one that delta-rs can't open.
+        """
+
+    @abstractmethod
+    def sync_delta(self, prefix: str, version: int, *, files: bool = True) -> None:
+        """Make a commit of delta-rs survive a power failure. On S3 there is nothing to do.
+
+        Args:
+            prefix: the table's prefix, as for `delta`.
+            version: version of the table that the commit created.
+            files: whether to sync the files that it adds as well. Those written by `publish` need no sync.
+        """
+
+    @abstractmethod
+    def delta_failure(self, error: Exception) -> RequestError | JobError | None:
+        """Return the store's error for an error of delta-rs, or None if the store didn't cause it."""

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import io
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -18,9 +19,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, BinaryIO
+from urllib.parse import unquote
 from uuid import uuid4
 
+from infra.errors import JobError, RequestError
+from infra.storage.object_store.delta_errors import missing_file_in, os_error_in, text_of
 from infra.storage.object_store.interface import (
+    DeltaLocation,
     ObjectExists,
     ObjectNotFound,
     ObjectStat,
@@ -38,6 +43,12 @@ _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}(\.link)?")
 """Names of files that are being written. Lock files don't match: another process may hold one, so they are kept."""
 
 _SCRATCH = "scratch-file"
+
+_NOT_IN_DELTA = re.compile(r"[\[\]\\^|\x00-\x1f\x7f]|%[0-9A-Fa-f]{2}")
+"""What a path can't hold if delta-rs 1.6 is to open a table there. It takes a percent escape for what it stands for."""
+
+_CAN_LINK: set[str] = set()
+"""Roots whose file system is known to have hard links and locks."""
 
 _FREE_SPACE = "Free space there, or name another store with FMNIST_STORE."
 _ADVICE = {
@@ -75,6 +86,8 @@ class LocalObjectStore(ObjectStore):
             pass
 
     def check_conditional_writes(self) -> None:
+        if self.root in _CAN_LINK:
+            return
         try:
             with self._scratch_file() as scratch:
                 fcntl.flock(scratch, fcntl.LOCK_EX)
@@ -86,6 +99,7 @@ class LocalObjectStore(ObjectStore):
                 f"The store {self.root} can't be trusted with several writers: its file system has no hard links or no "
                 f"locks ({error.strerror or error}). Name another store with FMNIST_STORE."
             ) from error
+        _CAN_LINK.add(self.root)
 
     def stat(self, key: str) -> ObjectStat | None:
         try:
@@ -118,7 +132,7 @@ class LocalObjectStore(ObjectStore):
                     os.link(temporary.name, path)
                 except FileExistsError:
                     raise ObjectExists(f"{self.uri(key)} already exists.") from None
-                _sync_folder(path.parent)
+                _sync_existing(path.parent)
 
     def swap(self, key: str, data: bytes, *, seen: str | None) -> None:
         try:
@@ -138,11 +152,11 @@ class LocalObjectStore(ObjectStore):
             with self._written():
                 _sync(temporary)
                 Path(temporary.name).replace(path)
-                _sync_folder(path.parent)
+                _sync_existing(path.parent)
 
-    def list(self, prefix: str) -> Iterator[ObjectStat]:
+    def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectStat]:
         try:
-            yield from self._walk(self._prefix(prefix), prefix)
+            yield from self._walk(self._prefix(prefix), prefix, after)
         except OSError as error:
             raise self._failed("read", error) from error
 
@@ -195,6 +209,37 @@ class LocalObjectStore(ObjectStore):
 
         return LocalFileSystem(), str(self._path(key))
 
+    def delta(self, prefix: str) -> DeltaLocation:
+        folder = self._prefix(prefix)
+        if found := _NOT_IN_DELTA.search(str(folder)):
+            raise StoreMisconfigured(
+                f"Delta tables can't be kept in {folder}, because of the {found[0]!r} in its path. Rename the folder, "
+                "or name another store with FMNIST_STORE."
+            )
+        return DeltaLocation(folder.absolute().as_uri(), {})
+
+    def sync_delta(self, prefix: str, version: int, *, files: bool = True) -> None:
+        folder = self._prefix(prefix)
+        log = folder / "_delta_log"
+        with self._written():
+            added = [folder / path for path in _files_added(log / f"{version:020}.json")] if files else []
+            for path in [*added, *log.glob(f"{version:020}.*"), log / "_last_checkpoint"]:
+                _sync_existing(path)
+            for parent in {path.parent for path in added} | {log}:
+                _sync_existing(parent)
+            if version == 0:  # the folders are new as well
+                for parent in (folder, *folder.parents):
+                    _sync_existing(parent)
+                    if parent == self._folder:
+                        break
+
+    def delta_failure(self, error: Exception) -> RequestError | JobError | None:
+        text = text_of(error)
+        if missing := missing_file_in(text):
+            return ObjectNotFound(f"{missing} doesn't exist, but the table names it. Restore it from a backup.")
+        found = os_error_in(text)
+        return self._failed("used", found) if found and found.errno != errno.ENOENT else None
+
     def _replace(self, key: str, data: bytes, seen: str) -> None:
         path = self._path(key)
         if not path.is_file():
@@ -238,7 +283,7 @@ class LocalObjectStore(ObjectStore):
     def _prefix(self, prefix: str) -> Path:
         return self._path(checked_prefix(prefix).removesuffix("/")) if prefix else self._folder
 
-    def _walk(self, folder: Path, prefix: str) -> Iterator[ObjectStat]:
+    def _walk(self, folder: Path, prefix: str, after: str) -> Iterator[ObjectStat]:
         try:
             with os.scandir(folder) as found:
                 entries = [entry for entry in found if is_key(entry.name)]
@@ -246,14 +291,16 @@ class LocalObjectStore(ObjectStore):
             return
         # Folders sort with their slash, which gives the order in which S3 lists.
         for entry in sorted(entries, key=lambda entry: entry.name + "/" * entry.is_dir(follow_symlinks=False)):
+            key = prefix + entry.name
             if entry.is_dir(follow_symlinks=False):
-                yield from self._walk(folder / entry.name, f"{prefix}{entry.name}/")
-            elif entry.is_file(follow_symlinks=False):
+                if f"{key}/" >= after or after.startswith(f"{key}/"):
+                    yield from self._walk(folder / entry.name, f"{key}/", after)
+            elif key > after and entry.is_file(follow_symlinks=False):
                 try:
                     found_stat = entry.stat()
                 except FileNotFoundError:  # deleted after the folder was read
                     continue
-                yield _object_stat(prefix + entry.name, found_stat)
+                yield _object_stat(key, found_stat)
 
     def _remove_empty(self, folder: Path) -> None:
         """Remove the folders that have become empty, unless another process is writing to them."""
@@ -352,10 +399,19 @@ def _stat_etag(found: os.stat_result) -> str:
     return f"{found.st_mtime_ns:x}-{found.st_ino:x}-{found.st_size:x}"
 
 
-def _sync_folder(folder: Path) -> None:
+def _files_added(commit: Path) -> list[str]:
+    """Return the paths of the Parquet files that a commit adds, relative to the table's folder."""
+    with suppress(FileNotFoundError), commit.open() as lines:
+        actions = [json.loads(line) for line in lines]
+        return [unquote(action["add"]["path"]) for action in actions if "add" in action]
+    return []
+
+
+def _sync_existing(path: Path) -> None:
+    """Make a file or a folder's list of names survive a power failure."""
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except FileNotFoundError:  # its last object has been deleted
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:  # it has been deleted
         return
     try:
         os.fsync(descriptor)

@@ -1,9 +1,9 @@
 # ruff: noqa: D102 (ObjectStore says what its methods do)
 """Objects in an S3 bucket, on AWS or any server with the same protocol: `s3://bucket/prefix`.
 
-boto3 reads and writes, and pyarrow's own S3 file system reads Parquet. The server must keep two promises: PUT is
-atomic, and `If-None-Match` and `If-Match` are honoured. Some servers overwrite regardless, so the second is tested
-before it is relied on.
+boto3 reads and writes. pyarrow's own S3 file system reads Parquet, and delta-rs reads and writes Delta tables. The
+server must keep two promises: PUT is atomic, and `If-None-Match` and `If-Match` are honoured. Some servers overwrite
+regardless, so the second is tested before it is relied on.
 """
 
 import base64
@@ -24,8 +24,10 @@ from uuid import uuid4
 
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
 
-from infra.errors import RequestError
+from infra.errors import JobError, RequestError
+from infra.storage.object_store.delta_errors import missing_file_in, s3_error_in, text_of
 from infra.storage.object_store.interface import (
+    DeltaLocation,
     ObjectExists,
     ObjectNotFound,
     ObjectStat,
@@ -62,9 +64,11 @@ _PARTS_OF_A_SIZE = 1000
 
 _SCRATCH = (".write-check/", ".conditional-write-check/")
 
+_SECRET_OPTIONS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token", "proxy_url")
+
 _ROOT = re.compile(r"s3://([A-Za-z0-9][A-Za-z0-9._-]{1,254})(?:/(.*))?")
 _WRITE_ID = "write-id"
-"""Metadata that lets a writer recognize its own object among objects with the same bytes."""
+"""Metadata that tells a writer whether an object is its own, or whether another writer has replaced it."""
 
 
 def _was_damaged_on_the_way(error: BaseException) -> bool:
@@ -157,10 +161,12 @@ class S3ObjectStore(ObjectStore):
             upload.abort()
             raise
 
-    def list(self, prefix: str) -> Iterator[ObjectStat]:
+    def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectStat]:
         start = self._prefix + checked_prefix(prefix)
+        more: dict[str, Any] = {"StartAfter": self._prefix + after} if after else {}
         with self._explained():
-            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=start):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=start, **more)
+            for page in pages:
                 for found in page.get("Contents", []):
                     key = found["Key"].removeprefix(self._prefix)
                     # Skips folder markers, this module's scratch objects, and names that can't be our keys.
@@ -208,6 +214,29 @@ class S3ObjectStore(ObjectStore):
         with self._explained():
             return self._connection.arrow_filesystem(), f"{self._bucket}/{full_key}"
 
+    def delta(self, prefix: str) -> DeltaLocation:
+        start = self._prefix + checked_prefix(prefix)
+        with self._explained():
+            return DeltaLocation(
+                f"s3://{self._bucket}/{start.removesuffix('/')}", self._connection.delta_options(self._bucket)
+            )
+
+    def sync_delta(self, prefix: str, version: int, *, files: bool = True) -> None:
+        pass
+
+    def delta_failure(self, error: Exception) -> RequestError | JobError | None:
+        text = text_of(error)
+        if (missing := missing_file_in(text)) and "NoSuchBucket" not in text:
+            return ObjectNotFound(
+                f"s3://{self._bucket}/{missing} doesn't exist, but the table names it. Restore it from a backup."
+            )
+        found = s3_error_in(text, self._endpoint())
+        if found:
+            return self._failure(found)
+        if isinstance(error, OSError):
+            return StoreUnavailable(f"The store {self.root} can't be used: delta-rs says {self._without_secrets(text)}")
+        return None
+
     @property
     def _connection(self) -> S3Connection:
         return s3_connection()
@@ -226,12 +255,21 @@ class S3ObjectStore(ObjectStore):
             yield
         except (BotoCoreError, ClientError, _BodyCutShort) as error:
             cause = cast(BotoCoreError, error.__cause__) if isinstance(error, _BodyCutShort) else error
-            explanation = explain(cause, bucket=self._bucket, endpoint=self._endpoint())
-            failure = StoreUnavailable if is_server_failure(cause) else StoreMisconfigured
         else:
             return
         # Without the cause, which may hold the output of a credential process.
-        raise failure(f"The store {self.root} can't be used: {explanation}") from None
+        raise self._failure(cause) from None
+
+    def _failure(self, cause: BotoCoreError | ClientError) -> StoreUnavailable | StoreMisconfigured:
+        failure = StoreUnavailable if is_server_failure(cause) else StoreMisconfigured
+        explanation = explain(cause, bucket=self._bucket, endpoint=self._endpoint())
+        return failure(f"The store {self.root} can't be used: {explanation}")
+
+    def _without_secrets(self, text: str) -> str:
+        for name, value in self._connection.delta_options(self._bucket).items():
+            if name in _SECRET_OPTIONS:
+                text = text.replace(value, "…")
+        return text[:500]
 
     def _endpoint(self) -> str:
         try:
@@ -264,7 +302,7 @@ class S3ObjectStore(ObjectStore):
         write_id = uuid4().hex
         for attempt in itertools.count(1):
             try:
-                self._put(full_key, data, Metadata={_WRITE_ID: write_id}, **condition)
+                self._put(full_key, data, write_id=write_id, **condition)
             except ClientError as error:
                 status = http_status(error)
                 if status == 409 and attempt < MAX_ATTEMPTS:  # two concurrent writers, both asked to retry
@@ -284,12 +322,14 @@ class S3ObjectStore(ObjectStore):
             if http_status(error) == 404:
                 return False
             raise
-        return found["Metadata"].get(_WRITE_ID) == write_id
+        return _write_id_of(found) == write_id
 
     @retry_on(_was_damaged_on_the_way, attempts=MAX_ATTEMPTS, longest_wait_seconds=5)
-    def _put(self, full_key: str, data: bytes | bytearray, **more: Any) -> None:
+    def _put(self, full_key: str, data: bytes | bytearray, *, write_id: str = "", **condition: str) -> None:
         """Put an object in one request, and check that the same bytes arrived."""
         md5, sha256 = _md5(data), b""
+        write_id = write_id or uuid4().hex
+        more: dict[str, Any] = {**condition, "Metadata": {_WRITE_ID: write_id}}
         if self._sends_checksums:
             sha256 = hashlib.sha256(data).digest()
             more["ChecksumSHA256"] = _base64(sha256)
@@ -298,15 +338,18 @@ class S3ObjectStore(ObjectStore):
         answer = self._client.put_object(Bucket=self._bucket, Key=full_key, Body=cast(bytes, data), **more)
         if _bare(answer["ETag"]) == md5.hex() or (sha256 and answer.get("ChecksumSHA256") == _base64(sha256)):
             return
-        self._compare(full_key, _bare(answer["ETag"]), [_Part(len(data), md5)], keep="IfMatch" in more)
+        self._verify(full_key, write_id, [_Part(len(data), md5)], etag=_bare(answer["ETag"]))
 
     @property
     def _sends_checksums(self) -> bool:
         return self._connection.configuration.checksum_mode == "when_supported"
 
-    def _begin_parts(self, full_key: str) -> str:
+    def _begin_parts(self, full_key: str, write_id: str) -> str:
         more: dict[str, Any] = {"ChecksumAlgorithm": "CRC32"} if self._sends_checksums else {}
-        return self._client.create_multipart_upload(Bucket=self._bucket, Key=full_key, **more)["UploadId"]
+        answer = self._client.create_multipart_upload(
+            Bucket=self._bucket, Key=full_key, Metadata={_WRITE_ID: write_id}, **more
+        )
+        return answer["UploadId"]
 
     @retry_on(_was_damaged_on_the_way, attempts=MAX_ATTEMPTS, longest_wait_seconds=5)
     def _put_part(self, full_key: str, upload_id: str, number: int, data: bytes | bytearray) -> "_Part":
@@ -318,8 +361,11 @@ class S3ObjectStore(ObjectStore):
         )
         return _Part(len(data), md5, answer["ETag"], answer.get("ChecksumCRC32"))
 
-    def _complete_parts(self, full_key: str, upload_id: str, parts: Sequence["_Part"]) -> None:
-        """Turn the parts into an object, and check that it holds what was sent."""
+    def _complete_parts(self, full_key: str, upload_id: str, write_id: str, parts: Sequence["_Part"]) -> None:
+        """Turn the parts into an object, and check that it holds what was sent.
+
+        Another writer may have replaced the object by the time of the check. That is a success: the later one wins.
+        """
         unknown: ClientError | None = None
         listed = [part.listed(number) for number, part in enumerate(parts, 1)]
         try:
@@ -336,12 +382,17 @@ class S3ObjectStore(ObjectStore):
             found = self._client.head_object(Bucket=self._bucket, Key=full_key)
         except ClientError as error:
             raise unknown or error from None
-        etag = _bare(found["ETag"])
-        if etag == _etag_of(parts) and found["ContentLength"] == sum(part.size for part in parts):
+        if _bare(found["ETag"]) == _etag_of(parts) and found["ContentLength"] == sum(part.size for part in parts):
             return
-        if unknown and not self._holds(full_key, parts):
+        owner = _write_id_of(found)
+        if not unknown and owner not in ("", write_id):
+            return
+        if unknown and owner != write_id:
+            # The object may be older than this upload, which was aborted. It is enough if it holds the same bytes.
+            if self._read_back(full_key, parts).is_same:
+                return
             raise unknown
-        self._compare(full_key, etag, parts, keep=False)
+        self._verify(full_key, write_id, parts)
 
     def _abort(self, full_key: str, upload_id: str) -> None:
         try:
@@ -372,29 +423,36 @@ class S3ObjectStore(ObjectStore):
                 return 0
             raise
 
-    def _compare(self, full_key: str, etag: str, parts: Sequence["_Part"], *, keep: bool) -> None:
-        """Read back a written object if the server returns no usable digest (encryption with customer keys, …)."""
-        if self._holds(full_key, parts, unless_not=etag):
+    def _verify(self, full_key: str, write_id: str, parts: Sequence["_Part"], *, etag: str = "") -> None:
+        """Read back a written object if the server returns no usable digest (encryption with customer keys, …).
+
+        It is never removed, because it may be another writer's by now.
+
+        Args:
+            full_key: the object's key in the bucket.
+            write_id: the write that is verified.
+            parts: digests of the bytes that were sent.
+            etag: the ETag in the answer to the write, if the server computes it from what it stored.
+        """
+        found = self._read_back(full_key, parts)
+        is_overtaken = found.write_id != write_id if found.write_id else bool(etag) and found.etag != etag
+        if found.is_same or is_overtaken:
             return
-        if not keep:
-            self._client.delete_object(Bucket=self._bucket, Key=full_key)
         raise StoreUnavailable(
-            f"The store {self.root} can't be used: s3://{self._bucket}/{full_key} holds other bytes than were sent"
-            f"{'' if keep else ', and was removed'}. Check the server, and leave AWS_REQUEST_CHECKSUM_CALCULATION at "
-            "when_required."
+            f"The store {self.root} can't be used: s3://{self._bucket}/{full_key} holds other bytes than were sent. "
+            "Check the server, and leave AWS_REQUEST_CHECKSUM_CALCULATION at when_required. The object was left as it "
+            "is. Write it again, or remove it."
         )
 
     @retry_on(_BodyCutShort, attempts=MAX_ATTEMPTS, longest_wait_seconds=5)
-    def _holds(self, full_key: str, parts: Sequence["_Part"], unless_not: str | None = None) -> bool:
-        """Whether an object holds the bytes of the parts, or was replaced by one whose ETag is not `unless_not`."""
+    def _read_back(self, full_key: str, parts: Sequence["_Part"]) -> "_ReadBack":
         answer = self._client.get_object(Bucket=self._bucket, Key=full_key)
-        if unless_not is not None and _bare(answer["ETag"]) != unless_not:
-            return True
         try:
-            same = all(_md5(answer["Body"].read(part.size)) == part.md5 for part in parts if part.size)
-            return same and not answer["Body"].read(1)
+            is_same = all(_md5(answer["Body"].read(part.size)) == part.md5 for part in parts if part.size)
+            is_same = is_same and not answer["Body"].read(1)
         except (HTTPClientError, IncompleteReadError) as error:
             raise _BodyCutShort from error
+        return _ReadBack(is_same, _write_id_of(answer), _bare(answer["ETag"]))
 
     def _etag_is_quoted(self) -> bool:
         """Whether `If-Match` takes the ETag in quotes, as the standard says. Ceph 16 compares it without quotes.
@@ -458,6 +516,17 @@ class _Part:
         return entry
 
 
+@dataclass(frozen=True)
+class _ReadBack:
+    """What an object turned out to be when it was read back."""
+
+    is_same: bool
+    """Whether it holds the bytes that were sent."""
+    write_id: str
+    """The write that created it. Empty if the server keeps no metadata, or another program wrote it."""
+    etag: str
+
+
 class _Upload(io.RawIOBase):
     """A stream that becomes an object, in one PUT if it is short, or else in parts sent in the background.
 
@@ -469,7 +538,7 @@ class _Upload(io.RawIOBase):
         self._store, self._full_key = store, full_key
         self._buffer = bytearray()
         self._written = 0
-        self._upload_id = ""
+        self._write_id, self._upload_id = uuid4().hex, ""
         self._threads: ThreadPoolExecutor | None = None
         self._in_flight: deque[Future[_Part]] = deque()
         self._sent: list[_Part] = []
@@ -506,13 +575,13 @@ class _Upload(io.RawIOBase):
         """
         with self._store._explained():
             if self._threads is None:
-                self._store._put(self._full_key, self._buffer)
+                self._store._put(self._full_key, self._buffer, write_id=self._write_id)
                 return
         self._send_part()
         with self._store._explained():
             while self._in_flight:
                 self._sent.append(self._in_flight.popleft().result())
-            self._store._complete_parts(self._full_key, self._upload_id, self._sent)
+            self._store._complete_parts(self._full_key, self._upload_id, self._write_id, self._sent)
         self._threads.shutdown()
 
     def abort(self) -> None:
@@ -529,7 +598,7 @@ class _Upload(io.RawIOBase):
     def _send_part(self) -> None:
         with self._store._explained():
             if self._threads is None:
-                self._upload_id = self._store._begin_parts(self._full_key)
+                self._upload_id = self._store._begin_parts(self._full_key, self._write_id)
                 self._threads = ThreadPoolExecutor(_PARTS_IN_FLIGHT)
             if len(self._in_flight) == _PARTS_IN_FLIGHT:
                 self._sent.append(self._in_flight.popleft().result())
@@ -542,6 +611,12 @@ class _Upload(io.RawIOBase):
 
 def _bare(etag: str) -> str:
     return etag.strip('"')
+
+
+def _write_id_of(answer: Any) -> str:
+    """Return the write id in the answer to HEAD or GET, or an empty string if it has none."""
+    # Some servers capitalize the names of metadata.
+    return next((value for name, value in answer.get("Metadata", {}).items() if name.lower() == _WRITE_ID), "")
 
 
 def _md5(data: bytes | bytearray) -> bytes:

@@ -1,8 +1,8 @@
-"""The S3 connection of a process, for boto3 and for pyarrow, in the driver and in every worker.
+"""The S3 connection of a process, for boto3, pyarrow and delta-rs, in the driver and in every worker.
 
 The configuration comes from the AWS SDK's own chain: environment, `~/.aws/config` and `~/.aws/credentials`, SSO,
-container and instance roles. So the configuration of your other S3 tools works here too. boto3's session resolves it,
-and pyarrow's file system is built from the result.
+container and instance roles. So the configuration of your other S3 tools works here too. boto3's session resolves it.
+pyarrow's file system and delta-rs' options are built from the result.
 """
 
 import os
@@ -27,6 +27,9 @@ MAX_ATTEMPTS = 8
 """Attempts at a request, the first included, unless AWS_MAX_ATTEMPTS is set. With a server that drops one request in
 five, one in 400,000 fails for good. A server that refuses connections is given up on after about 3 s."""
 
+_DELTA_TIMEOUTS = 3
+"""Timeouts between two bytes that a whole request of delta-rs may take."""
+
 _WORKER_VARIABLES = (
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_S3",
@@ -42,7 +45,7 @@ _WORKER_VARIABLES = (
 
 @dataclass(frozen=True)
 class S3Configuration:
-    """The settings of both clients. Holds no secrets."""
+    """The settings of all clients. Holds no secrets."""
 
     endpoint_url: str | None
     """None for AWS."""
@@ -131,6 +134,56 @@ class S3Connection:
                 self._arrow = (credentials, filesystem)
         return filesystem
 
+    def delta_options(self, bucket: str) -> dict[str, str]:
+        """Return delta-rs' `storage_options` for a bucket, with the current credentials.
+
+        Both the credentials and the endpoint are always named. So delta-rs never asks the instance's metadata service,
+        and doesn't read what this connection ignores from the environment.
+        """
+        credentials = self._credentials.get_frozen_credentials()
+        configuration = self.configuration
+        endpoint, is_virtual = self._delta_endpoint(bucket)
+        options = {
+            "aws_access_key_id": credentials.access_key,
+            "aws_secret_access_key": credentials.secret_key,
+            "aws_session_token": credentials.token,
+            "aws_region": configuration.region,
+            "aws_endpoint": endpoint,
+            "aws_endpoint_url_s3": endpoint,
+            "aws_virtual_hosted_style_request": str(is_virtual).lower(),
+            "aws_allow_http": str(endpoint.startswith("http://")).lower(),
+            "aws_skip_signature": "false",
+            # A commit creates its file in the log on condition that nobody else has, and needs no table of locks.
+            "aws_conditional_put": "etag",
+            "aws_s3_allow_unsafe_rename": "false",
+            "connect_timeout": f"{CONNECT_TIMEOUT_SECONDS}s",
+            # delta-rs limits the whole request, and the other clients the time between two bytes.
+            "timeout": f"{round(1000 * _DELTA_TIMEOUTS * configuration.read_timeout_seconds)}ms",
+            "max_retries": str(configuration.max_attempts - 1),
+            "backoff_config.init_backoff": "50ms",
+            "backoff_config.max_backoff": "20s",
+            "proxy_url": self._proxy(),
+            "certificate_path": configuration.ca_bundle if endpoint.startswith("https://") else None,
+        }
+        return {name: value for name, value in options.items() if value}
+
+    def _delta_endpoint(self, bucket: str) -> tuple[str, bool]:
+        """Return the endpoint for delta-rs, and whether it names the bucket in its host."""
+        from botocore.utils import check_dns_name
+
+        path = urlsplit(self.client.meta.endpoint_url).path.rstrip("/")
+        style = self.configuration.addressing_style
+        # A dot in the bucket's name would not match the certificate of AWS.
+        if style == "path" or (style == "auto" and ("." in bucket or not check_dns_name(bucket))):
+            return self.endpoint + path, False
+        return self.endpoint.replace("://", f"://{bucket}.", 1) + path, True
+
+    def _proxy(self) -> str | None:
+        from botocore.utils import get_environ_proxies
+
+        endpoint = self.client.meta.endpoint_url
+        return cast("str | None", get_environ_proxies(endpoint).get(urlsplit(endpoint).scheme))
+
     def _delay_of_retry(self, attempts: int, response: Any, caught_exception: Any, **_: Any) -> float | None:
         """Return the seconds to wait before the next attempt, or None to give up. Overrides botocore's own answer.
 
@@ -149,7 +202,6 @@ class S3Connection:
         return random.uniform(0, min(scale_seconds * 2.0 ** (attempts - 1), 20.0))  # noqa: S311 (chance, not secrets)
 
     def _make_arrow_filesystem(self, credentials: Any) -> Any:
-        from botocore.utils import get_environ_proxies
         from pyarrow import fs
 
         configuration = self.configuration
@@ -166,7 +218,7 @@ class S3Connection:
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
             request_timeout=configuration.read_timeout_seconds,
             retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=configuration.max_attempts),
-            proxy_options=get_environ_proxies(self.client.meta.endpoint_url).get(scheme),
+            proxy_options=self._proxy(),
             tls_ca_file_path=configuration.ca_bundle if scheme == "https" else None,
         )
 
