@@ -10,6 +10,7 @@ from infra.settings import load_settings
 from infra.storage.datasets import DatasetRecord
 from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.prediction_table import BatchManifest, read_rows
+from infra.storage.uris import canonical_from_raw
 from tasks.step import step
 
 
@@ -47,6 +48,7 @@ def _labels(store: ObjectStore, dataset: DatasetRecord, split: str) -> pa.Table:
     for key in dataset.splits[split].parts:
         filesystem, path = store.arrow(key)
         labels = pq.read_table(path, filesystem=filesystem, columns=["label"]).column("label")
-        images = pa.array([f"{store.uri(key)}#row={number}" for number in range(len(labels))])
+        uri = canonical_from_raw(store.uri(key))
+        images = pa.array([f"{uri}#row={number}" for number in range(len(labels))])
         tables.append(pa.table({"image": images, "label": labels}))
     return pa.concat_tables(tables)
