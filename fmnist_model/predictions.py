@@ -44,9 +44,7 @@ def prediction_schema() -> pa.Schema:
                 "probability of each class, in class order: softmax at the temperature of the batch's books",
             ),
             field("label", pa.int16(), "true class, if the input has one", nullable=True),
-            field(
-                "file_version", pa.int32(), "number of the batch that first planned this version of the file"
-            ),
+            field("file_version", pa.int32(), "number of the batch that first planned this version of the file"),
             field(
                 "model_version", pa.dictionary(pa.int32(), pa.string()), "number of the model version that predicted"
             ),
@@ -101,9 +99,7 @@ def quarantine_schema() -> pa.Schema:
             field("reason", pa.string(), "why the image could not be classified"),
             field("retryable", pa.bool_(), "whether the cause lies with the image's place, which may change"),
             field("label", pa.int16(), "true class, if the input has one", nullable=True),
-            field(
-                "file_version", pa.int32(), "number of the batch that first planned this version of the file"
-            ),
+            field("file_version", pa.int32(), "number of the batch that first planned this version of the file"),
             field("model_version", pa.dictionary(pa.int32(), pa.string()), "number of the batch's model version"),
         ]
     )

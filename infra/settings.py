@@ -26,7 +26,7 @@ def _store_uri(value: str) -> str:
         return value.rstrip("/")
     if host not in ("", "localhost"):
         raise ValueError(f"{value} names the host {host}; a file URI has three slashes: file:///{rest}")
-    # The path isn't percent-encoded, as in every URI of this project.
+    # The path isn't percent-encoded, unlike the paths in URIs of images.
     return f"file://{_absolute('/' + rest.partition('/')[2])}"
 
 

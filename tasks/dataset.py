@@ -24,6 +24,7 @@ from infra.settings import Settings, load_settings
 from infra.storage.datasets import DatasetRecord, DatasetSplit, read_dataset, write_dataset
 from infra.storage.keys import dataset_folder, dataset_part_key
 from infra.storage.object_store import ObjectStore, open_store
+from infra.storage.uris import canonical_from_raw
 from tasks.step import step
 
 NAME = "fashion-mnist"
@@ -105,7 +106,8 @@ def load_test_image(store: ObjectStore, dataset: DatasetRecord, number: int) -> 
 def split_uris(dataset: DatasetRecord, split: str) -> list[str]:
     """Return the URIs of a split's Parquet files, for use as inputs of a classification."""
     store = open_store(load_settings().store)
-    return [store.uri(key) for key in dataset.splits[split].parts]
+    uris = [store.uri(key) for key in dataset.splits[split].parts]
+    return [uri if uri.startswith("s3://") else canonical_from_raw(uri) for uri in uris]
 
 
 def check_source(settings: Settings) -> None:

@@ -145,12 +145,13 @@ def _read_image(path: str) -> "NDArray[np.uint8]":
 def _read_uri(uri: str) -> bytes:
     from fmnist_model.errors import InvalidImage
     from infra.storage.input_files import InputUnreadable, read_input, stat_input
+    from infra.storage.uris import possible_uris
 
     try:
-        found = stat_input(uri)
+        found = next(filter(None, map(stat_input, possible_uris(uri))), None)
         if found is None:
             raise InputUnreadable("it does not exist")
-        return read_input(uri, found.fingerprint, 2**28)
+        return read_input(found.uri, found.fingerprint, 2**28)
     except InputUnreadable as reason:
         # The part before the @ may hold a user and password.
         raise InvalidImage(f"{uri.rpartition('@')[2]} can't be read: {str(reason).rstrip('.')}.") from None

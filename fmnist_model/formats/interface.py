@@ -1,5 +1,6 @@
 """Define what every container format produces: pieces for planning and batches of images for reading."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -31,7 +32,10 @@ class ImageBatch:
     """Consecutive images as stored in the container: three columns of the same length."""
 
     fragments: pa.StringArray
-    """What to append to the container's URI to get an image's: `#row=17` or `#member=cats/0001.png`, each unique."""
+    """What to append to the container's URI to get an image's: `#row=17` or `#member=cats/0001.png`, each unique.
+
+    `row_fragments` and `member_fragment` make them, so that the result is a valid URI.
+    """
     encoded: pa.Array
     """Encoded images, as input for `fmnist_model.images.decode.decode_images`."""
     labels: pa.Int8Array
@@ -42,6 +46,25 @@ def row_fragments(first_row: int, rows: int) -> pa.StringArray:
     """Return the fragments of images that are identified by their row number."""
     numbers = pa.array(np.arange(first_row, first_row + rows)).cast(pa.string())
     return pc.binary_join_element_wise(pa.scalar("#row="), numbers, "")
+
+
+def member_fragment(name: bytes) -> str:
+    r"""Return the fragment of an image that is identified by its name in the container.
+
+    `%`, `#`, `?` and control characters are percent-encoded. Bytes that aren't UTF-8 are written as `\xNN`, with two
+    hexadecimal digits. A backslash that looks like the start of that is written as `\x5c`. Replacing every `%NN` and
+    `\xNN` by its byte restores the name.
+    """
+    if name.isascii() and not _TO_ENCODE.search(name):
+        return f"#member={name.decode()}"
+    return "#member=" + _TO_ENCODE.sub(_encode, name).decode("utf-8", "backslashreplace")
+
+
+_TO_ENCODE = re.compile(rb"[%#?\x00-\x1f\x7f]|\xc2[\x80-\x9f]|\\(?=x[0-9a-fA-F]{2})")
+
+
+def _encode(found: re.Match[bytes]) -> bytes:
+    return b"\\x5c" if found[0] == b"\\" else b"".join(b"%%%02X" % byte for byte in found[0])
 
 
 def even_cuts(rows: int, count: int) -> Iterator[tuple[int, int]]:

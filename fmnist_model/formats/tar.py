@@ -5,16 +5,13 @@ first dot of the last path component form a *sample*, and share its label. The l
 member, or else from `label` or `cls` in its `.json` member. As in WebDataset, members whose last path component starts
 with a dot are skipped (macOS adds one for every file). Links, folders and sparse files are skipped too.
 
-An image's fragment is `#member=` and the member's name. Control characters and bytes that aren't UTF-8 are escaped as
-`\\xNN` with two hexadecimal digits per byte. A backslash that looks like the start of such an escape is written as
-`\\x5c`. Replacing every `\\xNN` by its byte restores the name. If two images in a tar have the same name, all fragments
-in it also have the image's number: `#member=cats/1.png;row=17`.
+An image's fragment is `#member=` and the member's name (`interface.member_fragment`). If two images in a tar have the
+same name, all fragments in it also have the image's number: `#member=cats/1.png;row=17`.
 
 Source of the sample rule: https://github.com/webdataset/webdataset (`base_plus_ext`, `group_by_keys`).
 """
 
 import json
-import re
 from array import array
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,7 +24,7 @@ import pyarrow as pa
 
 from fmnist_model.errors import InvalidDataset
 from fmnist_model.formats.forward import BLOCK_BYTES, ForwardBytes, is_gzipped, open_forward
-from fmnist_model.formats.interface import BATCH_BYTES, ContainerPiece, ImageBatch
+from fmnist_model.formats.interface import BATCH_BYTES, ContainerPiece, ImageBatch, member_fragment
 from fmnist_model.formats.labels import parse_label
 from fmnist_model.formats.tar_headers import tar_members
 from fmnist_model.images.decode import is_image_name
@@ -106,17 +103,6 @@ def read(file: Any, origin: str, piece: ContainerPiece, *, batch_rows: int) -> I
 
 _LOOKAHEAD_BYTES = 4096
 """Bytes to read after a piece, for the header of the next member, which ends the last sample."""
-
-
-def member_fragment(name: bytes) -> str:
-    """Return the fragment of an image, with its member's name escaped as the module docstring describes."""
-    if name.isascii() and not _TO_ESCAPE.search(name):
-        return f"#member={name.decode()}"
-    escaped = _TO_ESCAPE.sub(lambda found: b"\\x%02x" % found[0][0], name)
-    return "#member=" + escaped.decode("utf-8", "backslashreplace")
-
-
-_TO_ESCAPE = re.compile(rb"[\x00-\x1f\x7f]|\\(?=x[0-9a-fA-F]{2})")
 
 
 def _scan(

@@ -2,7 +2,7 @@
 
 A text file has one location (a URI or path) per line. Empty lines and lines that start with `#` are skipped. A CSV
 file is UTF-8 with quotes as in RFC 4180, and tab-separated if its name ends in `.tsv`. Its header names one of
-`LOCATION_COLUMNS`. A single-column CSV file can have any header, or none. Locations aren't percent-decoded.
+`LOCATION_COLUMNS`. A single-column CSV file can have any header, or none.
 """
 
 import codecs
@@ -43,7 +43,7 @@ class ListedImages:
     """Consecutive entries of a list."""
 
     locations: list[str]
-    """URIs or paths as written in the list. `resolve` makes them absolute."""
+    """URIs or paths as written in the list. `resolve` makes the paths absolute."""
     labels: list[int | None]
     """Class of each location, 0 to 9, or None if unknown."""
 
@@ -59,33 +59,33 @@ def is_uri_list(schema: pa.Schema) -> bool:
     return not holds_any and _parquet_location_column(schema) is not None
 
 
-def resolve(location: str, list_uri: str) -> str:
-    """Return the URI or absolute path of a listed image.
+def resolve(location: str, list_location: str) -> str:
+    """Return the URI or absolute path of a listed image, as a user would type it.
 
-    A relative path is relative to the list's folder. On S3 only leading `.` and `..` are resolved, because elsewhere
-    they can be parts of a key.
+    A relative path is relative to the list's folder. On S3, leading `.` and `..` are resolved. Others can be parts of a
+    key. In a path they stay, because they depend on symbolic links.
 
     Args:
         location: URI or path as written in the list.
-        list_uri: URI of the list, `file://…` or `s3://…`.
+        list_location: absolute path of the list, or `s3://bucket/key` with the key as it is.
 
     Raises:
         InvalidDataset: the location is outside the list's bucket.
     """
     if location.startswith("/") or re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", location):
         return location
-    scheme, _, path = list_uri.partition("://")
-    folder = path.rpartition("/")[0]
-    if scheme.lower() == "file":
-        host, _, rest = f"{folder}/{location}".partition("/")
-        return f"{scheme}://{host}{posixpath.normpath('/' + rest)}"
+    folder = list_location.rpartition("/")[0]
+    if list_location.startswith("/"):
+        return f"{folder}/{location}"
     while found := re.match(r"(\.{1,2})/+", location):
         location = location[found.end() :]
         if found[1] == "..":
-            folder, slash, _ = folder.rpartition("/")
-            if not slash:
-                raise InvalidDataset(f"{list_uri} lists ../{location}, which is outside its bucket. Correct the path.")
-    return f"{scheme}://{folder}/{location}"
+            folder = folder.rpartition("/")[0]
+            if folder == "s3:/":
+                raise InvalidDataset(
+                    f"{list_location} lists ../{location}, which is outside its bucket. Correct the path."
+                )
+    return f"{folder}/{location}"
 
 
 def read_list(file: Any, name: str, origin: str, *, label_column: str | None = None) -> Iterator[ListedImages]:

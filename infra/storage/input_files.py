@@ -1,4 +1,4 @@
-"""Input files: list them by path, folder, glob or URI, and read them by URI.
+"""Input files: list them by path, folder, glob or URI, and read them by canonical URI (see `uris`).
 
 A file's fingerprint changes when the file does.
 """
@@ -8,7 +8,7 @@ import itertools
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,14 @@ from fsspec.utils import glob_translate
 
 from infra.errors import JobError, RequestError
 from infra.storage.object_store.s3_configuration import MAX_ATTEMPTS
+from infra.storage.uris import (
+    bucket_and_key,
+    local_path,
+    percent_decode,
+    percent_encode,
+    possible_uris,
+    real_folder,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -45,25 +53,15 @@ class InputFile:
     """A listed file."""
 
     uri: str
+    """Canonical URI."""
     size: int
     """Bytes."""
     fingerprint: str
     """Size and time of the last change. On S3, size and ETag."""
 
 
-def input_uri(location: str) -> str:
-    """Turn a path or URI into a URI. A path becomes `file:///…`, absolute and without `..`.
-
-    So a file has the same URI from whatever folder you name it. Links aren't resolved.
-    """
-    if "://" in location:
-        return location
-    # Unlike Path.expanduser, this leaves '~name' alone if no user has that name.
-    return "file://" + os.path.abspath(os.path.expanduser(location))  # noqa: PTH100, PTH111
-
-
 def filesystem_of(uri: str) -> tuple[Any, str]:
-    """Return the `pyarrow.fs.FileSystem` of a URI and the path in it.
+    """Return the `pyarrow.fs.FileSystem` of a canonical URI and the path in it.
 
     Ask for an S3 file system again for each file and in each process, because its credentials may expire.
 
@@ -72,20 +70,13 @@ def filesystem_of(uri: str) -> tuple[Any, str]:
     """
     from pyarrow import fs
 
-    scheme, _, rest = uri.partition("://")
-    if scheme.lower() == "file":
-        # The path isn't percent-encoded. Names may hold spaces, '%', '#' and '?'.
-        host, slash, path = rest.partition("/")
-        if host not in ("", "localhost") or not slash:
-            raise RequestError(f"{uri} names the host {host}. A file URI has three slashes: file:///{rest}")
-        return fs.LocalFileSystem(), f"/{path}"
-    if scheme.lower() == "s3":
-        bucket, key = _bucket_and_key(uri)
-        with _clear_s3_errors(uri, bucket):
-            from infra.storage.object_store.s3_configuration import s3_connection
+    if not _is_on_s3(uri):
+        return fs.LocalFileSystem(), local_path(uri)
+    bucket, key = bucket_and_key(uri)
+    with _clear_s3_errors(uri, bucket):
+        from infra.storage.object_store.s3_configuration import s3_connection
 
-            return s3_connection().arrow_filesystem(), f"{bucket}/{key}"
-    raise RequestError(f"{uri} has an unknown scheme. Use a file:// or s3:// URI, or a local path.")
+        return s3_connection().arrow_filesystem(), f"{bucket}/{key}"
 
 
 def list_input_files(location: str) -> Iterator[InputFile]:
@@ -93,7 +84,11 @@ def list_input_files(location: str) -> Iterator[InputFile]:
 
     Globs use `*`, `?`, `[…]` and `**`. Folders and globs skip hidden files and folders, whose names start with `.` or
     `_`. Files are streamed as they are listed, on S3 in the order of their keys. A folder on S3 is a prefix that ends
-    with a slash.
+    with a slash. A file that two links lead to is listed twice, with the same URI.
+
+    Args:
+        location: path or URI, as described in `uris.canonical_uri`. If it can stand for two names and no file has the
+            first, the second is tried.
 
     Raises:
         InputNotFound: the file or folder doesn't exist.
@@ -102,15 +97,39 @@ def list_input_files(location: str) -> Iterator[InputFile]:
     """
     if not location:
         raise InputNotFound("An input is empty. Name a file, a folder or a glob.")
-    uri = input_uri(location)
-    if uri.lower().startswith("s3://"):
-        bucket, path = _bucket_and_key(uri)
-        with _clear_s3_errors(location, bucket), _clear_errors(location):
-            yield from _list_s3(location, bucket, path)
-        return
-    path = filesystem_of(uri)[1]
     with _clear_errors(location):
-        yield from _list_local(location, path)
+        uris = possible_uris(location)
+        if _is_on_s3(uris[0]):
+            yield from _first_with_files(_list_s3(location, *bucket_and_key(uri)) for uri in uris)
+        else:
+            yield from _list_local(location, [local_path(uri) for uri in uris])
+
+
+def _is_on_s3(uri: str) -> bool:
+    return uri[:5].lower() == "s3://"
+
+
+def _first_with_files(listings: Iterable[Iterator[InputFile]]) -> Iterator[InputFile]:
+    """Yield the files of the first listing that has any.
+
+    Raises:
+        InputNotFound: no listing found its folder.
+    """
+    missing: list[InputNotFound] = []
+    exists = False
+    for listing in listings:
+        try:
+            first = next(listing, None)
+        except InputNotFound as error:
+            missing.append(error)
+            continue
+        if first is not None:
+            yield first
+            yield from listing
+            return
+        exists = True
+    if not exists:
+        raise missing[0]
 
 
 class InputUnreadable(Exception):
@@ -118,14 +137,14 @@ class InputUnreadable(Exception):
 
 
 def stat_input(uri: str) -> InputFile | None:
-    """Look up a file by its URI, or return None if it doesn't exist.
+    """Look up a file by its canonical URI, or return None if it doesn't exist.
 
     Raises:
         InputUnreadable: permission is denied, or the URI is malformed.
         InputsUnavailable: S3 or this machine fails.
         RequestError: S3 is misconfigured.
     """
-    if uri.lower().startswith("s3://"):
+    if _is_on_s3(uri):
         bucket, key = _place_on_s3(uri)
         with _clear_s3_errors(uri, bucket):
             from infra.storage.object_store.s3_configuration import s3_connection
@@ -145,7 +164,7 @@ def read_input(uri: str, fingerprint: str, largest: int) -> bytes:
     """Read a listed file as a whole.
 
     Args:
-        uri: URI of the file.
+        uri: canonical URI of the file.
         fingerprint: the listed fingerprint.
         largest: maximum size in bytes.
 
@@ -154,7 +173,7 @@ def read_input(uri: str, fingerprint: str, largest: int) -> bytes:
         InputsUnavailable: S3 or this machine fails.
         RequestError: S3 is misconfigured.
     """
-    if uri.lower().startswith("s3://"):
+    if _is_on_s3(uri):
         return _read_s3(uri, fingerprint, largest)
     path = _local_path(uri)
     with _clear_local_errors(uri):
@@ -173,7 +192,7 @@ def open_input(uri: str, *, fetch: int = 0) -> Any:
     """Open a file as a random-access `pyarrow.NativeFile`.
 
     Args:
-        uri: URI of the file.
+        uri: canonical URI of the file.
         fetch: size in bytes up to which a file on S3 is fetched in one request.
 
     Raises:
@@ -181,7 +200,7 @@ def open_input(uri: str, *, fetch: int = 0) -> Any:
         InputsUnavailable: S3 or this machine fails.
         RequestError: S3 is misconfigured.
     """
-    if uri.lower().startswith("s3://"):
+    if _is_on_s3(uri):
         from pyarrow import BufferReader
 
         _place_on_s3(uri)
@@ -229,14 +248,14 @@ def _clear_local_errors(uri: str) -> Iterator[None]:
 
 def _local_path(uri: str) -> str:
     try:
-        return str(filesystem_of(uri)[1])
+        return local_path(uri)
     except RequestError as error:
         raise InputUnreadable(f"unreadable: {error}") from None
 
 
 def _place_on_s3(uri: str) -> tuple[str, str]:
     try:
-        return _bucket_and_key(uri)
+        return bucket_and_key(uri)
     except RequestError as error:
         raise InputUnreadable(f"unreadable: {error}") from None
 
@@ -277,24 +296,57 @@ def _check_version(found: str, planned: str, size: int, largest: int) -> None:
         raise InputUnreadable(f"too large: {size:,} bytes")
 
 
-def _list_local(location: str, path: str) -> Iterator[InputFile]:
-    pattern, base = None, path
-    if _GLOB_SIGN.search(path) and not os.path.lexists(path):
-        pattern = re.compile(glob_translate(path))
-        base = _GLOB_SIGN.split(path, maxsplit=1)[0].rpartition("/")[0] or "/"
-    if pattern is None and Path(path).is_file():
+def _list_local(location: str, paths: list[str]) -> Iterator[InputFile]:
+    named = next(filter(os.path.lexists, paths), None)
+    if named is None and _GLOB_SIGN.search(location):
+        yield from _first_with_files(_list_glob(location, *glob) for glob in _local_globs(location))
+        return
+    path = named or paths[0]
+    if Path(path).is_file():
         yield _local_file(path, Path(path).stat())
         return
-    if not Path(base).is_dir():
-        raise InputNotFound(f"{location}: no such file or folder.")
-    for entry in _walk(base.rstrip("/") or "/", ()):
-        if pattern is None or pattern.fullmatch(entry.path):
+    for _, entry in _walk(_existing_folder(location, path), "", ()):
+        with suppress(FileNotFoundError):  # deleted while its folder was listed
+            yield _local_file(entry.path, entry.stat())
+
+
+def _local_globs(location: str) -> list[tuple[str, str]]:
+    """Return the folder to search and the pattern below it, for each meaning of a glob."""
+    start = _GLOB_SIGN.split(location, maxsplit=1)[0].rfind("/") + 1
+    folders = [local_path(uri) for uri in possible_uris(location[:start] or ".")]
+    patterns = [location[start:]]
+    if location[:7].lower() == "file://":
+        patterns.insert(0, percent_decode(location[start:]))
+    return list(dict.fromkeys([(folders[0], patterns[0]), (folders[-1], patterns[-1])]))
+
+
+def _list_glob(location: str, folder: str, pattern: str) -> Iterator[InputFile]:
+    matches = re.compile(glob_translate(os.path.normpath(pattern))).fullmatch
+    for inside, entry in _walk(_existing_folder(location, folder), "", ()):
+        if matches(inside):
             with suppress(FileNotFoundError):  # deleted while its folder was listed
                 yield _local_file(entry.path, entry.stat())
 
 
-def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator["os.DirEntry[str]"]:
-    """List the files below a folder that aren't hidden. Links are followed, except to a folder that holds them."""
+def _existing_folder(location: str, path: str) -> str:
+    """Return the path of a folder without symbolic links."""
+    if not Path(path).is_dir():
+        raise InputNotFound(f"{location}: no such file or folder.")
+    return real_folder(path)
+
+
+def _walk(folder: str, inside: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
+    """List the files below a folder that aren't hidden. Links are followed, except to a folder that holds them.
+
+    Args:
+        folder: path of the folder without symbolic links.
+        inside: path of the folder in the listed one, as it is named there, empty or with a slash at the end.
+        above: device and inode of each folder above.
+
+    Yields:
+        The path of each file in the listed folder, as it is named there, and the file, whose own path has no linked
+        folder.
+    """
     found = Path(folder).stat()
     identity = (found.st_dev, found.st_ino)
     if identity in above:
@@ -304,14 +356,15 @@ def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator["os.DirEn
             if entry.name.startswith((".", "_")):
                 continue
             if entry.is_dir():
-                yield from _walk(entry.path, (*above, identity))
+                below = real_folder(entry.path) if entry.is_symlink() else entry.path
+                yield from _walk(below, f"{inside}{entry.name}/", (*above, identity))
             elif entry.is_file():
-                yield entry
+                yield f"{inside}{entry.name}", entry
 
 
 def _local_file(path: str, found: os.stat_result) -> InputFile:
     os.fsencode(path).decode()  # raises if the name isn't UTF-8, and so can't be a URI
-    return InputFile(f"file://{path}", found.st_size, local_fingerprint(found))
+    return InputFile(f"file://{percent_encode(path)}", found.st_size, local_fingerprint(found))
 
 
 def local_fingerprint(found: os.stat_result) -> str:
@@ -320,22 +373,31 @@ def local_fingerprint(found: os.stat_result) -> str:
 
 
 def _list_s3(location: str, bucket: str, path: str) -> Iterator[InputFile]:
+    with _clear_s3_errors(location, bucket):
+        from infra.storage.object_store.s3_configuration import s3_connection
+
+        client = s3_connection().client
+        named = _named_object(client, bucket, path)
+        if named is not None:
+            yield named
+            return
+        folder = f"{path.rstrip('/')}/" if path else ""
+        if _holds_any(client, bucket, folder):
+            for key, file in _listed(client, bucket, folder):
+                if not _is_hidden(key[len(folder) :]):
+                    yield file
+            return
+        yield from _list_s3_glob(location, bucket, path)
+
+
+def _list_s3_glob(location: str, bucket: str, path: str) -> Iterator[InputFile]:
     from infra.storage.object_store.s3_configuration import s3_connection
 
     client = s3_connection().client
-    named = _named_object(client, bucket, path)
-    if named is not None:
-        yield named
-        return
-    folder = f"{path.rstrip('/')}/" if path else ""
-    if _holds_any(client, bucket, folder):
-        for key, file in _listed(client, bucket, folder):
-            if not _is_hidden(key[len(folder) :]):
-                yield file
-        return
     literal = _GLOB_SIGN.split(path, maxsplit=1)[0]
     base = literal[: literal.rfind("/") + 1]
-    if literal == path or (base and not _holds_any(client, bucket, base)):
+    # A sign may also be percent-encoded in the location, and then it isn't a glob.
+    if not _GLOB_SIGN.search(location) or literal == path or (base and not _holds_any(client, bucket, base)):
         raise InputNotFound(f"{location}: no such object or prefix.")
     pattern = re.compile(glob_translate(path))
     for key, file in _listed(client, bucket, literal):
@@ -371,23 +433,13 @@ def _listed(client: "S3Client", bucket: str, prefix: str) -> Iterator[tuple[str,
 
 
 def _s3_file(bucket: str, key: str, size: int, etag: str) -> InputFile:
-    return InputFile(f"s3://{bucket}/{key}", size, s3_fingerprint(size, etag))
+    return InputFile(f"s3://{bucket}/{percent_encode(key)}", size, s3_fingerprint(size, etag))
 
 
 def s3_fingerprint(size: int, etag: str) -> str:
     """Identify the version of an S3 object by its size and ETag."""
     bare = etag.strip('"')
     return f"{size:x}-{bare}"
-
-
-def _bucket_and_key(uri: str) -> tuple[str, str]:
-    bucket, _, key = uri.partition("://")[2].partition("/")
-    if "@" in bucket or ":" in bucket:
-        # The URI isn't repeated, because it may hold a secret.
-        raise RequestError("An s3:// input has a user or password in it. Use the AWS SDK's own settings instead.")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", bucket):
-        raise RequestError(f"{uri} names no bucket. An input on S3 is s3://bucket/key.")
-    return bucket, key
 
 
 def _is_hidden(inside: str) -> bool:

@@ -12,6 +12,7 @@ from infra.storage.keys import table_folder
 from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.tables.books import BatchBooks
 from infra.storage.tables.delta import open_dataset, open_delta
+from infra.storage.uris import canonical_from_raw
 from tasks.step import step
 
 
@@ -52,6 +53,7 @@ def _labels(store: ObjectStore, dataset: DatasetRecord, split: str) -> pa.Table:
     for key in dataset.splits[split].parts:
         filesystem, path = store.arrow(key)
         labels = pq.read_table(path, filesystem=filesystem, columns=["label"]).column("label")
-        images = pa.array([f"{store.uri(key)}#row={number}" for number in range(len(labels))])
+        uri = canonical_from_raw(store.uri(key))
+        images = pa.array([f"{uri}#row={number}" for number in range(len(labels))])
         tables.append(pa.table({"image": images, "label": labels}))
     return pa.concat_tables(tables)

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -28,6 +29,7 @@ from infra.storage.input_files import (
 )
 from infra.storage.tables.plan import PIECE_SCHEMA, Piece
 from infra.storage.tables.staged_inputs import FILE_SCHEMA
+from infra.storage.uris import possible_uris, real_folder
 from tasks.classification.options import ReadOptions
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ _BATCH_FILES = 16_384
 """Files in a record batch."""
 _THREADS = 16
 """Files inspected at the same time. For remote files, most of the time is spent waiting."""
+_FOLDERS = 10_000
+"""Folders of listed files whose symbolic links are resolved only once."""
 _PIECE_IMAGES, _PIECE_BYTES = 20_000, 256 * 2**20
 """Approximate size of a piece of a container: whichever is reached first."""
 _DOWNLOAD_BYTES = 8 * 2**20
@@ -158,8 +162,9 @@ def _to_batches(files: Iterator[_ListedFile]) -> Iterator[pa.RecordBatch]:
 
 
 def _files(location: str, options: ReadOptions) -> Iterator[_ListedFile]:
+    named = possible_uris(location) if location.lower().endswith(".parquet") else []
     for file in list_input_files(location):
-        if _is_list(file, location):
+        if _is_list(file, location, named):
             yield from _files_in_list(file, options)
         elif (kind := _kind(file.uri)) is not None:
             yield _ListedFile(file.uri, file.fingerprint, kind, file.size)
@@ -169,10 +174,11 @@ def _kind(uri: str) -> str | None:
     return "image" if is_image_name(uri) else container_kind(uri)
 
 
-def _is_list(file: InputFile, location: str) -> bool:
+def _is_list(file: InputFile, location: str, named: list[str]) -> bool:
+    """Return whether a file is a list. A Parquet file can only be one if the location names it and not its folder."""
     if is_list_name(location):
         return is_list_name(file.uri)
-    if not location.lower().endswith(".parquet") or not file.uri.endswith(location.rpartition("/")[2]):
+    if file.uri not in named:
         return False
     filesystem, path = filesystem_of(file.uri)
     try:
@@ -183,26 +189,28 @@ def _is_list(file: InputFile, location: str) -> bool:
 
 def _files_in_list(file: InputFile, options: ReadOptions) -> Iterator[_ListedFile]:
     filesystem, path = filesystem_of(file.uri)
+    list_location = path if path.startswith("/") else f"s3://{path}"
+    cached_folder = lru_cache(_FOLDERS)(real_folder)
     label_column = options.label_column if file.uri.lower().endswith((".csv", ".tsv", ".parquet")) else None
     with filesystem.open_input_file(path) as opened, ThreadPoolExecutor(_THREADS) as threads:
         for entries in read_list(opened, path.rpartition("/")[2], file.uri, label_column=label_column):
-            uris = [_absolute_uri(location, file.uri) for location in entries.locations]
-            for uri, label, found in zip(uris, entries.labels, threads.map(_stat, uris), strict=True):
+            listed = [
+                possible_uris(resolve(location, list_location), resolve_folder=cached_folder)
+                for location in entries.locations
+            ]
+            for (uri, found), label in zip(threads.map(_find, listed), entries.labels, strict=True):
                 kind = (_kind(uri) or "image") if found else "image"
                 fingerprint, size = (found.fingerprint, found.size) if found else (NOT_THERE, 0)
                 yield _ListedFile(uri, fingerprint, kind, size, label)
 
 
-def _absolute_uri(location: str, list_uri: str) -> str:
-    resolved = resolve(location, list_uri)
-    return f"file://{resolved}" if resolved.startswith("/") else resolved
-
-
-def _stat(uri: str) -> InputFile | None:
-    try:
-        return stat_input(uri)
-    except InputUnreadable:  # reading the image reports the reason, and the rest of the list is still classified
-        return None
+def _find(uris: list[str]) -> tuple[str, InputFile | None]:
+    """Return the first URI that a file has, and the file. Without a file, return the first URI."""
+    for uri in uris:
+        with suppress(InputUnreadable):  # reading the image reports the reason, and the rest of the list is classified
+            if found := stat_input(uri):
+                return uri, found
+    return uris[0], None
 
 
 def _image_pieces(files: pa.RecordBatch) -> Iterator[pa.RecordBatch]:

@@ -25,10 +25,20 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
-
-from infra.errors import RequestError
 from infra.storage.batch_log import LoggedBatch, append_batch, committed_batches, mark_committed, read_batch_log
 from infra.storage.batch_plan import PLAN_SCHEMA, ShardInputs, find_plan, plan_files, write_plan
+from infra.storage.prediction_table import (
+    ShardBooks,
+    commit,
+    existing_parts,
+    list_tables,
+    open_part,
+    part_key,
+    read_books,
+    read_rows,
+)
+
+from infra.errors import RequestError
 from infra.storage.checkpoints import (
     CheckpointCorrupt,
     CheckpointNotFound,
@@ -52,16 +62,6 @@ from infra.storage.object_store import (
     open_store,
 )
 from infra.storage.object_store.s3_configuration import CHECKSUM_VARIABLE, s3_connection, worker_environment
-from infra.storage.prediction_table import (
-    ShardBooks,
-    commit,
-    existing_parts,
-    list_tables,
-    open_part,
-    part_key,
-    read_books,
-    read_rows,
-)
 from tests.harness.s3_server import EACH_SERVER, Exchange, S3Server, faulty_proxy, free_port, isolate_aws, on_ceph
 from tests.unit.tasks.classification.image_inputs import as_nobody
 

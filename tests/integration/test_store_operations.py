@@ -35,6 +35,7 @@ from infra.storage.object_store import ObjectStore, StoreMisconfigured, StoreUna
 from infra.storage.object_store.s3 import PART_BYTES
 from infra.storage.retention import Pruned, RetentionUnsafe, prune
 from infra.storage.store_check import check_store, masked
+from infra.storage.uris import canonical_uri, percent_decode
 from tests.harness.s3_server import Exchange, S3Server, faulty_proxy, free_port, on_ceph
 from tests.unit.tasks.classification.image_inputs import OPTIONS, as_nobody, model_version, picture, plan_of, png
 
@@ -944,7 +945,7 @@ def images(s3_store: ObjectStore) -> str:
 
 
 def listed(location: str, below: str) -> list[str]:
-    return [file.uri.removeprefix(f"{below}/") for file in list_input_files(location)]
+    return [percent_decode(file.uri.removeprefix(f"{below}/")) for file in list_input_files(location)]
 
 
 @pytest.mark.parametrize(
@@ -981,7 +982,7 @@ def test_listed_s3_input_opens_by_its_uri(images: str) -> None:
     for file in list_input_files(images):
         filesystem, path = filesystem_of(file.uri)
         with filesystem.open_input_file(path) as stream:
-            assert stream.read() == file.uri.removeprefix(f"{images}/").encode()
+            assert stream.read() == percent_decode(file.uri.removeprefix(f"{images}/")).encode()
         assert list(list_input_files(file.uri)) == [file]
 
 
@@ -1077,7 +1078,8 @@ def test_stat_of_a_missing_s3_input_is_none(images: str, name: str) -> None:
 
 def test_s3_input_is_read_completely(images: str) -> None:
     for file in list_input_files(images):
-        assert read_input(file.uri, file.fingerprint, 1000) == file.uri.removeprefix(f"{images}/").encode()
+        name = percent_decode(file.uri.removeprefix(f"{images}/"))
+        assert read_input(file.uri, file.fingerprint, 1000) == name.encode()
 
 
 def test_deleted_s3_input_is_reported_as_vanished(s3_store: ObjectStore, images: str) -> None:
@@ -1211,9 +1213,54 @@ def test_planned_images_on_s3_are_all_read(pictures: str) -> None:
         assert (decoded.rejected, batch.reasons) == ([], {})
         found |= dict(zip(batch.images.to_pylist(), decoded.pixels.tolist(), strict=True))
 
-    names = [f"{number} größe #.png" for number in range(4)]
+    names = [f"{number} größe %23.png" for number in range(4)]
     names += [f"x/a.tar#member={number}.png" for number in range(4, 8)] + [f"y.parquet#row={row}" for row in range(3)]
     assert found == {f"{pictures}/{name}": picture(number).tolist() for number, name in enumerate(names)}
+
+
+ODD_NAMES = ["%41.png", "#row=3.png", "a?.png", "tab\t.png", "del\x7f.png", "back\\slash.png", "x//./y.png"]
+
+
+@pytest.fixture
+def odd_keys(s3_store: ObjectStore) -> tuple[str, list[str]]:
+    """URI of a prefix with images, and their keys below it. The store itself wouldn't create some of them."""
+    from infra.storage.object_store.s3_configuration import s3_connection
+
+    bucket, _, prefix = s3_store.uri("odd").removeprefix("s3://").partition("/")
+    for number, name in enumerate(ODD_NAMES):
+        s3_connection().client.put_object(Bucket=bucket, Key=f"{prefix}/{name}", Body=png(number))
+    return s3_store.uri("odd"), ODD_NAMES
+
+
+def test_images_on_s3_under_any_key_are_read_once(odd_keys: tuple[str, list[str]]) -> None:
+    from tasks.classification.read import read_shard
+
+    folder, names = odd_keys
+    keys = [f"{folder}/{name}" for name in names]
+    plan = plan_of(folder, folder.replace("s3://", "S3://"), *keys, *map(canonical_uri, keys))
+    found = {}
+    for batch in read_shard(plan, OPTIONS):
+        assert batch.reasons == {}
+        found |= dict(zip(batch.images.to_pylist(), batch.encoded.to_pylist(), strict=True))
+    assert len(plan) == len(names)
+    assert found == {canonical_uri(key): png(number) for number, key in enumerate(keys)}
+
+
+def test_key_on_s3_is_not_decoded_if_an_object_has_it(s3_store: ObjectStore) -> None:
+    for name in ("A.png", "%41.png"):
+        s3_store.create(f"both/{name}", b"")
+    assert listed(s3_store.uri("both/%41.png"), s3_store.uri("both")) == ["%41.png"]
+    s3_store.delete("both/%41.png")
+    assert listed(s3_store.uri("both/%41.png"), s3_store.uri("both")) == ["A.png"]
+
+
+def test_canonical_uri_on_s3_is_accepted_in_a_list(odd_keys: tuple[str, list[str]], s3_store: ObjectStore) -> None:
+    folder, _ = odd_keys
+    locations = [f"{folder}/%41.png", f"{folder}/%2541.png", f"{folder}/%23row=3.png", "#row=3.png", "./%2541.png"]
+    s3_store.create("odd/list.csv", "\n".join(["uri", *locations]).encode())
+    found = plan_of(f"{folder}/list.csv").select(["uri", "size"]).to_pylist()
+    sizes = {f"{folder}/%2541.png": len(png(0)), f"{folder}/%23row=3.png": len(png(1))}
+    assert {row["uri"]: row["size"] for row in found} == sizes
 
 
 def test_deleted_and_replaced_images_on_s3_are_reported(s3_store: ObjectStore, pictures: str) -> None:
@@ -1264,7 +1311,7 @@ def test_list_on_s3_names_images_by_path_and_by_uri(s3_store: ObjectStore, pictu
     found = plan_of(f"{pictures}/list.csv").select(["uri", "kind", "rows", "label"]).to_pylist()
 
     assert [(row["uri"].removeprefix(f"{pictures}/"), row["kind"], row["rows"], row["label"]) for row in found] == [
-        ("0 größe #.png", "image", 1, 7),
+        ("0 größe %23.png", "image", 1, 7),
         ("nowhere.png", "image", 1, 3),
         ("x/a.tar", "tar", 4, None),
     ]

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from infra.provenance import Provenance
 from infra.storage.keys import PREDICTIONS, books_folder, table_folder
-from infra.storage.object_store import ObjectStore
+from infra.storage.object_store import ObjectStore, StoreUnavailable
 from infra.storage.object_store.delta_errors import explained_delta
 from infra.storage.tables.delta import holds_batch, open_delta
 from infra.storage.tables.records import ConfusionCell, PredictionSummary, Reason
@@ -144,9 +144,9 @@ def write_books(store: ObjectStore, books: Sequence[BatchBooks]) -> None:
     if not new:
         return
     store.check_conditional_writes()
-    location = store.delta(folder)
-    with explained_delta(store):
-        try:
+    location = store.delta(f"{folder}/")
+    try:
+        with explained_delta(store):
             write_deltalake(
                 snapshot or location.uri,
                 pa.Table.from_pylist([entry.to_row() for entry in new], schema=BOOKS_SCHEMA),
@@ -158,10 +158,14 @@ def write_books(store: ObjectStore, books: Sequence[BatchBooks]) -> None:
                     app_transactions=[Transaction(app_id=entry.batch, version=1) for entry in new]
                 ),
             )
-        except CommitFailedError:
-            after = open_delta(store, folder)
-            if not all(holds_batch(after, entry.batch) for entry in new):
-                raise
+    except (CommitFailedError, StoreUnavailable):
+        # Another run committed them, or the answer to our own request was lost.
+        after = open_delta(store, folder)
+        if not all(holds_batch(after, entry.batch) for entry in new):
+            raise
+    after = open_delta(store, folder)
+    if after is not None:
+        store.sync_delta(f"{folder}/", after.version())
 
 
 def read_books(store: ObjectStore, table: str) -> list[BatchBooks]:

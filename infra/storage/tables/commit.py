@@ -65,8 +65,9 @@ def commit_batch(
         PartsDamaged: a part is missing or damaged.
     """
     _check_books(plan, records)
+    folder = table_folder(plan.table)
     predictions = ensure_delta(
-        store, table_folder(plan.table), schemas.predictions, name=plan.table, description="One prediction per row"
+        store, folder, schemas.predictions, name=plan.table, description="One prediction per row"
     )
     if not holds_batch(predictions, plan.batch):
         _check_parts(store, plan, records)
@@ -116,13 +117,13 @@ def _commit_quarantine(
     folder = quarantine_folder(plan.table)
     description = "One image that could not be classified per row"
     table = ensure_delta(store, folder, schema, name=f"quarantine of {plan.table}", description=description)
-    if add_batch(store, table, plan.batch, parts):
+    if add_batch(store, folder, table, plan.batch, parts):
         return
     # A run was killed before it committed the predictions. Parts may have been damaged since then.
     table = open_delta(store, folder)
     names = part_names(table).get(plan.batch, [])
     if set(names) != {part.name for part in parts}:
-        replace_parts(store, table, plan.batch, names, parts, data_change=True)
+        replace_parts(store, folder, table, plan.batch, names, parts, data_change=True)
 
 
 def _books(

@@ -5,12 +5,12 @@ succeed. A later one is seen by looking for the transaction on the same snapshot
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from infra.storage.object_store import ObjectStore
+from infra.storage.object_store import ObjectStore, StoreUnavailable
 from infra.storage.object_store.delta_errors import explained_delta
 from infra.storage.tables.parts import PartFile
 
@@ -19,8 +19,6 @@ PARTITION = "batch"
 
 MAINTENANCE = "maintenance"
 """Application transaction of all commits that remove something."""
-
-_ALREADY_COMMITTED = "Concurrent transaction failed"
 
 
 def open_delta(store: ObjectStore, folder: str) -> Any | None:
@@ -32,7 +30,7 @@ def open_delta(store: ObjectStore, folder: str) -> Any | None:
     from deltalake import DeltaTable
     from deltalake.exceptions import TableNotFoundError
 
-    location = store.delta(folder)
+    location = store.delta(f"{folder}/")
     with explained_delta(store):
         try:
             return DeltaTable(location.uri, storage_options=location.storage_options)
@@ -60,7 +58,7 @@ def ensure_delta(store: ObjectStore, folder: str, schema: pa.Schema, *, name: st
     if table is not None:
         return table
     store.check_conditional_writes()
-    location = store.delta(folder)
+    location = store.delta(f"{folder}/")
     with explained_delta(store):
         return DeltaTable.create(
             location.uri,
@@ -87,46 +85,32 @@ def holds_batch(table: Any, batch: str) -> bool:
     return table is not None and table.transaction_version(batch) is not None
 
 
-def add_batch(store: ObjectStore, table: Any, batch: str, parts: Sequence[PartFile]) -> bool:
+def add_batch(store: ObjectStore, folder: str, table: Any, batch: str, parts: Sequence[PartFile]) -> bool:
     """Commit a batch's parts, unless the table has the batch already. Return whether this call committed them.
 
     Args:
         store: store of the table.
+        folder: folder of the table.
         table: snapshot of the table. Looking for the batch and committing it use this snapshot.
         batch: id of the batch.
         parts: all parts of the batch. A batch without parts is committed too.
     """
-    return add_batches(store, table, {batch: parts})
+    return add_batches(store, folder, table, {batch: parts})
 
 
-def add_batches(store: ObjectStore, table: Any, batches: dict[str, Sequence[PartFile]]) -> bool:
+def add_batches(store: ObjectStore, folder: str, table: Any, batches: Mapping[str, Sequence[PartFile]]) -> bool:
     """Commit several batches at once, unless the table has one of them. Return whether this call committed them."""
-    from deltalake import CommitProperties, Transaction
-    from deltalake.exceptions import CommitFailedError
+    from deltalake import Transaction
 
     if any(holds_batch(table, batch) for batch in batches):
         return False
     actions = [add_action(batch, part) for batch, parts in batches.items() for part in parts]
-    transactions = [Transaction(app_id=batch, version=1) for batch in batches]
-    store.check_conditional_writes()
-    with explained_delta(store):
-        try:
-            table.create_write_transaction(
-                actions=actions,
-                mode="append",
-                schema=table.schema(),
-                partition_by=[PARTITION],
-                commit_properties=CommitProperties(app_transactions=transactions),
-            )
-        except CommitFailedError as error:
-            if _ALREADY_COMMITTED not in str(error):
-                raise
-            return False
-    return True
+    return _commit(store, folder, table, actions, [Transaction(app_id=batch, version=1) for batch in batches])
 
 
 def replace_parts(
     store: ObjectStore,
+    folder: str,
     table: Any,
     batch: str,
     removed: Sequence[str],
@@ -141,6 +125,7 @@ def replace_parts(
 
     Args:
         store: store of the table.
+        folder: folder of the table.
         table: snapshot of the table, in which all of `removed` exist.
         batch: id of the batch that gets the added parts.
         removed: names of parts that leave the table. Their files stay.
@@ -150,8 +135,6 @@ def replace_parts(
     Returns:
         Whether this call replaced the parts.
     """
-    from deltalake import CommitProperties
-    from deltalake.exceptions import CommitFailedError
     from deltalake.transaction import RemoveAction
 
     actions = pa.table(table.get_add_actions(flatten=True)).select(["path", "size_bytes", f"partition.{PARTITION}"])
@@ -167,20 +150,8 @@ def replace_parts(
         )
         for name in removed
     ]
-    with explained_delta(store):
-        try:
-            table.create_write_transaction(
-                actions=[*removals, *(add_action(batch, part, data_change=data_change) for part in added)],
-                mode="append",
-                schema=table.schema(),
-                partition_by=[PARTITION],
-                commit_properties=CommitProperties(app_transactions=[next_maintenance(table)]),
-            )
-        except CommitFailedError as error:
-            if _ALREADY_COMMITTED not in str(error):
-                raise
-            return False
-    return True
+    additions = [add_action(batch, part, data_change=data_change) for part in added]
+    return _commit(store, folder, table, [*removals, *additions], [next_maintenance(table)])
 
 
 def next_maintenance(table: Any) -> Any:
@@ -222,6 +193,31 @@ def open_dataset(table: Any, batches: Sequence[str] | None = None) -> Any:
     """
     partitions = None if batches is None else [(PARTITION, "in", list(batches))]
     return table.to_pyarrow_dataset(partitions=partitions)
+
+
+def _commit(store: ObjectStore, folder: str, table: Any, actions: list[Any], transactions: list[Any]) -> bool:
+    """Commit actions, unless one of the transactions has been committed. Return whether they were committed."""
+    from deltalake import CommitProperties
+    from deltalake.exceptions import CommitFailedError
+
+    store.check_conditional_writes()
+    try:
+        with explained_delta(store):
+            table.create_write_transaction(
+                actions=actions,
+                mode="append",
+                schema=table.schema(),
+                partition_by=[PARTITION],
+                commit_properties=CommitProperties(app_transactions=transactions),
+            )
+    except (CommitFailedError, StoreUnavailable):
+        # The answer to our own request may have been lost. Then delta-rs sends it again, and finds its own commit.
+        now = open_delta(store, folder)
+        if now is None or any(now.transaction_version(entry.app_id) != entry.version for entry in transactions):
+            raise
+        return False
+    store.sync_delta(f"{folder}/", table.version(), files=False)
+    return True
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

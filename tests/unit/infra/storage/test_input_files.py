@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
-from pyarrow import fs
 
 from infra.errors import RequestError
-from infra.storage.input_files import InputNotFound, filesystem_of, input_uri, list_input_files
+from infra.storage.input_files import InputNotFound, filesystem_of, list_input_files, stat_input
+from infra.storage.uris import local_path
 from tests.harness.absent import missing
 
 ODD_NAMES = [
@@ -21,6 +21,11 @@ ODD_NAMES = [
     "why?.png",
     "[1].png",
     "a&b='\".png",
+    "%41.png",
+    "a#row=3.png",
+    "two\nlines.png",
+    "del\x7f.png",
+    "back\\slash.png",
 ]
 
 
@@ -32,7 +37,7 @@ def touch(folder: Path, *names: str) -> None:
 
 def listed(location: str | Path, below: Path) -> list[str]:
     """List names below a folder, sorted."""
-    return sorted(file.uri.removeprefix(f"file://{below}/") for file in list_input_files(str(location)))
+    return sorted(local_path(file.uri).removeprefix(f"{below}/") for file in list_input_files(str(location)))
 
 
 # Listing
@@ -60,7 +65,7 @@ def test_linked_folder_and_file_are_listed(tmp_path: Path):
     (tmp_path / "here" / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "here" / "c.png").symlink_to(tmp_path / "elsewhere" / "a.png")
     (tmp_path / "here" / "broken.png").symlink_to(tmp_path / "nowhere")
-    assert listed(tmp_path / "here", tmp_path / "here") == ["b.png", "c.png", "linked/a.png"]
+    assert listed(tmp_path / "here", tmp_path) == ["elsewhere/a.png", "here/b.png", "here/c.png"]
 
 
 def test_hidden_files_and_folders_are_skipped(tmp_path: Path):
@@ -109,6 +114,7 @@ def test_listed_uri_lists_the_same_file_again(tmp_path: Path, name: str):
     touch(tmp_path, name)
     (file,) = list_input_files(str(tmp_path))
     assert list(list_input_files(file.uri)) == [file]
+    assert stat_input(file.uri) == file
 
 
 def test_files_with_upper_case_suffixes_are_listed(tmp_path: Path):
@@ -209,6 +215,45 @@ def test_malformed_glob_is_refused_by_name(tmp_path: Path):
         list(list_input_files(f"{tmp_path}/a**b"))
 
 
+def test_glob_goes_through_linked_folders(tmp_path: Path):
+    touch(tmp_path, "real/x/a.png", "real/b.png", "here/c.png")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "here/inside").symlink_to(tmp_path / "real/x")
+    assert listed(tmp_path / "link/*/*.png", tmp_path) == ["real/x/a.png"]
+    assert listed(tmp_path / "here/inside/?.png", tmp_path) == ["real/x/a.png"]
+    assert listed(tmp_path / "here/in*/a.*", tmp_path) == ["real/x/a.png"]
+    assert listed(tmp_path / "here/**", tmp_path) == ["here/c.png", "real/x/a.png"]
+
+
+@pytest.mark.parametrize("folder", ["[1]", "a*", "why?"])
+def test_glob_works_below_a_link_to_a_folder_named_like_a_glob(tmp_path: Path, folder: str):
+    touch(tmp_path, f"{folder}/a.png", "1/b.png")
+    (tmp_path / "link").symlink_to(tmp_path / folder)
+    assert listed(tmp_path / "link/*.png", tmp_path) == [f"{folder}/a.png"]
+
+
+def test_glob_works_in_a_working_folder_named_like_a_glob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    touch(tmp_path, "[1]/a.png", "1/b.png")
+    monkeypatch.chdir(tmp_path / "[1]")
+    assert listed("*.png", tmp_path) == ["[1]/a.png"]
+
+
+def test_glob_in_a_file_uri_is_decoded(tmp_path: Path):
+    touch(tmp_path, "a b/c d.png", "a b/c%20e.png")
+    assert listed(f"file://{tmp_path}/a%20b/c%20*.png", tmp_path) == ["a b/c d.png"]
+
+
+def test_glob_in_a_file_uri_also_matches_undecoded_names(tmp_path: Path):
+    touch(tmp_path, "a%20b/c%20d.png")
+    assert listed(f"file://{tmp_path}/a%20b/c%20*.png", tmp_path) == ["a%20b/c%20d.png"]
+
+
+def test_encoded_glob_sign_is_no_glob(tmp_path: Path):
+    touch(tmp_path, "why!.png")
+    with pytest.raises(InputNotFound):
+        list(list_input_files(f"file://{tmp_path}/why%3F.png"))
+
+
 # Refusals
 
 
@@ -254,36 +299,37 @@ def test_file_name_that_is_not_utf8_is_refused(tmp_path: Path):
 # URIs
 
 
-def test_relative_path_becomes_an_absolute_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    assert input_uri("x/a.png") == f"file://{tmp_path}/x/a.png"
-
-
-def test_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("HOME", "/home/analyst")
-    assert input_uri("~/a.png") == "file:///home/analyst/a.png"
-
-
 def test_tilde_before_an_unknown_user_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     touch(tmp_path, "~nobody-of-that-name.png")
     monkeypatch.chdir(tmp_path)
     assert listed("~nobody-of-that-name.png", tmp_path) == ["~nobody-of-that-name.png"]
 
 
-def test_uri_stays_as_it_is():
-    assert input_uri("s3://bucket/a b.png") == "s3://bucket/a b.png"
-
-
-@pytest.mark.parametrize("prefix", ["file://", "FILE://", "file://localhost"])
-def test_file_uri_names_the_local_path(prefix: str):
-    filesystem, path = filesystem_of(f"{prefix}/data/a b#c%20?.png")
-    assert isinstance(filesystem, fs.LocalFileSystem)
-    assert path == "/data/a b#c%20?.png"
-
-
 def test_folder_uri_with_a_trailing_slash_is_listed(tmp_path: Path):
     touch(tmp_path, "x/a.png")
     assert listed(f"file://{tmp_path}/x/", tmp_path) == ["x/a.png"]
+
+
+@pytest.mark.parametrize("location", ["{}/real", "{}/link", "{}/link/", "{}/outer/middle", "file://{}//link/./"])
+def test_files_of_a_folder_have_the_same_uris_under_each_name(tmp_path: Path, location: str):
+    touch(tmp_path, "real/x/a.png", "real/b.png")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "outer").mkdir()
+    (tmp_path / "outer/middle").symlink_to("../link")
+    assert list(list_input_files(location.format(tmp_path))) == list(list_input_files(f"{tmp_path}/real"))
+
+
+def test_file_below_a_linked_folder_in_a_listed_folder_is_listed_with_its_real_folder(tmp_path: Path):
+    touch(tmp_path, "here/real/x/a.png")
+    (tmp_path / "here/link").symlink_to(tmp_path / "here/real")
+    assert set(listed(tmp_path / "here", tmp_path)) == {"here/real/x/a.png"}
+
+
+def test_error_shows_the_location_as_it_was_typed(tmp_path: Path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    for location in (f"file://{tmp_path}/link/./no%20where.png", f"{tmp_path}/link/../#1.jpg"):
+        with pytest.raises(InputNotFound, match=re.escape(location)):
+            list(list_input_files(location))
 
 
 # Fingerprints

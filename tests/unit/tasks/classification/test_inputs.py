@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from infra.storage.batch_plan import Piece
 
 from fmnist_model.errors import InvalidDataset
-from infra.storage.batch_plan import Piece
 from infra.storage.input_files import NOT_THERE, InputNotFound, list_input_files
+from infra.storage.uris import canonical_uri, local_path
 from tasks.classification.inputs import check_inputs, list_files, pieces_of
 from tasks.classification.options import ReadOptions
 from tests.unit.tasks.classification.image_inputs import (
@@ -24,6 +25,7 @@ from tests.unit.tasks.classification.image_inputs import (
     as_nobody,
     encode_idx,
     picture,
+    plan_of,
     png,
     save_files,
     save_parquet,
@@ -42,7 +44,7 @@ def listed(*locations: str | Path, options: ReadOptions = OPTIONS) -> list[dict[
 
 def names(found: list[dict[str, Any]], below: Path) -> list[str]:
     """Sorted paths of files relative to a folder."""
-    return sorted(file["uri"].removeprefix(f"file://{below}/") for file in found)
+    return sorted(local_path(file["uri"]).removeprefix(f"{below}/") for file in found)
 
 
 def test_image_file_is_listed_with_its_version_and_size(tmp_path: Path):
@@ -80,7 +82,7 @@ def test_image_file_is_listed_with_its_version_and_size(tmp_path: Path):
 )
 def test_kind_depends_on_the_extension(tmp_path: Path, name: str, kind: str):
     touch(tmp_path, name)
-    assert [(file["uri"], file["kind"]) for file in listed(tmp_path)] == [(f"file://{tmp_path}/{name}", kind)]
+    assert [(file["uri"], file["kind"]) for file in listed(tmp_path)] == [(canonical_uri(f"{tmp_path}/{name}"), kind)]
 
 
 @pytest.mark.parametrize(
@@ -184,6 +186,73 @@ def test_missing_entry_is_listed_as_a_missing_image(tmp_path: Path, entry: str):
     touch(tmp_path, "a.png")
     found = listed(save_list(tmp_path / "list.txt", [(entry, None), ("a.png", None)]))
     assert [(file["kind"], file["fingerprint"] == NOT_THERE) for file in found] == [("image", True), ("image", False)]
+
+
+SPELLINGS = [
+    "real/a%41 #1.png",
+    "./real//a%41 #1.png",
+    "link/../real/./a%41 #1.png",
+    "link/a%41 #1.png",
+    "outer/middle/a%41 #1.png",
+    "{}/real/a%41 #1.png",
+    "{}/link/a%41 #1.png",
+    "file://{}/real/a%2541%20%231.png",
+    "file://{}/real/a%41 #1.png",
+    "FILE://{}//link/a%2541 %231.png",
+    "file://localhost{}/outer/../outer/middle/a%2541 #1.png",
+]
+
+
+@pytest.fixture
+def one_file(tmp_path: Path) -> Path:
+    """A folder in which each of `SPELLINGS` names the same file."""
+    save_files(tmp_path, {"real/a%41 #1.png": png(1)})
+    (tmp_path / "outer").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "outer/middle").symlink_to(tmp_path / "link")
+    return tmp_path
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_spelling_in_a_list_gives_the_canonical_uri(one_file: Path, spelling: str):
+    path = save_list(one_file / "list.txt", [(spelling.format(one_file), None)])
+    assert [file["uri"] for file in listed(path)] == [f"file://{one_file}/real/a%2541 %231.png"]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_spelling_of_an_input_gives_the_canonical_uri(one_file: Path, spelling: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(one_file)
+    assert [file["uri"] for file in listed(spelling.format(one_file))] == [f"file://{one_file}/real/a%2541 %231.png"]
+
+
+def test_file_under_all_spellings_is_planned_once(one_file: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(one_file)
+    spellings = [spelling.format(one_file) for spelling in SPELLINGS]
+    path = save_list(one_file / "list.txt", [(spelling, None) for spelling in spellings])
+    plan = plan_of(path, one_file, "link", "link/*.png", f"{one_file}/**/*.png", *spellings)
+    assert plan.column("uri").to_pylist() == [f"file://{one_file}/real/a%2541 %231.png"]
+
+
+def test_folder_links_are_resolved_once_per_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    resolved: list[str] = []
+
+    def counted(folder: str) -> str:
+        resolved.append(folder)
+        return os.path.realpath(folder)
+
+    monkeypatch.setattr("tasks.classification.inputs.real_folder", counted)
+    names = [f"x/{number}.png" for number in range(100)]
+    touch(tmp_path, *names)
+    assert len(listed(save_list(tmp_path / "list.txt", [(name, None) for name in names]))) == 100
+    assert resolved == [f"{tmp_path}/x"]
+
+
+@pytest.mark.parametrize("prefix", ["", "file://"])
+def test_parquet_list_with_an_odd_name_is_expanded(tmp_path: Path, prefix: str):
+    touch(tmp_path, "x/a.png")
+    (tmp_path / "link").symlink_to(tmp_path)
+    save_list(tmp_path / "my #1 list%.parquet", [("x/a.png", None)])
+    assert names(listed(f"{prefix}{tmp_path}/link/my #1 list%.parquet"), tmp_path) == ["x/a.png"]
 
 
 def test_entry_in_a_folder_without_permission_does_not_stop_others(open_folder: Path):

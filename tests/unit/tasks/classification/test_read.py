@@ -5,16 +5,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from infra.storage.batch_plan import Piece
 from numpy.typing import NDArray
 
 from fmnist_model.images.decode import decode_images
 from infra.errors import RequestError
-from infra.storage.batch_plan import Piece
 from infra.storage.input_files import InputsUnavailable
+from infra.storage.uris import canonical_uri, percent_encode
 from tasks.classification import read as reading
 from tasks.classification.options import ReadOptions
 from tasks.classification.read import ReadImages, read_shard
@@ -72,6 +74,38 @@ def save_list(folder: Path, *names: str) -> Path:
     return folder / "list.txt"
 
 
+# Names
+
+ODD_NAMES = ["%41.png", "#row=3.png", "a?.png", "two\nlines.png", "del\x7f.png", "ü.png", "a b.png", "back\\slash.png"]
+
+
+def test_files_of_any_name_are_read(tmp_path: Path):
+    save_files(tmp_path, {name: png(number) for number, name in enumerate(ODD_NAMES)})
+    found = {image.uri: image.pixels for image in read_plan(plan_of(tmp_path))}
+    assert len(found) == len(ODD_NAMES)
+    for number, name in enumerate(ODD_NAMES):
+        np.testing.assert_array_equal(found[canonical_uri(f"{tmp_path}/{name}")], picture(number))
+
+
+def test_members_of_any_name_have_only_one_fragment(tmp_path: Path):
+    folder = tmp_path / "#member=x"
+    folder.mkdir()
+    save_tar(folder / "100%25.tar", [(name, png(number)) for number, name in enumerate(ODD_NAMES)])
+    found = read_plan(plan_of(tmp_path))
+    assert [kind for kind in kinds_of_reasons(found) if kind] == []
+    container = f"file://{tmp_path}/%23member=x/100%2525.tar"
+    assert [image.uri for image in found] == [f"{container}#member={percent_encode(name)}" for name in ODD_NAMES]
+    assert [urlsplit(image.uri).fragment for image in found] == [f"member={percent_encode(name)}" for name in ODD_NAMES]
+
+
+@pytest.mark.parametrize("name", ["#1", "50%41?"])
+def test_labels_beside_idx_images_of_any_name_are_found(tmp_path: Path, name: str):
+    images = encode_idx(np.stack([picture(number) for number in range(2)]))
+    labels = encode_idx(np.array([7, 3], np.uint8))
+    save_files(tmp_path / name, {f"{name}-images-idx3-ubyte": images, f"{name}-labels-idx1-ubyte": labels})
+    assert [image.label for image in read_plan(plan_of(tmp_path))] == [7, 3]
+
+
 # Undamaged inputs
 
 
@@ -93,7 +127,7 @@ NAMES = [
     "b.tar#member=x/2.png",
     "b.tar#member=x/3.png",
     "c.png",
-    "d d/größe #1.PNG",
+    "d d/größe %231.PNG",
     *(f"e.parquet#row={row}" for row in range(4)),
     *(f"f-images-idx3-ubyte#row={row}" for row in range(3)),
     "z.png",
