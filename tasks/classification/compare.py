@@ -11,7 +11,7 @@ from infra.storage.datasets import DatasetRecord
 from infra.storage.keys import table_folder
 from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.tables.books import BatchBooks
-from infra.storage.tables.delta import open_dataset, open_delta
+from infra.storage.tables.delta import open_delta
 from infra.storage.uris import canonical_from_raw
 from tasks.step import step
 
@@ -36,7 +36,7 @@ def compare_with_labels(batches: list[BatchBooks], dataset: DatasetRecord, split
     table = open_delta(store, table_folder(batches[0].table)) if batches else None
     if table is None:
         return CheckedPredictions(0, 0)
-    predictions = open_dataset(table, [books.batch for books in batches])
+    predictions = table.dataset([books.batch for books in batches])
     labels = _labels(store, dataset, split)
     with duckdb.connect() as connection:
         connection.register("predictions", predictions)

@@ -15,7 +15,7 @@ from infra.storage.model_registry import ModelRegistry, ModelVersion
 from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.retries import retry_on
 from infra.storage.tables.batches import NumberedBatch, NumberTaken, list_batches, take_number
-from infra.storage.tables.delta import holds_batch, open_delta
+from infra.storage.tables.delta import open_delta
 from infra.storage.tables.plan import (
     CHUNK_ROWS,
     PIECE_SCHEMA,
@@ -114,7 +114,7 @@ def _plan_staged(
     check_options(table, numbered, version, options)
     batches = [entry for entry in numbered if entry.model_version == version]
     snapshot = open_delta(store, table_folder(table))
-    committed = {entry.batch for entry in batches if holds_batch(snapshot, entry.batch)}
+    committed = {entry.batch for entry in batches if snapshot and snapshot.holds(entry.batch)}
     plans = [_plan_of(store, table, entry) for entry in batches if entry.batch not in committed]
     done = plan_files(store, table, [entry.batch for entry in batches], scratch)
     finished = plan_files(store, table, [entry.batch for entry in batches if entry.batch in committed], scratch)

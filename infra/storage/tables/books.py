@@ -14,9 +14,8 @@ from pydantic import BaseModel
 
 from infra.provenance import Provenance
 from infra.storage.keys import PREDICTIONS, books_folder, table_folder
-from infra.storage.object_store import ObjectStore, StoreUnavailable
-from infra.storage.object_store.delta_errors import explained_delta
-from infra.storage.tables.delta import holds_batch, open_delta
+from infra.storage.object_store import ObjectStore, StoreUnavailable, explained_delta
+from infra.storage.tables.delta import open_delta
 from infra.storage.tables.records import ConfusionCell, PredictionSummary, Reason
 
 BOOKS_SCHEMA = pa.schema(
@@ -140,7 +139,7 @@ def write_books(store: ObjectStore, books: Sequence[BatchBooks]) -> None:
 
     folder = books_folder(books[0].table)
     snapshot = open_delta(store, folder)
-    new = [entry for entry in books if not holds_batch(snapshot, entry.batch)]
+    new = [entry for entry in books if snapshot is None or not snapshot.holds(entry.batch)]
     if not new:
         return
     store.check_conditional_writes()
@@ -148,7 +147,7 @@ def write_books(store: ObjectStore, books: Sequence[BatchBooks]) -> None:
     try:
         with explained_delta(store):
             write_deltalake(
-                snapshot or location.uri,
+                snapshot.table if snapshot else location.uri,
                 pa.Table.from_pylist([entry.to_row() for entry in new], schema=BOOKS_SCHEMA),
                 mode="append",
                 name=f"batches of {books[0].table}",
@@ -161,11 +160,11 @@ def write_books(store: ObjectStore, books: Sequence[BatchBooks]) -> None:
     except (CommitFailedError, StoreUnavailable):
         # Another run committed them, or the answer to our own request was lost.
         after = open_delta(store, folder)
-        if not all(holds_batch(after, entry.batch) for entry in new):
+        if after is None or not all(after.holds(entry.batch) for entry in new):
             raise
     after = open_delta(store, folder)
     if after is not None:
-        store.sync_delta(f"{folder}/", after.version())
+        store.sync_delta(f"{folder}/", after.table.version())
 
 
 def read_books(store: ObjectStore, table: str) -> list[BatchBooks]:
@@ -174,6 +173,6 @@ def read_books(store: ObjectStore, table: str) -> list[BatchBooks]:
     if predictions is None or snapshot is None:
         return []
     with explained_delta(store):
-        rows = snapshot.to_pyarrow_table().to_pylist()
-    found = [BatchBooks.from_row(table, row) for row in rows if holds_batch(predictions, row["batch"])]
+        rows = snapshot.table.to_pyarrow_table().to_pylist()
+    found = [BatchBooks.from_row(table, row) for row in rows if predictions.holds(row["batch"])]
     return sorted(found, key=lambda entry: entry.number)

@@ -15,7 +15,7 @@ from infra.storage.keys import quarantine_folder, table_folder
 from infra.storage.model_registry import ModelVersion
 from infra.storage.object_store import ObjectStore
 from infra.storage.tables.books import BatchBooks, read_books, write_books
-from infra.storage.tables.delta import add_batch, ensure_delta, holds_batch, open_delta, part_names, replace_parts
+from infra.storage.tables.delta import ensure_delta, open_delta
 from infra.storage.tables.plan import BatchPlan
 from infra.storage.tables.records import PredictionSummary, Reason, ShardRecord, damaged_shards
 
@@ -69,19 +69,18 @@ def commit_batch(
     predictions = ensure_delta(
         store, folder, schemas.predictions, name=plan.table, description="One prediction per row"
     )
-    if not holds_batch(predictions, plan.batch):
+    if not predictions.holds(plan.batch):
         _check_parts(store, plan, records)
         _commit_quarantine(store, plan, records, schemas.quarantine)
         write_books(store, [_books(plan, records, model=model, temperature=temperature, seconds=seconds)])
-        add_batch(
-            store, predictions, plan.batch, [part for _, entry in sorted(records.items()) for part in entry.parts]
-        )
+        predictions.add({plan.batch: [part for _, entry in sorted(records.items()) for part in entry.parts]})
     return next(entry for entry in read_books(store, plan.table) if entry.batch == plan.batch)
 
 
 def is_committed(store: ObjectStore, table: str, batch: str) -> bool:
     """Whether a table holds a batch."""
-    return holds_batch(open_delta(store, table_folder(table)), batch)
+    snapshot = open_delta(store, table_folder(table))
+    return snapshot is not None and snapshot.holds(batch)
 
 
 def _check_books(plan: BatchPlan, records: Mapping[int, ShardRecord]) -> None:
@@ -117,13 +116,13 @@ def _commit_quarantine(
     folder = quarantine_folder(plan.table)
     description = "One image that could not be classified per row"
     table = ensure_delta(store, folder, schema, name=f"quarantine of {plan.table}", description=description)
-    if add_batch(store, folder, table, plan.batch, parts):
+    if table.add({plan.batch: parts}):
         return
     # A run was killed before it committed the predictions. Parts may have been damaged since then.
-    table = open_delta(store, folder)
-    names = part_names(table).get(plan.batch, [])
+    table = open_delta(store, folder) or table
+    names = table.part_names().get(plan.batch, [])
     if set(names) != {part.name for part in parts}:
-        replace_parts(store, folder, table, plan.batch, names, parts, data_change=True)
+        table.replace(plan.batch, names, parts, data_change=True)
 
 
 def _books(

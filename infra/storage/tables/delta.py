@@ -10,19 +10,128 @@ from typing import Any
 
 import pyarrow as pa
 
-from infra.storage.object_store import ObjectStore, StoreUnavailable
-from infra.storage.object_store.delta_errors import explained_delta
+from infra.storage.object_store import ObjectStore, StoreUnavailable, explained_delta
 from infra.storage.tables.parts import PartFile
 
 PARTITION = "batch"
 """The partition column of predictions and quarantine."""
-
 MAINTENANCE = "maintenance"
 """Application transaction of all commits that remove something."""
 
 
-def open_delta(store: ObjectStore, folder: str) -> Any | None:
-    """Open the newest snapshot of a Delta table as a `deltalake.DeltaTable`, or return None if there is no table.
+class DeltaSnapshot:
+    """A snapshot of a Delta table. Commits look for conflicts with everything committed since."""
+
+    def __init__(self, store: ObjectStore, folder: str, table: Any) -> None:
+        self._store, self._folder = store, folder
+        self.table = table
+        """The `deltalake.DeltaTable`."""
+
+    def holds(self, batch: str) -> bool:
+        """Whether the commit of a batch is in the snapshot."""
+        return self.table.transaction_version(batch) is not None
+
+    def add(self, batches: Mapping[str, Sequence[PartFile]]) -> bool:
+        """Commit batches, unless one of them has been committed. Return whether this call committed them.
+
+        Args:
+            batches: all parts of each batch by its id. A batch without parts is committed too.
+
+        Raises:
+            StoreUnavailable, StoreMisconfigured: the store fails.
+        """
+        from deltalake import Transaction
+
+        if any(self.holds(batch) for batch in batches):
+            return False
+        actions = [add_action(batch, part) for batch, parts in batches.items() for part in parts]
+        return self._commit(actions, [Transaction(app_id=batch, version=1) for batch in batches])
+
+    def replace(self, batch: str, removed: Sequence[str], added: Sequence[PartFile], *, data_change: bool) -> bool:
+        """Replace parts, unless another process has replaced parts of this table since the snapshot.
+
+        delta-rs doesn't check removals for conflicts. So all of them share one application transaction, whose number
+        grows with each. Commits of new batches are not disturbed.
+
+        Args:
+            batch: id of the batch that gets the added parts.
+            removed: names of parts that leave the table. Their files stay.
+            added: new parts.
+            data_change: False if the rows stay the same and only their files change.
+
+        Returns:
+            Whether this call replaced the parts.
+        """
+        from deltalake.transaction import RemoveAction
+
+        known, now = self._parts(), int(time.time() * 1000)
+        removals = [
+            RemoveAction(
+                path=name,
+                data_change=data_change,
+                deletion_timestamp=now,
+                size=known[name][1],
+                partition_values={PARTITION: known[name][0]},
+            )
+            for name in removed
+        ]
+        additions = [add_action(batch, part, data_change=data_change) for part in added]
+        return self._commit([*removals, *additions], [self.next_maintenance()])
+
+    def next_maintenance(self) -> Any:
+        """Return the transaction of the next commit that removes rows or files. Of two at once, one succeeds."""
+        from deltalake import Transaction
+
+        return Transaction(app_id=MAINTENANCE, version=(self.table.transaction_version(MAINTENANCE) or 0) + 1)
+
+    def part_names(self) -> dict[str, list[str]]:
+        """Return the names of the parts, by batch."""
+        found: dict[str, list[str]] = {}
+        for name, (batch, _) in self._parts().items():
+            found.setdefault(batch, []).append(name)
+        return found
+
+    def dataset(self, batches: Sequence[str] | None = None) -> Any:
+        """Return the rows as a `pyarrow.dataset.Dataset`, which DuckDB reads too: all, or those of some batches."""
+        partitions = None if batches is None else [(PARTITION, "in", list(batches))]
+        return self.table.to_pyarrow_dataset(partitions=partitions)
+
+    def _parts(self) -> dict[str, tuple[str, int]]:
+        """Return batch and size in bytes of each part by its name."""
+        actions = pa.table(self.table.get_add_actions(flatten=True))
+        columns = actions.select(["path", f"partition.{PARTITION}", "size_bytes"]).columns
+        return {
+            name: (batch, size) for name, batch, size in zip(*(column.to_pylist() for column in columns), strict=True)
+        }
+
+    def _commit(self, actions: list[Any], transactions: list[Any]) -> bool:
+        from deltalake import CommitProperties
+        from deltalake.exceptions import CommitFailedError
+
+        self._store.check_conditional_writes()
+        try:
+            with explained_delta(self._store):
+                self.table.create_write_transaction(
+                    actions=actions,
+                    mode="append",
+                    schema=self.table.schema(),
+                    partition_by=[PARTITION],
+                    commit_properties=CommitProperties(app_transactions=transactions),
+                )
+        except (CommitFailedError, StoreUnavailable):
+            # The answer to our own request may have been lost. Then delta-rs sends it again, and finds its own commit.
+            now = open_delta(self._store, self._folder)
+            if now is None or any(now.table.transaction_version(entry.app_id) is None for entry in transactions):
+                raise
+            if any(now.table.transaction_version(entry.app_id) < entry.version for entry in transactions):
+                raise
+            return False
+        self._store.sync_delta(f"{self._folder}/", self.table.version(), files=False)
+        return True
+
+
+def open_delta(store: ObjectStore, folder: str) -> DeltaSnapshot | None:
+    """Open the newest snapshot of a Delta table, or return None if there is no table.
 
     Raises:
         StoreUnavailable, StoreMisconfigured: the store fails.
@@ -31,14 +140,15 @@ def open_delta(store: ObjectStore, folder: str) -> Any | None:
     from deltalake.exceptions import TableNotFoundError
 
     location = store.delta(f"{folder}/")
-    with explained_delta(store):
-        try:
-            return DeltaTable(location.uri, storage_options=location.storage_options)
-        except TableNotFoundError:
-            return None
+    try:
+        with explained_delta(store):
+            table = DeltaTable(location.uri, storage_options=location.storage_options)
+    except TableNotFoundError:
+        return None
+    return DeltaSnapshot(store, folder, table)
 
 
-def ensure_delta(store: ObjectStore, folder: str, schema: pa.Schema, *, name: str, description: str) -> Any:
+def ensure_delta(store: ObjectStore, folder: str, schema: pa.Schema, *, name: str, description: str) -> DeltaSnapshot:
     """Open a Delta table, and create it first if it doesn't exist.
 
     Args:
@@ -54,13 +164,13 @@ def ensure_delta(store: ObjectStore, folder: str, schema: pa.Schema, *, name: st
     """
     from deltalake import DeltaTable
 
-    table = open_delta(store, folder)
-    if table is not None:
-        return table
+    snapshot = open_delta(store, folder)
+    if snapshot is not None:
+        return snapshot
     store.check_conditional_writes()
     location = store.delta(f"{folder}/")
     with explained_delta(store):
-        return DeltaTable.create(
+        table = DeltaTable.create(
             location.uri,
             schema=delta_schema(schema),
             mode="ignore",
@@ -69,6 +179,8 @@ def ensure_delta(store: ObjectStore, folder: str, schema: pa.Schema, *, name: st
             description=description,
             storage_options=location.storage_options,
         )
+    store.sync_delta(f"{folder}/", 0)
+    return DeltaSnapshot(store, folder, table)
 
 
 def delta_schema(schema: pa.Schema) -> Any:
@@ -78,87 +190,6 @@ def delta_schema(schema: pa.Schema) -> Any:
     fields = [field.with_type(_plain(field.type)).with_metadata(_comment(field)) for field in schema]
     partition = pa.field(PARTITION, pa.string(), nullable=False, metadata={"comment": "id of the batch"})
     return Schema.from_arrow(pa.schema([*fields, partition]))
-
-
-def holds_batch(table: Any, batch: str) -> bool:
-    """Whether a snapshot of a Delta table has the commit of a batch."""
-    return table is not None and table.transaction_version(batch) is not None
-
-
-def add_batch(store: ObjectStore, folder: str, table: Any, batch: str, parts: Sequence[PartFile]) -> bool:
-    """Commit a batch's parts, unless the table has the batch already. Return whether this call committed them.
-
-    Args:
-        store: store of the table.
-        folder: folder of the table.
-        table: snapshot of the table. Looking for the batch and committing it use this snapshot.
-        batch: id of the batch.
-        parts: all parts of the batch. A batch without parts is committed too.
-    """
-    return add_batches(store, folder, table, {batch: parts})
-
-
-def add_batches(store: ObjectStore, folder: str, table: Any, batches: Mapping[str, Sequence[PartFile]]) -> bool:
-    """Commit several batches at once, unless the table has one of them. Return whether this call committed them."""
-    from deltalake import Transaction
-
-    if any(holds_batch(table, batch) for batch in batches):
-        return False
-    actions = [add_action(batch, part) for batch, parts in batches.items() for part in parts]
-    return _commit(store, folder, table, actions, [Transaction(app_id=batch, version=1) for batch in batches])
-
-
-def replace_parts(
-    store: ObjectStore,
-    folder: str,
-    table: Any,
-    batch: str,
-    removed: Sequence[str],
-    added: Sequence[PartFile],
-    *,
-    data_change: bool,
-) -> bool:
-    """Replace parts in one commit, unless another process has replaced parts of this table since the snapshot.
-
-    delta-rs doesn't check removals for conflicts. So all of them share one application transaction, whose number
-    grows with each. Commits of new batches are not disturbed.
-
-    Args:
-        store: store of the table.
-        folder: folder of the table.
-        table: snapshot of the table, in which all of `removed` exist.
-        batch: id of the batch that gets the added parts.
-        removed: names of parts that leave the table. Their files stay.
-        added: new parts.
-        data_change: False if the rows stay the same and only their files change.
-
-    Returns:
-        Whether this call replaced the parts.
-    """
-    from deltalake.transaction import RemoveAction
-
-    actions = pa.table(table.get_add_actions(flatten=True)).select(["path", "size_bytes", f"partition.{PARTITION}"])
-    known = {path: (size, owner) for path, size, owner in zip(*(c.to_pylist() for c in actions.columns), strict=True)}
-    now = int(time.time() * 1000)
-    removals = [
-        RemoveAction(
-            path=name,
-            data_change=data_change,
-            deletion_timestamp=now,
-            size=known[name][0],
-            partition_values={PARTITION: known[name][1]},
-        )
-        for name in removed
-    ]
-    additions = [add_action(batch, part, data_change=data_change) for part in added]
-    return _commit(store, folder, table, [*removals, *additions], [next_maintenance(table)])
-
-
-def next_maintenance(table: Any) -> Any:
-    """Return the transaction of the next commit that removes rows or files. Of two at once, one succeeds."""
-    from deltalake import Transaction
-
-    return Transaction(app_id=MAINTENANCE, version=(table.transaction_version(MAINTENANCE) or 0) + 1)
 
 
 def add_action(batch: str, part: PartFile, *, data_change: bool = True) -> Any:
@@ -173,51 +204,6 @@ def add_action(batch: str, part: PartFile, *, data_change: bool = True) -> Any:
         data_change=data_change,
         stats=part.statistics,
     )
-
-
-def part_names(table: Any) -> dict[str, list[str]]:
-    """Return the names of the parts in a snapshot, by batch."""
-    found: dict[str, list[str]] = {}
-    actions = pa.table(table.get_add_actions(flatten=True)).select(["path", f"partition.{PARTITION}"])
-    for path, batch in zip(*(column.to_pylist() for column in actions.columns), strict=True):
-        found.setdefault(batch, []).append(path)
-    return found
-
-
-def open_dataset(table: Any, batches: Sequence[str] | None = None) -> Any:
-    """Return rows as something DuckDB and pyarrow can stream: all rows, or those of some batches.
-
-    Args:
-        table: snapshot of the table.
-        batches: ids of batches, or None for all.
-    """
-    partitions = None if batches is None else [(PARTITION, "in", list(batches))]
-    return table.to_pyarrow_dataset(partitions=partitions)
-
-
-def _commit(store: ObjectStore, folder: str, table: Any, actions: list[Any], transactions: list[Any]) -> bool:
-    """Commit actions, unless one of the transactions has been committed. Return whether they were committed."""
-    from deltalake import CommitProperties
-    from deltalake.exceptions import CommitFailedError
-
-    store.check_conditional_writes()
-    try:
-        with explained_delta(store):
-            table.create_write_transaction(
-                actions=actions,
-                mode="append",
-                schema=table.schema(),
-                partition_by=[PARTITION],
-                commit_properties=CommitProperties(app_transactions=transactions),
-            )
-    except (CommitFailedError, StoreUnavailable):
-        # The answer to our own request may have been lost. Then delta-rs sends it again, and finds its own commit.
-        now = open_delta(store, folder)
-        if now is None or any(now.transaction_version(entry.app_id) != entry.version for entry in transactions):
-            raise
-        return False
-    store.sync_delta(f"{folder}/", table.version(), files=False)
-    return True
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
