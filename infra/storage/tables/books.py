@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from infra.provenance import Provenance
 from infra.storage.keys import PREDICTIONS, books_folder, table_folder
 from infra.storage.object_store import ObjectStore, StoreUnavailable, explained_delta
-from infra.storage.tables.delta import open_delta
+from infra.storage.tables.delta import ensure_delta, open_delta
 from infra.storage.tables.records import ConfusionCell, PredictionSummary, Reason
 
 BOOKS_SCHEMA = pa.schema(
@@ -138,21 +138,23 @@ def write_books(store: ObjectStore, books: Sequence[BatchBooks]) -> None:
     from deltalake.exceptions import CommitFailedError
 
     folder = books_folder(books[0].table)
-    snapshot = open_delta(store, folder)
-    new = [entry for entry in books if snapshot is None or not snapshot.holds(entry.batch)]
+    snapshot = ensure_delta(
+        store,
+        folder,
+        BOOKS_SCHEMA,
+        name=f"batches of {books[0].table}",
+        description="The books of each batch of a prediction table",
+        is_partitioned=False,
+    )
+    new = [entry for entry in books if not snapshot.holds(entry.batch)]
     if not new:
         return
-    store.check_conditional_writes()
-    location = store.delta(f"{folder}/")
     try:
         with explained_delta(store):
             write_deltalake(
-                snapshot.table if snapshot else location.uri,
+                snapshot.table,
                 pa.Table.from_pylist([entry.to_row() for entry in new], schema=BOOKS_SCHEMA),
                 mode="append",
-                name=f"batches of {books[0].table}",
-                description="The books of each batch of a prediction table",
-                storage_options=location.storage_options,
                 commit_properties=CommitProperties(
                     app_transactions=[Transaction(app_id=entry.batch, version=1) for entry in new]
                 ),

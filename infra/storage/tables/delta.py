@@ -148,7 +148,9 @@ def open_delta(store: ObjectStore, folder: str) -> DeltaSnapshot | None:
     return DeltaSnapshot(store, folder, table)
 
 
-def ensure_delta(store: ObjectStore, folder: str, schema: pa.Schema, *, name: str, description: str) -> DeltaSnapshot:
+def ensure_delta(
+    store: ObjectStore, folder: str, schema: pa.Schema, *, name: str, description: str, is_partitioned: bool = True
+) -> DeltaSnapshot:
     """Open a Delta table, and create it first if it doesn't exist.
 
     Args:
@@ -157,28 +159,37 @@ def ensure_delta(store: ObjectStore, folder: str, schema: pa.Schema, *, name: st
         schema: Arrow schema of its parts, without the partition column.
         name: name of the table.
         description: what a row is.
+        is_partitioned: whether the table gets the partition column `batch`.
 
     Raises:
         StoreMisconfigured: the store ignores conditional writes.
         StoreUnavailable: the store is down.
     """
-    from deltalake import DeltaTable
+    from deltalake import CommitProperties, DeltaTable, Schema
+    from deltalake.exceptions import DeltaError
 
     snapshot = open_delta(store, folder)
     if snapshot is not None:
         return snapshot
     store.check_conditional_writes()
     location = store.delta(f"{folder}/")
-    with explained_delta(store):
-        table = DeltaTable.create(
-            location.uri,
-            schema=delta_schema(schema),
-            mode="ignore",
-            partition_by=[PARTITION],
-            name=name,
-            description=description,
-            storage_options=location.storage_options,
-        )
+    try:
+        with explained_delta(store):
+            table = DeltaTable.create(
+                location.uri,
+                schema=delta_schema(schema) if is_partitioned else Schema.from_arrow(schema),
+                partition_by=[PARTITION] if is_partitioned else [],
+                name=name,
+                description=description,
+                storage_options=location.storage_options,
+                # A retry would come after the other process's creation, and change the metadata once more.
+                commit_properties=CommitProperties(max_commit_retries=0),
+            )
+    except (DeltaError, StoreUnavailable):
+        snapshot = open_delta(store, folder)
+        if snapshot is None:
+            raise
+        return snapshot
     store.sync_delta(f"{folder}/", 0)
     return DeltaSnapshot(store, folder, table)
 
