@@ -42,7 +42,8 @@ def compare_with_labels(batches: list[BatchBooks], dataset: DatasetRecord, split
         connection.register("predictions", predictions)
         connection.register("labels", labels)
         row = connection.execute(
-            "SELECT count(*), count(*) FILTER (predicted_class = label) FROM predictions JOIN labels USING (image)"
+            "SELECT count(*), count(*) FILTER (predicted_class = labels.label) FROM predictions "
+            "JOIN labels USING (image)"
         ).fetchone()
     images, correct = row or (0, 0)
     return CheckedPredictions(images, correct)
