@@ -17,10 +17,10 @@ from infra.storage.object_store import ObjectStore
 from infra.storage.tables.books import BatchBooks, read_books, write_books
 from infra.storage.tables.delta import ensure_delta, open_delta
 from infra.storage.tables.plan import BatchPlan
-from infra.storage.tables.records import PredictionSummary, Reason, ShardRecord, damaged_shards
+from infra.storage.tables.records import PredictionSummary, ShardRecord, damaged_shards, summed_reasons
 
 _MAX_REASONS = 50
-"""Reasons that the books list one by one."""
+"""Reasons that the books list one by one. They sum up the others by kind."""
 
 
 class BooksDontBalance(JobError):
@@ -87,7 +87,8 @@ def _check_books(plan: BatchPlan, records: Mapping[int, ShardRecord]) -> None:
     where = f"Batch {plan.batch} of {plan.table}"
     missing = sorted(set(range(plan.shards)) - records.keys())
     if missing:
-        raise BooksDontBalance(f"{where}: shards {missing} have no record. Run it again.")
+        shown = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
+        raise BooksDontBalance(f"{where}: {len(missing)} shards have no record ({shown}). Run it again.")
     for entry in records.values():
         if entry.predicted + entry.quarantined != entry.planned:
             raise BooksDontBalance(
@@ -144,20 +145,10 @@ def _books(
         predicted=sum(entry.predicted for entry in records.values()),
         quarantined=sum(entry.quarantined for entry in records.values()),
         superseded=plan.superseded,
-        reasons=_merged(records),
+        reasons=summed_reasons(
+            (reason for _, entry in sorted(records.items()) for reason in entry.reasons), _MAX_REASONS
+        ),
         summary=PredictionSummary.total(entry.summary for _, entry in sorted(records.items())),
         seconds=seconds,
         provenance=Provenance.now(),
     )
-
-
-def _merged(records: Mapping[int, ShardRecord]) -> list[Reason]:
-    merged: dict[tuple[str, str], Reason] = {}
-    for _, record in sorted(records.items()):
-        for reason in record.reasons:
-            key = reason.kind, reason.reason
-            before = merged.get(key)
-            images = reason.images + (before.images if before else 0)
-            merged[key] = (before or reason).model_copy(update={"images": images})
-    ranked = sorted(merged.values(), key=lambda reason: (-reason.images, reason.reason))
-    return ranked[:_MAX_REASONS]
