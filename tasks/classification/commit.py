@@ -91,6 +91,6 @@ def _announce(event: str, books: BatchBooks, /, **payload: Any) -> None:
 def _too_many_errors(store: ObjectStore, books: BatchBooks, max_error_share: float) -> str:
     return (
         f"Batch {books.batch} of {books.table}: {books.quarantined:,} of {books.planned:,} images could not be "
-        f"classified, more than the {max_error_share * 100:.6g}% allowed. Their URIs and reasons are in the Delta table "
-        f"{store.uri(quarantine_folder(books.table))}."
+        f"classified, more than the {max_error_share * 100:.6g}% allowed. Their URIs and reasons are in the Delta "
+        f"table {store.uri(quarantine_folder(books.table))}."
     )
