@@ -70,7 +70,8 @@ def check_error_share(batches: list[BatchBooks], max_error_share: float) -> None
         TooManyErrors: a batch is over the limit. The message says where its quarantine is.
     """
     store = open_store(load_settings().store)
-    over = [books for books in batches if books.quarantined > max_error_share * books.planned]
+    # Divided, because 0.29 * 100 is less than 29.
+    over = [books for books in batches if books.quarantined / books.planned > max_error_share]
     for books in over:
         _announce(
             BATCH_OVER_ERROR_SHARE,
@@ -90,6 +91,6 @@ def _announce(event: str, books: BatchBooks, /, **payload: Any) -> None:
 def _too_many_errors(store: ObjectStore, books: BatchBooks, max_error_share: float) -> str:
     return (
         f"Batch {books.batch} of {books.table}: {books.quarantined:,} of {books.planned:,} images could not be "
-        f"classified, more than the {max_error_share:.1%} allowed. Their URIs and reasons are in the Delta table "
-        f"{store.uri(quarantine_folder(books.table))}."
+        f"classified, more than the {max_error_share * 100:.6g}% allowed. Their URIs and reasons are in the Delta "
+        f"table {store.uri(quarantine_folder(books.table))}."
     )

@@ -74,7 +74,7 @@ class _Pixels:
 
     pixels: NDArray[np.uint8] | None = None
     """`[28, 28]`, 0 black to 255 white."""
-    missing: str = "it is not in the batch's plan"
+    missing: str = "it can't be found in the batch's plan"
     """Reason for missing pixels."""
 
 
@@ -119,7 +119,10 @@ class _PixelReader:
         """Find the pieces of the plan that may hold the images, one piece for each container with numbered images."""
         if not images_to_shards:
             return
-        inputs = ShardInputs(self._store, self._plan)
+        try:
+            inputs = ShardInputs(self._store, self._plan)
+        except _UNREADABLE:
+            return
         by_shard = defaultdict(list)
         for image, shard in images_to_shards.items():
             by_shard[shard].append(image)

@@ -17,7 +17,7 @@ from infra.settings import load_settings
 from infra.storage.keys import books_folder, quarantine_folder, report_key, table_folder
 from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.tables.books import BatchBooks, read_books
-from infra.storage.tables.records import Reason
+from infra.storage.tables.records import OTHER_REASONS, Reason
 from tasks.artifacts import run_log, show_markdown
 from tasks.classification.classify import ClassifiedBatch
 from tasks.classification.gallery import show_least_confident
@@ -98,9 +98,10 @@ def _mix_before(store: ObjectStore, books: BatchBooks) -> PreviousMix | None:
 
 def _reasons(reasons: Sequence[Reason]) -> list[QuarantineReason]:
     """Return the most frequent reasons one by one, and the others in one line."""
-    shown = [QuarantineReason(reason.reason, reason.images, reason.example) for reason in reasons[:_MAX_REASONS]]
-    if others := reasons[_MAX_REASONS:]:
-        shown.append(QuarantineReason(f"{len(others)} other reasons", sum(reason.images for reason in others), ""))
+    named = [reason for reason in reasons if reason.reason != OTHER_REASONS][:_MAX_REASONS]
+    shown = [QuarantineReason(reason.reason, reason.images, reason.example) for reason in named]
+    if rest := sum(reason.images for reason in reasons) - sum(reason.images for reason in named):
+        shown.append(QuarantineReason(OTHER_REASONS, rest, ""))
     return shown
 
 

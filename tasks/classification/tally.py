@@ -6,13 +6,15 @@ import numpy as np
 import pyarrow as pa
 
 from fmnist_model.predictions import Predictions, Rejection
-from infra.storage.tables.records import ConfusionCell, LeastConfident, PredictionSummary, Reason
+from infra.storage.tables.records import ConfusionCell, LeastConfident, PredictionSummary, Reason, summed_reasons
 from tasks.classification.reasons import general_reason
 
 CONFIDENCE_BINS = 20
 """Bins of the confidence histogram, of equal width from 0 to 1."""
 LEAST_CONFIDENT = 20
 """Images with the lowest confidence that a record and a report show."""
+_MAX_REASONS = 1000
+"""Reasons that a record lists one by one. Messages of a file system can differ in every image."""
 
 
 class ShardTally:
@@ -38,10 +40,10 @@ class ShardTally:
         classes, confidence = predictions.classes, predictions.confidence
         self._counts += np.bincount(classes, minlength=len(self._counts))
         self._sums += np.bincount(classes, weights=confidence, minlength=len(self._counts))
-        self._histogram += np.histogram(confidence, CONFIDENCE_BINS, (0, 1))[0]
-        known = np.asarray(labels.is_valid())
-        true = labels.fill_null(-1).to_numpy(zero_copy_only=False)
-        is_class = known & (true >= 0) & (true < len(self._counts))
+        bins = np.clip((confidence.astype(np.float64) * CONFIDENCE_BINS).astype(np.int64), 0, CONFIDENCE_BINS - 1)
+        self._histogram += np.bincount(bins, minlength=CONFIDENCE_BINS)
+        true = labels.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
+        is_class = (true >= 0) & (true < len(self._counts))
         np.add.at(self._confusion, (true[is_class], classes[is_class]), 1)
         self._keep_least(images, predictions, labels)
 
@@ -73,11 +75,12 @@ class ShardTally:
 
     @property
     def reasons(self) -> list[Reason]:
-        """The reasons of quarantine, the most frequent first."""
-        return [
+        """The reasons of quarantine, the most frequent first. Their images add up to those quarantined."""
+        counted = (
             Reason(kind=kind, reason=reason, images=count, example=self._examples[kind, reason])
-            for (kind, reason), count in self._reasons.most_common()
-        ]
+            for (kind, reason), count in self._reasons.items()
+        )
+        return summed_reasons(counted, _MAX_REASONS)
 
     @property
     def least_confident(self) -> list[LeastConfident]:

@@ -77,6 +77,13 @@ class DeltaLocation:
     """Settings and credentials, which expire. Empty for a folder."""
 
 
+class Publication(BinaryIO):
+    """The stream of `ObjectStore.publish`."""
+
+    etag: str = ""
+    """ETag of the object, after the block has ended."""
+
+
 # A segment that starts with a dot is `..` or a hidden name. Stores keep unfinished objects under hidden names.
 _UNSAFE = re.compile(r"(^|/)\.|^/|//|\\|[\x00-\x1f\x7f\ud800-\udfff]|^$|/$")
 
@@ -181,7 +188,7 @@ class ObjectStore(ABC):
         """
 
     @abstractmethod
-    def publish(self, key: str) -> AbstractContextManager[BinaryIO]:
+    def publish(self, key: str) -> AbstractContextManager[Publication]:
         """Open a stream. Its bytes become the object when the block ends, and are dropped if the block raises."""
 
     @abstractmethod

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 from urllib.parse import unquote
 from uuid import uuid4
 
@@ -30,6 +30,7 @@ from infra.storage.object_store.interface import (
     ObjectNotFound,
     ObjectStat,
     ObjectStore,
+    Publication,
     StoreMisconfigured,
     StoreUnavailable,
     SwapConflict,
@@ -145,12 +146,14 @@ class LocalObjectStore(ObjectStore):
             raise SwapConflict(f"Another process has changed {self.uri(key)}.") from None
 
     @contextmanager
-    def publish(self, key: str) -> Iterator[BinaryIO]:
+    def publish(self, key: str) -> Iterator[Publication]:
         path = self._path(key)
         with self._new_file(path) as temporary:
-            yield temporary
+            published = cast(Publication, temporary)
+            yield published
             with self._written():
                 _sync(temporary)
+                published.etag = _stat_etag(os.fstat(temporary.fileno()))
                 Path(temporary.name).replace(path)
                 _sync_existing(path.parent)
 

@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
@@ -32,6 +32,7 @@ from infra.storage.object_store.interface import (
     ObjectNotFound,
     ObjectStat,
     ObjectStore,
+    Publication,
     StoreMisconfigured,
     StoreUnavailable,
     SwapConflict,
@@ -152,10 +153,10 @@ class S3ObjectStore(ObjectStore):
                 raise SwapConflict(f"Another process has changed {self.uri(key)}.")
 
     @contextmanager
-    def publish(self, key: str) -> Iterator[BinaryIO]:
+    def publish(self, key: str) -> Iterator[Publication]:
         upload = _Upload(self, self._full(key))
         try:
-            yield cast(BinaryIO, upload)
+            yield cast(Publication, upload)
             upload.finish()
         except BaseException:
             upload.abort()
@@ -325,8 +326,8 @@ class S3ObjectStore(ObjectStore):
         return _write_id_of(found) == write_id
 
     @retry_on(_was_damaged_on_the_way, attempts=MAX_ATTEMPTS, longest_wait_seconds=5)
-    def _put(self, full_key: str, data: bytes | bytearray, *, write_id: str = "", **condition: str) -> None:
-        """Put an object in one request, and check that the same bytes arrived."""
+    def _put(self, full_key: str, data: bytes | bytearray, *, write_id: str = "", **condition: str) -> str:
+        """Put an object in one request, and check that the same bytes arrived. Return its ETag."""
         md5, sha256 = _md5(data), b""
         write_id = write_id or uuid4().hex
         more: dict[str, Any] = {**condition, "Metadata": {_WRITE_ID: write_id}}
@@ -337,8 +338,9 @@ class S3ObjectStore(ObjectStore):
             more["ContentMD5"] = _base64(md5)
         answer = self._client.put_object(Bucket=self._bucket, Key=full_key, Body=cast(bytes, data), **more)
         if _bare(answer["ETag"]) == md5.hex() or (sha256 and answer.get("ChecksumSHA256") == _base64(sha256)):
-            return
+            return _bare(answer["ETag"])
         self._verify(full_key, write_id, [_Part(len(data), md5)], etag=_bare(answer["ETag"]))
+        return _bare(answer["ETag"])
 
     @property
     def _sends_checksums(self) -> bool:
@@ -361,8 +363,8 @@ class S3ObjectStore(ObjectStore):
         )
         return _Part(len(data), md5, answer["ETag"], answer.get("ChecksumCRC32"))
 
-    def _complete_parts(self, full_key: str, upload_id: str, write_id: str, parts: Sequence["_Part"]) -> None:
-        """Turn the parts into an object, and check that it holds what was sent.
+    def _complete_parts(self, full_key: str, upload_id: str, write_id: str, parts: Sequence["_Part"]) -> str:
+        """Turn the parts into an object, and check that it holds what was sent. Return the ETag of what is there.
 
         Another writer may have replaced the object by the time of the check. That is a success: the later one wins.
         """
@@ -383,16 +385,17 @@ class S3ObjectStore(ObjectStore):
         except ClientError as error:
             raise unknown or error from None
         if _bare(found["ETag"]) == _etag_of(parts) and found["ContentLength"] == sum(part.size for part in parts):
-            return
+            return _bare(found["ETag"])
         owner = _write_id_of(found)
         if not unknown and owner not in ("", write_id):
-            return
+            return _bare(found["ETag"])
         if unknown and owner != write_id:
             # The object may be older than this upload, which was aborted. It is enough if it holds the same bytes.
             if self._read_back(full_key, parts).is_same:
-                return
+                return _bare(found["ETag"])
             raise unknown
         self._verify(full_key, write_id, parts)
+        return _bare(found["ETag"])
 
     def _abort(self, full_key: str, upload_id: str) -> None:
         try:
@@ -539,6 +542,7 @@ class _Upload(io.RawIOBase):
         self._buffer = bytearray()
         self._written = 0
         self._write_id, self._upload_id = uuid4().hex, ""
+        self.etag = ""
         self._threads: ThreadPoolExecutor | None = None
         self._in_flight: deque[Future[_Part]] = deque()
         self._sent: list[_Part] = []
@@ -575,13 +579,13 @@ class _Upload(io.RawIOBase):
         """
         with self._store._explained():
             if self._threads is None:
-                self._store._put(self._full_key, self._buffer, write_id=self._write_id)
+                self.etag = self._store._put(self._full_key, self._buffer, write_id=self._write_id)
                 return
         self._send_part()
         with self._store._explained():
             while self._in_flight:
                 self._sent.append(self._in_flight.popleft().result())
-            self._store._complete_parts(self._full_key, self._upload_id, self._write_id, self._sent)
+            self.etag = self._store._complete_parts(self._full_key, self._upload_id, self._write_id, self._sent)
         self._threads.shutdown()
 
     def abort(self) -> None:

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from infra.provenance import Provenance
 from infra.storage.keys import PREDICTIONS, books_folder, table_folder
 from infra.storage.object_store import ObjectStore, StoreUnavailable, explained_delta
-from infra.storage.tables.delta import ensure_delta, open_delta
+from infra.storage.tables.delta import PARTITION, DeltaSnapshot, ensure_delta, open_delta
 from infra.storage.tables.records import ConfusionCell, PredictionSummary, Reason
 
 BOOKS_SCHEMA = pa.schema(
@@ -167,6 +167,61 @@ def write_books(store: ObjectStore, books: Sequence[BatchBooks]) -> None:
     after = open_delta(store, folder)
     if after is not None:
         store.sync_delta(f"{folder}/", after.table.version())
+
+
+def replace_books(store: ObjectStore, books: BatchBooks) -> None:
+    """Replace the row of a batch whose predictions aren't committed yet, if its counts have changed.
+
+    They change if a run was killed before it committed the predictions, and parts were damaged after that.
+
+    Raises:
+        StoreUnavailable: another process has changed the table at the same moment.
+    """
+    from deltalake import CommitProperties, Transaction, write_deltalake
+    from deltalake.exceptions import CommitFailedError
+
+    folder = books_folder(books.table)
+    snapshot = open_delta(store, folder)
+    before = _find_row(store, snapshot, books.table, books.batch) if snapshot else None
+    if snapshot is None or before is None or _counts(before) == _counts(books):
+        return
+    version = snapshot.table.transaction_version(books.batch) or 0
+    try:
+        with explained_delta(store):
+            write_deltalake(
+                snapshot.table,
+                pa.Table.from_pylist([books.to_row()], schema=BOOKS_SCHEMA),
+                mode="overwrite",
+                predicate=f"batch = '{books.batch}'",
+                commit_properties=CommitProperties(
+                    app_transactions=[
+                        Transaction(app_id=books.batch, version=version + 1),
+                        snapshot.next_maintenance(),
+                    ]
+                ),
+            )
+    except CommitFailedError as error:
+        raise StoreUnavailable(
+            f"The books of batch {books.batch} of {books.table} could not be replaced, because another process has "
+            "changed the table of books. Run it again."
+        ) from error
+    store.sync_delta(f"{folder}/", snapshot.table.version())
+
+
+def find_books(store: ObjectStore, table: str, batch: str) -> BatchBooks | None:
+    """Read the books of one batch, committed or not, or return None if there are none."""
+    snapshot = open_delta(store, books_folder(table))
+    return _find_row(store, snapshot, table, batch) if snapshot else None
+
+
+def _find_row(store: ObjectStore, snapshot: DeltaSnapshot, table: str, batch: str) -> BatchBooks | None:
+    with explained_delta(store):
+        rows = snapshot.table.to_pyarrow_table(filters=[(PARTITION, "=", batch)]).to_pylist()
+    return BatchBooks.from_row(table, rows[0]) if rows else None
+
+
+def _counts(books: BatchBooks) -> tuple[Any, ...]:
+    return books.predicted, books.quarantined, books.reasons, books.summary
 
 
 def read_books(store: ObjectStore, table: str) -> list[BatchBooks]:

@@ -11,24 +11,34 @@ import pyarrow as pa
 
 from infra.errors import JobError
 from infra.provenance import Provenance
-from infra.storage.keys import quarantine_folder, table_folder
+from infra.storage.keys import books_folder, quarantine_folder, table_folder
 from infra.storage.model_registry import ModelVersion
 from infra.storage.object_store import ObjectStore
-from infra.storage.tables.books import BatchBooks, read_books, write_books
+from infra.storage.retries import retry_on
+from infra.storage.tables.books import BatchBooks, find_books, replace_books, write_books
 from infra.storage.tables.delta import ensure_delta, open_delta
+from infra.storage.tables.parts import PartFile
 from infra.storage.tables.plan import BatchPlan
-from infra.storage.tables.records import PredictionSummary, Reason, ShardRecord, damaged_shards
+from infra.storage.tables.records import PredictionSummary, ShardRecord, damaged_shards, summed_reasons
 
 _MAX_REASONS = 50
-"""Reasons that the books list one by one."""
+"""Reasons that the books list one by one. They sum up the others by kind."""
 
 
 class BooksDontBalance(JobError):
     """The images predicted and quarantined don't add up to the images planned."""
 
 
+class BooksMissing(JobError):
+    """A committed batch has no books."""
+
+
 class PartsDamaged(JobError):
     """Parts of finished shards are missing or hold other bytes. The next run classifies these shards again."""
+
+
+class _QuarantineChanged(JobError):
+    """Another process replaced parts of the quarantine at the same moment."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,7 @@ def commit_batch(
     Raises:
         BooksDontBalance: a shard is missing, or an image is neither predicted nor quarantined, or both.
         PartsDamaged: a part is missing or damaged.
+        BooksMissing: the batch was committed, and its books have been lost since.
     """
     _check_books(plan, records)
     folder = table_folder(plan.table)
@@ -72,9 +83,17 @@ def commit_batch(
     if not predictions.holds(plan.batch):
         _check_parts(store, plan, records)
         _commit_quarantine(store, plan, records, schemas.quarantine)
-        write_books(store, [_books(plan, records, model=model, temperature=temperature, seconds=seconds)])
+        books = _books(plan, records, model=model, temperature=temperature, seconds=seconds)
+        write_books(store, [books])
+        replace_books(store, books)
         predictions.add({plan.batch: [part for _, entry in sorted(records.items()) for part in entry.parts]})
-    return next(entry for entry in read_books(store, plan.table) if entry.batch == plan.batch)
+    committed = find_books(store, plan.table, plan.batch)
+    if committed is None:
+        raise BooksMissing(
+            f"Table {plan.table} holds batch {plan.batch}, but {store.uri(books_folder(plan.table))} doesn't hold its "
+            "books. Restore that folder from a backup that is at least as new as the predictions."
+        )
+    return committed
 
 
 def is_committed(store: ObjectStore, table: str, batch: str) -> bool:
@@ -87,7 +106,8 @@ def _check_books(plan: BatchPlan, records: Mapping[int, ShardRecord]) -> None:
     where = f"Batch {plan.batch} of {plan.table}"
     missing = sorted(set(range(plan.shards)) - records.keys())
     if missing:
-        raise BooksDontBalance(f"{where}: shards {missing} have no record. Run it again.")
+        shown = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
+        raise BooksDontBalance(f"{where}: {len(missing)} shards have no record ({shown}). Run it again.")
     for entry in records.values():
         if entry.predicted + entry.quarantined != entry.planned:
             raise BooksDontBalance(
@@ -116,13 +136,19 @@ def _commit_quarantine(
     folder = quarantine_folder(plan.table)
     description = "One image that could not be classified per row"
     table = ensure_delta(store, folder, schema, name=f"quarantine of {plan.table}", description=description)
-    if table.add({plan.batch: parts}):
+    if not table.add({plan.batch: parts}):
+        _replace_quarantine(store, plan, parts)
+
+
+@retry_on(_QuarantineChanged, attempts=10, first_wait_seconds=0.1, longest_wait_seconds=2)
+def _replace_quarantine(store: ObjectStore, plan: BatchPlan, parts: list[PartFile]) -> None:
+    """Replace the quarantine that a run committed before it was killed, if parts have been damaged since then."""
+    table = open_delta(store, quarantine_folder(plan.table))
+    names = table.part_names().get(plan.batch, []) if table else []
+    if table is None or set(names) == {part.name for part in parts} or is_committed(store, plan.table, plan.batch):
         return
-    # A run was killed before it committed the predictions. Parts may have been damaged since then.
-    table = open_delta(store, folder) or table
-    names = table.part_names().get(plan.batch, [])
-    if set(names) != {part.name for part in parts}:
-        table.replace(plan.batch, names, parts, data_change=True)
+    if not table.replace(plan.batch, names, parts, data_change=True):
+        raise _QuarantineChanged(f"The quarantine of {plan.table} is being changed. Run it again.")
 
 
 def _books(
@@ -144,20 +170,10 @@ def _books(
         predicted=sum(entry.predicted for entry in records.values()),
         quarantined=sum(entry.quarantined for entry in records.values()),
         superseded=plan.superseded,
-        reasons=_merged(records),
+        reasons=summed_reasons(
+            (reason for _, entry in sorted(records.items()) for reason in entry.reasons), _MAX_REASONS
+        ),
         summary=PredictionSummary.total(entry.summary for _, entry in sorted(records.items())),
         seconds=seconds,
         provenance=Provenance.now(),
     )
-
-
-def _merged(records: Mapping[int, ShardRecord]) -> list[Reason]:
-    merged: dict[tuple[str, str], Reason] = {}
-    for _, record in sorted(records.items()):
-        for reason in record.reasons:
-            key = reason.kind, reason.reason
-            before = merged.get(key)
-            images = reason.images + (before.images if before else 0)
-            merged[key] = (before or reason).model_copy(update={"images": images})
-    ranked = sorted(merged.values(), key=lambda reason: (-reason.images, reason.reason))
-    return ranked[:_MAX_REASONS]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from infra.storage.object_store import ObjectStore, StoreUnavailable
+from infra.storage.object_store import ObjectStore
 
 ROW_GROUP = 65_536
 """Rows in a row group of a part, about 5 MB: large enough to be worth skipping, small enough to hold in memory."""
@@ -104,30 +105,30 @@ def open_part(store: ObjectStore, folder: str, name: str, schema: pa.Schema) -> 
             part = PartWriter(writer)
             yield part
             part.flush()
-    found = store.stat(f"{folder}/{name}")
-    if found is None:
-        raise StoreUnavailable(f"The store {store.root} can't be used: {folder}/{name} is gone after it was written.")
     part._file = PartFile(
         name=name,
         size=digested.size,
         sha256=digested.sha256.hexdigest(),
-        etag=found.etag,
+        etag=stream.etag,
         rows=part.rows,
         statistics=statistics_of(collected[0]),
     )
 
 
 def is_intact(store: ObjectStore, folder: str, part: PartFile, found_size: int, found_etag: str) -> bool:
-    """Whether a part still has the bytes that its writer sent. Reads it only if its ETag has changed."""
+    """Whether a part still has the bytes that its writer sent. Reads the part only if its ETag has changed."""
     if found_size != part.size:
         return False
     if found_etag == part.etag or not part.sha256:
         return True
     filesystem, path = store.arrow(f"{folder}/{part.name}")
     sha256 = hashlib.sha256()
-    with filesystem.open_input_stream(path) as stream:
-        while block := stream.read(2**20):
-            sha256.update(block)
+    try:
+        with filesystem.open_input_stream(path) as stream:
+            while block := stream.read(2**20):
+                sha256.update(block)
+    except FileNotFoundError:  # removed after it was listed
+        return False
     return sha256.hexdigest() == part.sha256
 
 
@@ -152,11 +153,10 @@ def statistics_of(metadata: pq.FileMetaData) -> str:
 
 
 def _can_bound(values: list[Any]) -> bool:
-    if isinstance(values[0], bool):
-        return False
-    return isinstance(values[0], int | float) or (
-        isinstance(values[0], str) and max(map(len, values)) <= _LONGEST_BOUND
-    )
+    if isinstance(values[0], str):
+        return max(map(len, values)) <= _LONGEST_BOUND
+    # JSON has no infinity. A bound of booleans skips nothing.
+    return isinstance(values[0], int | float) and not isinstance(values[0], bool) and all(map(math.isfinite, values))
 
 
 class _Digested:

@@ -6,8 +6,10 @@ The first attempt that creates the record wins. If its parts turn out to be miss
 next number replaces it. Nobody overwrites or deletes a record.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TypeVar
 
@@ -29,6 +31,10 @@ _READS_AT_ONCE = 16
 _Number = TypeVar("_Number", int, float)
 
 
+OTHER_REASONS = "other reasons"
+"""The reason of an entry that sums up rare reasons of the same kind."""
+
+
 class Reason(BaseModel, frozen=True):
     """Images that were quarantined for the same reason."""
 
@@ -41,7 +47,8 @@ class Reason(BaseModel, frozen=True):
     """URI of one of the images."""
 
 
-class ConfusionCell(BaseModel, frozen=True):
+@dataclass(frozen=True, slots=True)  # 10,000 records in memory have a million
+class ConfusionCell:
     """Number of images of a true class that were predicted as another class, or the same."""
 
     label: int
@@ -78,7 +85,8 @@ class PredictionSummary(BaseModel):
         return cls(class_counts=counts, confidence_sums=sums, confidence_histogram=histogram, confusion=confusion)
 
 
-class LeastConfident(BaseModel, frozen=True):
+@dataclass(frozen=True, slots=True)
+class LeastConfident:
     """A prediction with low confidence, for the report."""
 
     image: str
@@ -107,13 +115,45 @@ class ShardRecord(BaseModel):
     least_confident: list[LeastConfident] = []
 
 
+def summed_reasons(reasons: Iterable[Reason], limit: int) -> list[Reason]:
+    """Add up equal reasons. Keep the most frequent ones, and sum up the rest by kind, so that no image is lost.
+
+    Args:
+        reasons: reasons of several shards.
+        limit: number of reasons that stay on their own.
+
+    Returns:
+        The most frequent reasons first, then one entry of `OTHER_REASONS` for each kind.
+    """
+    added = _added(reasons)
+    named = sorted((entry for entry in added if entry.reason != OTHER_REASONS), key=_rank)
+    rest = [entry.model_copy(update={"reason": OTHER_REASONS}) for entry in named[limit:]]
+    others = _added([*(entry for entry in added if entry.reason == OTHER_REASONS), *rest])
+    return [*named[:limit], *sorted(others, key=_rank)]
+
+
+def _added(reasons: Iterable[Reason]) -> list[Reason]:
+    first: dict[tuple[str, str], Reason] = {}
+    images: Counter[tuple[str, str]] = Counter()
+    for entry in reasons:
+        key = entry.kind, entry.reason
+        first.setdefault(key, entry)
+        images[key] += entry.images
+    return [entry.model_copy(update={"images": images[key]}) for key, entry in first.items()]
+
+
+def _rank(reason: Reason) -> tuple[int, str, str]:
+    return -reason.images, reason.reason, reason.kind
+
+
 def create_record(store: ObjectStore, plan: BatchPlan, record: ShardRecord) -> ShardRecord:
     """Create a shard's record, and return the one that counts: this one, or another attempt's that came first."""
     key = record_key(plan.table, plan.batch, record.shard, record.number)
     try:
         store.create(key, record.model_dump_json().encode())
     except ObjectExists:
-        return ShardRecord.model_validate_json(store.read(key))
+        found = ShardRecord.model_validate_json(store.read(key))
+        return record if found == record else found  # it is equal if only the answer to our own request was lost
     return record
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from infra.cluster.prometheus import Counter, Gauge, StageTimer
 from tasks import prometheus as work_metrics
-from tasks.prometheus import StepCounter, reason_kind
+from tasks.classification.reasons import reason_kind
+from tasks.prometheus import StepCounter
 
 ROOT = Path(__file__).parents[4]
 EXPORTED = [found for found in vars(work_metrics).values() if isinstance(found, Counter | Gauge)]

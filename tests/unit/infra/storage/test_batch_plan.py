@@ -10,8 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyarrow import fs
-
 from infra.storage.batch_plan import (
     LARGEST_SHARD,
     PIECE_SCHEMA,
@@ -25,8 +23,10 @@ from infra.storage.batch_plan import (
     work_of,
     write_plan,
 )
-from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.prediction_table import BatchPlan
+from pyarrow import fs
+
+from infra.storage.object_store import ObjectStore, open_store
 from tests.unit.tasks.classification.image_inputs import loose
 
 Piece = tuple[str, int, int]

@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from infra.storage.staged_inputs import FILE_SCHEMA, StagedInputs
 
 from infra.storage import staged_inputs
-from infra.storage.staged_inputs import FILE_SCHEMA, StagedInputs
 
 File = tuple[str, str, int | None]
 """URI, fingerprint, label."""

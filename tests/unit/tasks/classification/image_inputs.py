@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from fmnist_model.images.decode import encode_png
 from infra.provenance import Provenance
-from infra.storage.batch_plan import Piece, cut_into_shards
 from infra.storage.model_registry import ModelVersion
-from infra.storage.staged_inputs import StagedInputs
+from infra.storage.tables.plan import Piece, cut_into_shards
+from infra.storage.tables.staged_inputs import StagedInputs
 from tasks.classification.inputs import list_files, pieces_of
 from tasks.classification.options import ReadOptions
 

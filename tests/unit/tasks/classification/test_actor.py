@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from infra.storage.batch_plan import cut_into_shards, write_plan
+from infra.storage.prediction_table import BatchPlan, ShardBooks, errors_key, existing_parts, part_key, read_books
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -15,11 +17,9 @@ from fmnist_model.network import NeuralNetwork, save_weights
 from infra.cluster.actor_pool import map_shards
 from infra.cluster.progress_board import ProgressBoard
 from infra.cluster.resources import ActorResources
-from infra.storage.batch_plan import cut_into_shards, write_plan
 from infra.storage.checkpoints import write_checkpoint
 from infra.storage.model_registry import ModelRegistry, ModelVersion
 from infra.storage.object_store import ObjectStore, open_store
-from infra.storage.prediction_table import BatchPlan, ShardBooks, errors_key, existing_parts, part_key, read_books
 from tasks.classification.actor import ShardClassifier
 from tasks.classification.options import ReadOptions
 from tests.unit.tasks.classification.image_inputs import OPTIONS, picture, plan_of, png, save_files, save_tar

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from infra.errors import JobError, RequestError
 from infra.storage.batch_log import LoggedBatch, mark_committed, read_batch_log
 from infra.storage.batch_plan import ShardInputs, find_plan
-from infra.storage.object_store import ObjectStore, SwapConflict, open_store
 from infra.storage.prediction_table import BatchManifest, BatchPlan, ShardBooks, commit
+
+from infra.errors import JobError, RequestError
+from infra.storage.object_store import ObjectStore, SwapConflict, open_store
 from tasks.classification import plan as planning
 from tasks.classification.options import ReadOptions
 from tasks.classification.plan import PlannedWork, plan_inputs

@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 import numpy as np
 import pyarrow as pa
 import pytest
-from infra.storage.batch_plan import Piece
 from numpy.typing import NDArray
 
 from fmnist_model.images.decode import decode_images
 from infra.errors import RequestError
 from infra.storage.input_files import InputsUnavailable
+from infra.storage.tables.plan import Piece
 from infra.storage.uris import canonical_uri, percent_encode
 from tasks.classification import read as reading
 from tasks.classification.options import ReadOptions

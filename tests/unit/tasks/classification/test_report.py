@@ -14,6 +14,21 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
+from infra.storage.batch_log import LoggedBatch, append_batch, committed_batches, mark_committed, read_batch_log
+from infra.storage.batch_plan import Piece, ShardInputs, cut_into_shards, write_plan
+from infra.storage.prediction_table import (
+    BatchManifest,
+    BatchPlan,
+    ShardBooks,
+    commit,
+    errors_key,
+    existing_parts,
+    list_tables,
+    open_part,
+    open_rows,
+    part_key,
+)
+from infra.storage.staged_inputs import StagedInputs
 from PIL import Image
 
 from fmnist_model.classes import CLASS_NAMES
@@ -35,23 +50,8 @@ from fmnist_model.reports.batch_page import (
 )
 from fmnist_model.reports.markdown import code, escaped
 from infra.orchestration.events import BATCH_COMMITTED, BATCH_OVER_ERROR_SHARE, CLASS_MIX_MOVED
-from infra.storage.batch_log import LoggedBatch, append_batch, committed_batches, mark_committed, read_batch_log
-from infra.storage.batch_plan import Piece, ShardInputs, cut_into_shards, write_plan
 from infra.storage.object_store import ObjectStore, open_store
-from infra.storage.prediction_table import (
-    BatchManifest,
-    BatchPlan,
-    ShardBooks,
-    commit,
-    errors_key,
-    existing_parts,
-    list_tables,
-    open_part,
-    open_rows,
-    part_key,
-)
 from infra.storage.retention import prune
-from infra.storage.staged_inputs import StagedInputs
 from tasks.artifacts import show_markdown
 from tasks.classification.classify import ClassifiedBatch
 from tasks.classification.commit import TooManyErrors, check_error_share, commit_batches
