@@ -7,9 +7,9 @@ from infra.cluster.connection import connected_to_ray
 from infra.orchestration.flow_progress import shows_progress
 from infra.orchestration.flow_run import completed_with
 from infra.orchestration.one_at_a_time import one_at_a_time
+from tasks.classification.begin import plan_batch, resolve_model
 from tasks.classification.classify import classify_shards
 from tasks.classification.commit import check_error_share, commit_batches
-from tasks.classification.plan import plan_batch, resolve_model
 from tasks.classification.report import write_batch_reports
 from tasks.dataset import prepare_dataset, split_uris
 from tasks.summaries import ClassificationSummary

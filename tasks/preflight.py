@@ -13,7 +13,7 @@ from infra.settings import Settings
 from infra.storage.keys import table_folder
 from infra.storage.model_registry import ModelRegistry, ModelVersion, read_weights
 from infra.storage.object_store import ObjectStore, open_store
-from infra.storage.tables.batches import list_batches
+from infra.storage.tables.batches import read_catalog
 from tasks.classification.inputs import check_inputs
 from tasks.classification.options import ReadOptions
 from tasks.classification.plan import check_options
@@ -58,6 +58,7 @@ def check_classification(
         StoreUnavailable, InputsUnavailable: the store or the place of the inputs is down.
         RequestError: the store isn't writable, no cluster listens at the address, the model or an input doesn't exist,
             or the table holds predictions of this model that were made with other options.
+        JobStopped: the store lacks a part of the table's index, or the number of a batch.
         CheckpointCorrupt: the model's checkpoint is damaged.
         InvalidWeights: the model's weights don't fit the network.
     """
@@ -65,7 +66,7 @@ def check_classification(
     table_folder(table)
     check_inputs(inputs, options)
     version = _check_model(store, model)
-    check_options(table, list_batches(store, table), str(version.version), options)
+    check_options(read_catalog(store, table), str(version.version), options)
     store.check_writable()
     check_state_folder(settings)
     if settings.ray_address:

@@ -194,6 +194,12 @@ def number_key(table: str, number: int) -> str:
     return f"{numbers_folder(table)}/{number:08d}.json"
 
 
+def number_of(key: str) -> int | None:
+    """Return the number of the batch under a key, or None if the key is not a numbered batch's."""
+    match = re.search(r"/batches/(\d{8,})\.json$", key)
+    return int(match[1]) if match else None
+
+
 def index_folder(table: str) -> str:
     """Return the folder of the index of planned files."""
     return f"{work_folder(table)}/index"
@@ -202,6 +208,12 @@ def index_folder(table: str) -> str:
 def index_key(table: str, first: int, last: int) -> str:
     """Return the key of the index of the files that batches `first` to `last` hold."""
     return f"{index_folder(table)}/{first:08d}-{last:08d}.parquet"
+
+
+def index_range_of(key: str) -> tuple[int, int] | None:
+    """Return the first and the last batch of the index under a key, or None if the key is not an index's."""
+    match = re.search(r"/index/(\d{8,})-(\d{8,})\.parquet$", key)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def batch_folder(table: str, batch: str) -> str:

@@ -20,6 +20,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
+from infra.errors import JobStopped
 from infra.storage.keys import plan_key
 from infra.storage.object_store import ObjectStore
 
@@ -106,8 +107,7 @@ SMALLEST_SHARD, LARGEST_SHARD, SHARDS = 20_000.0, 1_250_000.0, 200
 takes a CPU about half a second. The largest makes a part of about 64 MiB."""
 
 _COPIES_AT_ONCE = 16
-"""Plans copied in parallel. A table with a new batch every hour has thousands of small plans, and each copy takes a few
-round trips."""
+"""Objects copied in parallel. Each copy takes a few round trips."""
 
 
 def work_of(pieces: pa.RecordBatch) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -258,20 +258,35 @@ def find_plan(store: ObjectStore, table: str, batch: str) -> BatchPlan | None:
 
 
 def plan_files(store: ObjectStore, table: str, batches: Iterable[str], scratch: Path) -> list[Path]:
-    """Return the plans of batches as local files in the same order: the store's own files, or copies."""
+    """Return the plans of batches as local files (`local_files`)."""
+    return local_files(store, [plan_key(table, batch) for batch in batches], scratch)
+
+
+def local_files(store: ObjectStore, keys: Iterable[str], scratch: Path) -> list[Path]:
+    """Return objects as local files in the same order: the store's own files, or copies in `scratch`.
+
+    Raises:
+        JobStopped: an object is missing. The message names it.
+    """
     from pyarrow import fs
 
-    def file_of(batch: str) -> Path:
-        filesystem, path = store.arrow(plan_key(table, batch))
-        if isinstance(filesystem, fs.LocalFileSystem):
-            return Path(path)
-        copy = scratch / f"{batch}.parquet"
-        if not copy.exists():
-            fs.copy_files(path, str(copy), source_filesystem=filesystem)
-        return copy
+    def file_of(key: str) -> Path:
+        filesystem, path = store.arrow(key)
+        local = isinstance(filesystem, fs.LocalFileSystem)
+        file = Path(path) if local else scratch / key.replace("/", "+")
+        try:
+            if not local and not file.exists():
+                fs.copy_files(path, str(file), source_filesystem=filesystem)
+            file.stat()
+        except FileNotFoundError:
+            raise JobStopped(
+                f"{store.uri(key)} is missing. It says which images are planned. Restore the object, or classify into "
+                "another table."
+            ) from None
+        return file
 
     with ThreadPoolExecutor(_COPIES_AT_ONCE) as threads:
-        return list(threads.map(file_of, batches))
+        return list(threads.map(file_of, keys))
 
 
 class ShardInputs:

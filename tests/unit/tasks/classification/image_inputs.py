@@ -18,7 +18,7 @@ from fmnist_model.images.decode import encode_png
 from infra.provenance import Provenance
 from infra.storage.model_registry import ModelVersion
 from infra.storage.tables.plan import Piece, cut_into_shards
-from infra.storage.tables.staged_inputs import StagedInputs
+from infra.storage.tables.staged_inputs import PlannedFiles, StagedInputs
 from tasks.classification.inputs import list_files, pieces_of
 from tasks.classification.options import ReadOptions
 
@@ -78,7 +78,8 @@ def plan_of(*locations: str | Path, options: ReadOptions = OPTIONS) -> pa.Table:
     with TemporaryDirectory() as scratch:
         staged = StagedInputs(Path(scratch))
         staged.stage(list_files([str(location) for location in locations], options))
-        return pa.Table.from_batches(list(cut_into_shards(pieces_of(staged.new_files([]), options), 1e18)))
+        new_files = staged.compare(PlannedFiles("1")).new_files()
+        return pa.Table.from_batches(list(cut_into_shards(pieces_of(new_files, options), 1e18)))
 
 
 def model_version(number: int) -> ModelVersion:

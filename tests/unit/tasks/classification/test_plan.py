@@ -1,5 +1,7 @@
-"""Every input image is planned exactly once, however many runs plan at the same time."""
+"""Every input image is planned exactly once, no matter how many runs plan at the same time."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from infra.storage.batch_log import LoggedBatch, mark_committed, read_batch_log
-from infra.storage.batch_plan import ShardInputs, find_plan
-from infra.storage.prediction_table import BatchManifest, BatchPlan, ShardBooks, commit
 
-from infra.errors import JobError, RequestError
-from infra.storage.object_store import ObjectStore, SwapConflict, open_store
+from fmnist_model.predictions import prediction_schema
+from infra.errors import JobStopped, RequestError
+from infra.storage.keys import number_key, plan_key, table_folder
+from infra.storage.object_store import ObjectStore, open_store
+from infra.storage.tables.batches import NumberedBatch, NumberTaken, list_batches
+from infra.storage.tables.delta import ensure_delta
+from infra.storage.tables.plan import BatchPlan, ShardInputs, find_plan
+from infra.storage.uris import canonical_uri
 from tasks.classification import plan as planning
 from tasks.classification.options import ReadOptions
 from tasks.classification.plan import PlannedWork, plan_inputs
@@ -44,22 +49,17 @@ class Table:
             scratch=Path(mkdtemp(prefix="scratch-", dir=self._folder)),
         )
 
-    def commit(self, plan: BatchPlan, *, and_mark: bool = True) -> BatchManifest:
-        """Commit a batch as if all its images were classified."""
-        inputs = ShardInputs(self.store, plan)
-        rows = [sum(inputs.of(shard).column("rows").to_pylist()) for shard in range(plan.shards)]
-        books = [ShardBooks(shard, count, count, 0) for shard, count in enumerate(rows)]
-        manifest = commit(self.store, plan, books, model={}, seconds=1)
-        if and_mark:
-            mark_committed(self.store, plan.table, {plan.batch})
-        return manifest
+    def commit(self, plan: BatchPlan) -> None:
+        """Commit a batch without rows. The planner only looks for the batch's transaction."""
+        table = ensure_delta(self.store, table_folder("t"), prediction_schema(), name="t", description="")
+        assert table.add({plan.batch: []})
 
-    def log(self) -> list[LoggedBatch]:
-        return read_batch_log(self.store, "t").batches
+    def batches(self) -> list[NumberedBatch]:
+        return list_batches(self.store, "t")
 
     def planned(self) -> list[str]:
-        """URIs in the plans of all logged batches, sorted."""
-        return sorted(uri for entry in self.log() for uri in self.planned_in(entry.batch))
+        """URIs in the plans of all batches, sorted."""
+        return sorted(uri for entry in self.batches() for uri in self.planned_in(entry.batch))
 
     def planned_in(self, batch: str) -> list[str]:
         plan = find_plan(self.store, "t", batch)
@@ -91,7 +91,7 @@ def test_plan_is_ordered_by_uri(table: Table, tmp_path: Path):
     touch(tmp_path / "images", *(name for name in reversed(ordered) if name != "a.tar"))
     save_tar(tmp_path / "images/a.tar", [("1.png", b"")])
     [plan] = table.plan(tmp_path / "images").plans
-    assert table.planned_in(plan.batch) == [f"file://{tmp_path}/images/{name}" for name in ordered]
+    assert table.planned_in(plan.batch) == [canonical_uri(f"{tmp_path}/images/{name}") for name in ordered]
 
 
 def test_overlapping_inputs_are_planned_once(table: Table, images: Path):
@@ -182,7 +182,7 @@ def test_finished_batch_is_not_planned_again(table: Table, images: Path):
 
 def test_container_without_images_is_not_planned(table: Table, tmp_path: Path):
     work = table.plan(save_parquet(tmp_path / "a.parquet", []))
-    assert (work.plans, work.already_done, table.log()) == ([], 0, [])
+    assert (work.plans, work.already_done, table.batches()) == ([], 0, [])
 
 
 @pytest.mark.parametrize(
@@ -208,40 +208,91 @@ def test_other_options_for_another_model_are_accepted(table: Table, images: Path
     assert work.plans[0].options["invert"] == "auto"
 
 
-def test_error_about_a_lost_plan_names_the_batch(table: Table, images: Path):
+def test_lost_plan_of_an_unfinished_batch_is_named(table: Table, images: Path):
     [plan] = table.plan(images).plans
-    table.store.delete(f"{plan.key}/_plan.parquet")
-    with pytest.raises(JobError, match=plan.batch):
+    table.store.delete(plan_key("t", plan.batch))
+    with pytest.raises(JobStopped) as error:
         table.plan(images)
+    assert plan_key("t", plan.batch) in str(error.value)
 
 
-def test_committed_batch_without_a_mark_is_marked(table: Table, images: Path):
-    table.commit(table.plan(images).plans[0], and_mark=False)
-    assert [entry.committed for entry in table.log()] == [False]
-    assert table.plan(images).plans == []
-    assert [entry.committed for entry in table.log()] == [True]
-
-
-def test_committed_batch_without_a_mark_does_not_stop_a_new_batch(table: Table, images: Path):
-    table.commit(table.plan(images).plans[0], and_mark=False)
-    touch(images, "new.png")
+def test_lost_plan_of_a_committed_batch_is_named(table: Table, images: Path):
     [plan] = table.plan(images).plans
-    assert table.planned_in(plan.batch) == [f"file://{images}/new.png"]
+    table.commit(plan)
+    table.store.delete(plan_key("t", plan.batch))
+    with pytest.raises(JobStopped) as error:
+        table.plan(images)
+    assert plan_key("t", plan.batch) in str(error.value)
+
+
+def test_table_without_its_work_folder_is_not_planned_again(table: Table, images: Path):
+    table.commit(table.plan(images).plans[0])
+    for stat in list(table.store.list("work/")):
+        table.store.delete(stat.key)
+    with pytest.raises(JobStopped) as error:
+        table.plan(images)
+    assert "work/t" in str(error.value)
+
+
+def test_batches_are_numbered_in_the_order_of_their_plans(table: Table, images: Path):
+    [first] = table.plan(images / "a.png").plans
+    table.commit(first)
+    (images / "a.png").write_bytes(b"changed")
+    [second] = table.plan(images / "a.png").plans
+    assert (first.number, second.number) == (1, 2)
+
+
+def test_batch_counts_files_that_supersede_others(table: Table, images: Path):
+    table.commit(table.plan(images / "[ab].png").plans[0])
+    for name in "bc":
+        (images / f"{name}.png").write_bytes(b"changed")
+    assert table.plan(images).plans[0].superseded == 1
+
+
+def test_files_of_another_model_are_not_superseded(table: Table, images: Path):
+    table.plan(images, version=2)
+    (images / "b.png").write_bytes(b"changed")
+    assert table.plan(images, version=1).plans[0].superseded == 0
+
+
+def test_images_of_an_unfinished_batch_are_not_done(table: Table, images: Path):
+    table.plan(images)
+    work = table.plan(images)
+    assert (len(work.plans), work.already_done) == (1, 0)
+
+
+def test_planning_needs_neither_ray_nor_prefect(tmp_path: Path, images: Path):
+    program = f"""
+import sys
+sys.modules["ray"] = sys.modules["prefect"] = None  # makes the import fail
+from pathlib import Path
+from infra.storage.object_store import open_store
+from tasks.classification.options import ReadOptions
+from tasks.classification.plan import plan_inputs
+from tests.unit.tasks.classification.image_inputs import model_version
+work = plan_inputs(
+    open_store("file://{tmp_path}/store"), ["{images}"], table="t", model=model_version(1), options=ReadOptions(),
+    scratch=Path("{tmp_path}"),
+)
+print(work.plans[0].planned)
+"""
+    planned = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=120)
+    assert planned.stdout.strip() == "3"
 
 
 # Concurrent planners
 
 
 def plan_in_between(monkeypatch: pytest.MonkeyPatch, other: Callable[[], Any]) -> list[Any]:
-    """Run another planner from start to end just before the next planner appends its batch to the log."""
-    append, results = planning.append_batch, []
+    """Run another planner from start to end just before the next planner takes a number."""
+    take, results = planning.take_number, []
 
-    def append_after_other(*arguments: Any) -> None:
-        monkeypatch.setattr(planning, "append_batch", append)
+    def take_after_other(*arguments: Any) -> None:
+        monkeypatch.setattr(planning, "take_number", take)
         results.append(other())
-        append(*arguments)
+        take(*arguments)
 
-    monkeypatch.setattr(planning, "append_batch", append_after_other)
+    monkeypatch.setattr(planning, "take_number", take_after_other)
     return results
 
 
@@ -249,7 +300,7 @@ def test_concurrent_plans_of_the_same_inputs_are_one_batch(table: Table, images:
     others = plan_in_between(monkeypatch, lambda: table.plan(images))
     late = table.plan(images)
     assert late.plans == others[0].plans
-    assert [entry.batch for entry in table.log()] == [late.plans[0].batch]
+    assert [entry.batch for entry in table.batches()] == [late.plans[0].batch]
 
 
 @pytest.mark.parametrize(
@@ -286,12 +337,52 @@ def test_late_planner_with_other_options_is_refused(table: Table, images: Path, 
 
 def test_planner_gives_up_after_repeated_conflicts(table: Table, images: Path, monkeypatch: pytest.MonkeyPatch):
     def refuse(*arguments: Any) -> None:
-        raise SwapConflict("another process was first")
+        raise NumberTaken("another process was first")
 
-    monkeypatch.setattr(planning, "append_batch", refuse)
+    monkeypatch.setattr(planning, "take_number", refuse)
     monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
-    with pytest.raises(SwapConflict):
+    with pytest.raises(NumberTaken):
         table.plan(images)
+
+
+def test_planner_killed_before_it_has_a_number_leaves_no_batch(
+    table: Table, images: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as patched:
+        patched.setattr(planning, "take_number", _die)
+        with pytest.raises(KeyboardInterrupt):
+            table.plan(images)
+    assert table.batches() == []
+    assert [plan.planned for plan in table.plan(images).plans] == [3]
+
+
+def test_planner_killed_after_it_has_a_number_leaves_a_batch_to_resume(
+    table: Table, images: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as patched:
+        patched.setattr(planning, "compact_index", _die)
+        with pytest.raises(KeyboardInterrupt):
+            table.plan(images)
+    [entry] = table.batches()
+    assert [plan.batch for plan in table.plan(images).plans] == [entry.batch]
+
+
+def _die(*arguments: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_batch_that_the_listing_does_not_show_yet_is_found(table: Table, images: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in "abc":
+        table.commit(table.plan(images / f"{name}.png").plans[0])
+    listed, hidden = table.store.list, {number_key("t", 1), number_key("t", 3)}
+
+    def lagging(prefix: str, *, after: str = "") -> Any:
+        return (stat for stat in listed(prefix, after=after) if stat.key not in hidden)
+
+    monkeypatch.setattr(table.store, "list", lagging)
+    touch(images, "new.png")
+    [plan] = table.plan(images).plans
+    assert table.planned_in(plan.batch) == [f"file://{images}/new.png"]
 
 
 @pytest.mark.parametrize("seed", range(3))

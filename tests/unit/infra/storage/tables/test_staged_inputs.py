@@ -1,4 +1,4 @@
-"""Listed files that no plan holds come out once each and in order, no matter how many there are."""
+"""Listed files that no batch holds come out once each and in order, no matter how many there are."""
 
 from pathlib import Path
 
@@ -7,9 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from infra.storage.staged_inputs import FILE_SCHEMA, StagedInputs
 
-from infra.storage import staged_inputs
+from infra.storage.tables import staged_inputs
+from infra.storage.tables.index import INDEX_SCHEMA
+from infra.storage.tables.staged_inputs import FILE_SCHEMA, PlannedFiles, StagedInputs
 
 File = tuple[str, str, int | None]
 """URI, fingerprint, label."""
@@ -37,11 +38,32 @@ def plans(folder: Path, *plans: list[tuple[str, str, int]]) -> list[Path]:
     return paths
 
 
+def segment(path: Path, *rows: tuple[str, str, str, int, int]) -> Path:
+    """Write a segment of the index."""
+    entries = [dict(zip(INDEX_SCHEMA.names, row, strict=True)) for row in sorted(rows)]
+    pq.write_table(pa.Table.from_pylist(entries, schema=INDEX_SCHEMA), path)
+    return path
+
+
+def staged(folder: Path, *batches: list[File]) -> StagedInputs:
+    inputs = StagedInputs(folder)
+    inputs.stage(map(files, batches))
+    return inputs
+
+
+def committed(*paths: Path) -> PlannedFiles:
+    """Return the files that the plans of committed batches hold."""
+    return PlannedFiles("1", committed_plans=paths)
+
+
 def new_files(folder: Path, *batches: list[File], done: list[Path] | None = None) -> list[File]:
-    staged = StagedInputs(folder)
-    staged.stage(map(files, batches))
-    found = [row for batch in staged.new_files(done or []) for row in batch.to_pylist()]
+    compared = staged(folder, *batches).compare(committed(*(done or [])))
+    found = [row for batch in compared.new_files() for row in batch.to_pylist()]
     return [(row["uri"], row["fingerprint"], row["label"]) for row in found]
+
+
+def images_done(folder: Path, listed: list[File], *plans: Path) -> int:
+    return staged(folder, listed).compare(committed(*plans)).images_done
 
 
 def test_files_come_in_the_order_of_their_uris(tmp_path: Path):
@@ -51,10 +73,8 @@ def test_files_come_in_the_order_of_their_uris(tmp_path: Path):
 
 
 def test_files_come_back_as_they_were_listed(tmp_path: Path):
-    staged = StagedInputs(tmp_path)
-    batch = files([("file:///a", "1", 3), ("file:///b", "2", None)])
-    staged.stage([batch])
-    assert list(staged.new_files([])) == [batch]
+    listed: list[File] = [("file:///a", "1", 3), ("file:///b", "2", None)]
+    assert list(staged(tmp_path, listed).compare(PlannedFiles("1")).new_files()) == [files(listed)]
 
 
 def test_file_listed_twice_comes_once(tmp_path: Path):
@@ -97,26 +117,23 @@ def test_files_of_different_plans_do_not_come(tmp_path: Path):
 
 
 def test_no_new_files_give_no_batch(tmp_path: Path):
-    staged = StagedInputs(tmp_path)
-    staged.stage([files([("file:///a", "1", None)])])
-    assert list(staged.new_files(plans(tmp_path, [("file:///a", "1", 1)]))) == []
+    done = plans(tmp_path, [("file:///a", "1", 1)])
+    assert list(staged(tmp_path, [("file:///a", "1", None)]).compare(committed(*done)).new_files()) == []
 
 
 def test_files_can_be_compared_again_with_other_plans(tmp_path: Path):
-    staged = StagedInputs(tmp_path)
-    staged.stage([files([("file:///a", "1", None), ("file:///b", "1", None)])])
+    inputs = staged(tmp_path, [("file:///a", "1", None), ("file:///b", "1", None)])
     for done, expected in (([], 2), (plans(tmp_path, [("file:///a", "1", 1)]), 1)):
-        assert sum(map(len, staged.new_files(done))) == expected
+        assert sum(map(len, inputs.compare(committed(*done)).new_files())) == expected
 
 
 def test_only_the_listed_files_stay_on_disk(tmp_path: Path):
-    new_files(tmp_path, [("file:///a", "1", None)])
-    assert [path.name for path in tmp_path.iterdir()] == ["listed.parquet"]
+    (tmp_path / "scratch").mkdir()
+    new_files(tmp_path / "scratch", [("file:///a", "1", None)], done=plans(tmp_path, [("file:///a", "1", 1)]))
+    assert [path.name for path in (tmp_path / "scratch").iterdir()] == ["listed.parquet"]
 
 
 def test_planned_images_of_listed_files_are_counted(tmp_path: Path):
-    staged = StagedInputs(tmp_path)
-    staged.stage([files([("file:///a.tar", "1", None), ("file:///b", "1", None), ("file:///c", "1", None)])])
     pieces = [
         ("file:///a.tar", "1", 10),
         ("file:///a.tar", "1", 5),  # another piece of it
@@ -124,19 +141,75 @@ def test_planned_images_of_listed_files_are_counted(tmp_path: Path):
         ("file:///c", "another version", 1),
         ("file:///not-listed", "1", 1),
     ]
-    assert staged.images_done(plans(tmp_path, pieces)) == 16
+    listed: list[File] = [("file:///a.tar", "1", None), ("file:///b", "1", None), ("file:///c", "1", None)]
+    assert images_done(tmp_path, listed, *plans(tmp_path, pieces)) == 16
 
 
 def test_images_of_a_file_listed_twice_are_counted_once(tmp_path: Path):
-    staged = StagedInputs(tmp_path)
-    staged.stage([files([("file:///a", "1", None), ("file:///a", "1", 4)])])
-    assert staged.images_done(plans(tmp_path, [("file:///a", "1", 1)])) == 1
+    listed: list[File] = [("file:///a", "1", None), ("file:///a", "1", 4)]
+    assert images_done(tmp_path, listed, *plans(tmp_path, [("file:///a", "1", 1)])) == 1
 
 
 def test_no_images_are_counted_if_plans_hold_none(tmp_path: Path):
-    staged = StagedInputs(tmp_path)
-    staged.stage([files([("file:///a", "1", None)])])
-    assert staged.images_done([]) == staged.images_done(plans(tmp_path, [("file:///b", "1", 1)])) == 0
+    listed: list[File] = [("file:///a", "1", None)]
+    assert images_done(tmp_path, listed) == 0
+    assert images_done(tmp_path, listed, *plans(tmp_path, [("file:///b", "1", 1)])) == 0
+
+
+def test_images_of_batches_in_progress_are_planned_but_not_done(tmp_path: Path):
+    [plan] = plans(tmp_path, [("file:///a", "1", 5)])
+    compared = staged(tmp_path, [("file:///a", "1", None)]).compare(PlannedFiles("1", unfinished_plans=[plan]))
+    assert (list(compared.new_files()), compared.images_done) == ([], 0)
+
+
+# Segments of the index
+
+
+def test_files_of_segments_and_plans_do_not_come(tmp_path: Path):
+    [plan] = plans(tmp_path, [("file:///b", "1", 1)])
+    segments = [segment(tmp_path / f"{name}.parquet", ("1", f"file:///{name}", "1", 1, 2)) for name in "ac"]
+    inputs = staged(tmp_path, [(f"file:///{name}", "1", None) for name in "abcd"])
+    compared = inputs.compare(PlannedFiles("1", segments=segments, committed_plans=[plan]))
+    assert [row["uri"] for batch in compared.new_files() for row in batch.to_pylist()] == ["file:///d"]
+    assert compared.images_done == 5
+
+
+def test_segment_holds_files_of_one_model_version_only(tmp_path: Path):
+    rows = segment(tmp_path / "segment.parquet", ("1", "file:///a", "1", 1, 1), ("10", "file:///b", "1", 2, 1))
+    inputs = staged(tmp_path, [("file:///a", "1", None), ("file:///b", "1", None)])
+    found = {
+        version: [
+            row["uri"]
+            for batch in inputs.compare(PlannedFiles(version, segments=[rows])).new_files()
+            for row in batch.to_pylist()
+        ]
+        for version in ("1", "10", "2")
+    }
+    assert found == {"1": ["file:///b"], "10": ["file:///a"], "2": ["file:///a", "file:///b"]}
+
+
+def test_unfinished_batches_of_a_segment_are_planned_but_not_done(tmp_path: Path):
+    rows = segment(tmp_path / "segment.parquet", ("1", "file:///a", "1", 7, 3), ("1", "file:///b", "1", 8, 4))
+    inputs = staged(tmp_path, [("file:///a", "1", None), ("file:///b", "1", None)])
+    compared = inputs.compare(PlannedFiles("1", segments=[rows], unfinished=[8, 9]))
+    assert (list(compared.new_files()), compared.images_done) == ([], 3)
+
+
+# Superseded files
+
+
+def test_new_version_of_a_file_is_superseding(tmp_path: Path):
+    done = plans(tmp_path, [("file:///a.tar", "1", 3), ("file:///a.tar", "1", 3), ("file:///b", "1", 1)])
+    listed: list[File] = [("file:///a.tar", "2", None), ("file:///b", "1", None), ("file:///c", "1", None)]
+    assert staged(tmp_path, listed).compare(committed(*done)).superseded == 1
+
+
+def test_file_whose_version_is_planned_is_not_superseding(tmp_path: Path):
+    done = plans(tmp_path, [("file:///a", "1", 1)], [("file:///a", "2", 1)])
+    assert staged(tmp_path, [("file:///a", "1", None)]).compare(committed(*done)).superseded == 0
+
+
+# Names and sizes
 
 
 ODD_NAMES = ["two words", "it's", '"', "50%20", "größe", "a*b", "[1]", "a?b", "{a,b}", "$HOME", ";", "a=b"]
@@ -189,13 +262,12 @@ def test_comparing_in_ranges_gives_the_same_files(
     planned = plans(folder / "done", [(uri, fingerprint, 1) for uri, fingerprint, _ in done])
     batches = [listed[first : first + 3] for first in range(0, len(listed), 3)]
     expected = new_files(folder, *batches, done=planned)
-    staged = StagedInputs(folder)
-    staged.stage(map(files, batches))
-    images_done = staged.images_done(planned)
+    inputs = staged(folder, *batches)
+    done_images = inputs.compare(committed(*planned)).images_done
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(staged_inputs, "RANGE_FILES", range_files)
         found = new_files(folder, *batches, done=planned)
-        assert staged.images_done(planned) == images_done
+        assert inputs.compare(committed(*planned)).images_done == done_images
     # If a file is listed in two versions, either may come.
     assert [uri for uri, _, _ in found] == [uri for uri, _, _ in expected]
     assert {(uri, fingerprint) for uri, fingerprint, _ in found} <= {(u, f) for u, f, _ in listed} - {
@@ -221,7 +293,7 @@ def test_more_files_than_a_row_group_holds_come_in_order(tmp_path: Path):
     uris = pa.array([f"file:///{(number * 7919) % count:09d}" for number in range(count)])
     ones = pa.repeat(pa.scalar("1"), count)
     columns = [uris, ones, pa.repeat(pa.scalar("image"), count), pa.repeat(pa.scalar(1, pa.int64()), count)]
-    staged = StagedInputs(tmp_path)
-    staged.stage([pa.record_batch([*columns, pa.nulls(count, pa.int8())], schema=FILE_SCHEMA)])
-    found = [uri for batch in staged.new_files([]) for uri in batch.column("uri").to_pylist()]
+    inputs = StagedInputs(tmp_path)
+    inputs.stage([pa.record_batch([*columns, pa.nulls(count, pa.int16())], schema=FILE_SCHEMA)])
+    found = [uri for batch in inputs.compare(PlannedFiles("1")).new_files() for uri in batch.column("uri").to_pylist()]
     assert found == [f"file:///{number:09d}" for number in range(count)]

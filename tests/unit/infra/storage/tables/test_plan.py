@@ -10,11 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from infra.storage.batch_plan import (
+from pyarrow import fs
+
+from infra.errors import JobStopped
+from infra.storage.keys import plan_key
+from infra.storage.object_store import ObjectStore, open_store
+from infra.storage.tables.plan import (
     LARGEST_SHARD,
     PIECE_SCHEMA,
     SHARDS,
     SMALLEST_SHARD,
+    BatchPlan,
     ShardInputs,
     cut_into_shards,
     find_plan,
@@ -23,10 +29,6 @@ from infra.storage.batch_plan import (
     work_of,
     write_plan,
 )
-from infra.storage.prediction_table import BatchPlan
-from pyarrow import fs
-
-from infra.storage.object_store import ObjectStore, open_store
 from tests.unit.tasks.classification.image_inputs import loose
 
 Piece = tuple[str, int, int]
@@ -179,8 +181,14 @@ def test_large_image_is_more_work_than_a_small_one():
 
 
 def write(store: ObjectStore, scratch: Path, shards: list[pa.RecordBatch], **changed: Any) -> BatchPlan:
-    arguments: dict[str, Any] = {"table": "t", "model_version": "1", "options": {"invert": "never"}} | changed
-    return write_plan(store, **arguments, inputs=shards, scratch=scratch)
+    arguments: dict[str, Any] = {
+        "table": "t",
+        "number": 1,
+        "model_version": "1",
+        "options": {"invert": "never"},
+        "superseded": 0,
+    }
+    return write_plan(store, **(arguments | changed), inputs=shards, scratch=scratch)
 
 
 @settings(deadline=None, print_blob=True, max_examples=20)
@@ -192,16 +200,16 @@ def test_batch_id_does_not_depend_on_how_the_inputs_arrive(
     store = open_store(f"file://{folder}/store")
     [whole] = cut_into_shards([pieces(some)], 1000)
     plan = write(store, folder, [whole])
-    written = store.read(f"{plan.key}/_plan.parquet")
+    written = store.read(plan_key("t", plan.batch))
     assert write(store, folder, apart(whole, cuts)) == plan
-    assert store.read(f"{plan.key}/_plan.parquet") == written
+    assert store.read(plan_key("t", plan.batch)) == written
 
 
 def test_batch_id_does_not_depend_on_the_chunk_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     store = open_store(f"file://{tmp_path}/store")
     shards = list(cut_into_shards([loose(1000)], 1000))
     expected = write(store, tmp_path, shards).batch
-    monkeypatch.setattr("infra.storage.batch_plan.CHUNK_ROWS", 7)
+    monkeypatch.setattr("infra.storage.tables.plan.CHUNK_ROWS", 7)
     assert write(store, tmp_path, shards).batch == expected
 
 
@@ -215,8 +223,8 @@ def test_batch_id_depends_on_every_column_of_the_inputs(tmp_path: Path, column: 
     assert write(store, tmp_path, [other]).batch != write(store, tmp_path, [shards]).batch
 
 
-@pytest.mark.parametrize("changed", [{"model_version": "2"}, {"options": {"invert": "auto"}}])
-def test_batch_id_depends_on_model_and_options(tmp_path: Path, changed: dict[str, Any]):
+@pytest.mark.parametrize("changed", [{"number": 2}, {"model_version": "2"}, {"options": {"invert": "auto"}}])
+def test_batch_id_depends_on_number_model_and_options(tmp_path: Path, changed: dict[str, Any]):
     store = open_store(f"file://{tmp_path}/store")
     shards = list(cut_into_shards([loose(3)], 1e9))
     assert write(store, tmp_path, shards, **changed).batch != write(store, tmp_path, shards).batch
@@ -225,14 +233,14 @@ def test_batch_id_depends_on_model_and_options(tmp_path: Path, changed: dict[str
 def test_unknown_label_differs_from_label_0(tmp_path: Path):
     store = open_store(f"file://{tmp_path}/store")
     [shards] = cut_into_shards([loose(1)], 1e9)
-    labelled = shards.set_column(8, shards.schema.field("label"), pa.array([0], pa.int8()))
+    labelled = shards.set_column(8, shards.schema.field("label"), pa.array([0], pa.int16()))
     assert write(store, tmp_path, [labelled]).batch != write(store, tmp_path, [shards]).batch
 
 
 def test_plan_is_read_back_as_it_was_written(tmp_path: Path):
     store = open_store(f"file://{tmp_path}/store")
     plan = write(store, tmp_path, list(cut_into_shards([loose(3)], 1e9)))
-    assert (plan.shards, plan.planned) == (1, 3)
+    assert (plan.number, plan.shards, plan.planned) == (1, 1, 3)
     assert find_plan(store, "t", plan.batch) == plan
 
 
@@ -243,21 +251,29 @@ def test_plans_of_a_remote_store_are_copied_once_and_in_order(tmp_path: Path, mo
     monkeypatch.setattr(store, "arrow", lambda key: (elsewhere, key))
     (tmp_path / "copies").mkdir()
     files = plan_files(store, "t", batches, tmp_path / "copies")
-    assert [path.read_bytes() for path in files] == [
-        store.read(f"predictions/t/batch={batch}/_plan.parquet") for batch in batches
-    ]
+    assert [path.read_bytes() for path in files] == [store.read(plan_key("t", batch)) for batch in batches]
     files[0].write_bytes(b"not copied again")
     assert plan_files(store, "t", batches, tmp_path / "copies") == files
     assert files[0].read_bytes() == b"not copied again"
 
 
-def test_lost_plan_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("remote", [False, True], ids=["local", "remote"])
+def test_lost_plan_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remote: bool):
     store = open_store(f"file://{tmp_path}/store")
     batch = write(store, tmp_path, list(cut_into_shards([loose(3)], 1e9))).batch
-    elsewhere = fs.SubTreeFileSystem(f"{tmp_path}/store", fs.LocalFileSystem())
-    monkeypatch.setattr(store, "arrow", lambda key: (elsewhere, key))
-    with pytest.raises(FileNotFoundError, match="0" * 16):
+    if remote:
+        elsewhere = fs.SubTreeFileSystem(f"{tmp_path}/store", fs.LocalFileSystem())
+        monkeypatch.setattr(store, "arrow", lambda key: (elsewhere, key))
+    with pytest.raises(JobStopped) as error:
         plan_files(store, "t", [batch, "0" * 16], tmp_path)
+    assert store.uri(plan_key("t", "0" * 16)) in str(error.value)
+
+
+def test_batch_id_sorts_by_number(tmp_path: Path):
+    store = open_store(f"file://{tmp_path}/store")
+    shards = list(cut_into_shards([loose(3)], 1e9))
+    batches = [write(store, tmp_path, shards, number=number).batch for number in (9, 10, 99, 100, 12_345_678)]
+    assert sorted(batches) == batches
 
 
 def test_missing_plan_is_none(tmp_path: Path):
@@ -273,9 +289,9 @@ def test_shard_reads_its_inputs_across_row_groups(
     store = open_store(f"file://{folder}/store")
     shards = cut([pieces(some)], work)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("infra.storage.batch_plan.CHUNK_ROWS", chunk_rows)
+        patched.setattr("infra.storage.tables.plan.CHUNK_ROWS", chunk_rows)
         plan = write(store, folder, shards.to_batches())
-    filesystem, path = store.arrow(f"{plan.key}/_plan.parquet")
+    filesystem, path = store.arrow(plan_key("t", plan.batch))
     assert pq.read_metadata(path, filesystem=filesystem).num_row_groups == -(-len(some) // chunk_rows)
     inputs = ShardInputs(store, plan)
     rows = shards.to_pylist()
