@@ -16,6 +16,7 @@ from flows.cli.printing import Json, print_json
 from flows.cli.refusal import refusal
 from flows.cli.serve import serve
 from flows.cli.store import store
+from flows.cli.table_maintenance import compact_table, delete_images
 from flows.cli.timeline import Timeline
 from flows.parameters import INPUTS_HELP, ClassifyParameters, TrainParameters
 from fmnist_model.errors import InvalidInput
@@ -106,6 +107,8 @@ def classify(
         results.print_classification(summary, settings)
 
 
+predictions.command(compact_table, name="compact")
+predictions.command(delete_images, name="delete")
 app.command(describe)
 app.command(models)
 app.command(predictions)

@@ -52,17 +52,17 @@ def prune(
     dry_run: bool = False,
     as_json: Json = False,
 ) -> None:
-    """Remove obsolete checkpoints, and what dead writers left behind.
+    """Remove obsolete checkpoints, and what dead writers and committed batches left behind.
 
-    Each run keeps its best checkpoints by loss, its last one, and those of model versions. Prediction tables and
-    datasets are not touched.
+    Each run keeps its best checkpoints by loss, its last one, and those of model versions. Prediction tables keep all
+    rows, and lose files that only versions of the table older than N hours hold. Datasets are not touched.
 
     Parameters
     ----------
     keep_best
         Number of best checkpoints to keep for each run, in addition to the last one.
     older_than_hours
-        Skip runs and unfinished uploads modified within the last N hours.
+        Skip runs, unfinished uploads and files of tables modified or in use within the last N hours.
     dry_run
         Show what would be removed, without changing anything.
     """

@@ -165,6 +165,15 @@ def part_name(batch: str, shard: int, attempt: str) -> str:
     return f"_parts/batch={batch}/{shard:05d}-{attempt}.parquet"
 
 
+def batch_of_part(name: str) -> str | None:
+    """Return the batch of a part by its key relative to the folder of its Delta table, or None for other names.
+
+    Parts that were written before Delta Lake are at `batch=<id>/part-00017.parquet`.
+    """
+    match = re.fullmatch(r"(?:_parts/batch=([^/]+)/[^/]+|batch=([^/]+)/part-\d+)\.parquet", name)
+    return (match[1] or match[2]) if match else None
+
+
 def parts_folder(folder: str, batch: str) -> str:
     """Return the folder of a batch's parts in the Delta table under `folder`."""
     return f"{folder}/_parts/batch={batch}"

@@ -1,8 +1,8 @@
-"""Retention: remove checkpoints that no one needs and the leftovers of dead writers.
+"""Retention: remove checkpoints that no one needs, and the leftovers of dead writers and of committed batches.
 
 The record of a checkpoint is removed first. If the removal is interrupted, the remaining files count as a checkpoint
-that never completed, and the next removal takes them. Prediction tables, datasets, versions, aliases and reports are
-never touched.
+that never completed, and the next removal takes them. Rows of prediction tables, datasets, versions, aliases and
+reports are never touched. `infra.storage.tables.leftovers` says why removing files of committed batches is safe.
 """
 
 import math
@@ -21,14 +21,19 @@ from infra.storage.keys import (
     FOLDERS,
     MODELS,
     SCRATCH,
+    books_folder,
     checkpoint_folder,
     checkpoint_record_key,
     checkpoints_folder,
     epoch_of,
     run_folder,
+    table_folder,
 )
 from infra.storage.model_registry import ALIASES, ModelNotFound, ModelRegistry
 from infra.storage.object_store import ObjectStat, ObjectStore
+from infra.storage.tables.books import list_tables
+from infra.storage.tables.leftovers import table_leftovers
+from infra.storage.tables.rewrite import remove_replaced_books
 
 METRICS = ("validation_loss", "loss")
 """Metrics that rank the checkpoints of a run. The first one recorded counts, and lower is better. A checkpoint that
@@ -43,7 +48,17 @@ class RetentionUnsafe(JobError):
 class Removal:
     """Something that was removed, or would be in a dry run."""
 
-    kind: Literal["checkpoint", "incomplete checkpoint", "unfinished write", "scratch"]
+    kind: Literal[
+        "checkpoint",
+        "incomplete checkpoint",
+        "unfinished write",
+        "scratch",
+        "parts",
+        "records",
+        "plan",
+        "books",
+        "index",
+    ]
     uri: str
     objects: int
     size: int
@@ -74,9 +89,11 @@ def prune(
     older_than: timedelta = timedelta(hours=24),
     dry_run: bool = False,
 ) -> Pruned:
-    """Remove unneeded checkpoints and the leftovers of dead writers.
+    """Remove unneeded checkpoints, and the leftovers of dead writers and of committed batches.
 
-    Of each run, the best checkpoints, the last one and those of model versions stay.
+    Of each run, the best checkpoints, the last one and those of model versions stay. Of prediction tables, all rows
+    stay. Of committed batches, it removes parts that were replaced or lost, and shard records. Of other batches, it
+    removes only plans that have lost their number to another planner.
 
     Pruning is safe while others train, register and promote. Before each removal it checks the run and the versions
     again. After removing a record and before removing its files, it checks the versions once more, and puts the record
@@ -93,7 +110,8 @@ def prune(
         store: store to prune.
         keep_best: number of checkpoints of each run to keep by `METRICS`, in addition to the last one and those of
             versions.
-        older_than: minimum age. Runs and unfinished writes modified more recently are skipped.
+        older_than: minimum age. Runs and unfinished writes modified more recently are skipped. Versions of tables
+            that were current since then stay readable.
         dry_run: remove nothing, and only return what would be removed.
 
     Raises:
@@ -105,6 +123,8 @@ def prune(
     references = _References(store)
     for run_id in list_runs(store):
         _prune_run(_Run(store, run_id, before), references, pruned, keep_best=keep_best, dry_run=dry_run)
+    for table in list_tables(store):
+        pruned.removed += _prune_table(store, table, before, dry_run=dry_run)
     pruned.removed += _remove_scratch(store, before, dry_run=dry_run)
     pruned.removed += _remove_unfinished(store, before, dry_run=dry_run)
     return pruned
@@ -268,6 +288,22 @@ def _remove_leftovers(run: _Run, epoch: int, references: _References) -> bool:
     # If a writer has just completed the checkpoint, one of its files is gone, so it must not count as complete.
     run.store.delete(run.record_key(epoch))
     return True
+
+
+def _prune_table(store: ObjectStore, table: str, before: datetime, *, dry_run: bool) -> Iterator[Removal]:
+    try:
+        table_folder(table)
+    except RequestError:  # not a folder of ours
+        return
+    for left in table_leftovers(store, table, before, dry_run=dry_run):
+        if not dry_run:
+            for stat in left.objects:
+                store.delete(stat.key)
+        size = sum(stat.size for stat in left.objects)
+        yield Removal(left.kind, store.uri(left.folder), len(left.objects), size, left.reason)
+    hours = max(0.0, (datetime.now(UTC) - before) / timedelta(hours=1))
+    if replaced := remove_replaced_books(store, table, hours=hours, dry_run=dry_run):
+        yield Removal("books", store.uri(books_folder(table)), len(replaced), 0, "replaced by one file")
 
 
 def _remove_scratch(store: ObjectStore, before: datetime, *, dry_run: bool) -> Iterator[Removal]:

@@ -53,9 +53,11 @@ BOOKS_SCHEMA = pa.schema(
         pa.field("code_version", pa.string(), nullable=False),
         pa.field("created_at", pa.timestamp("us", "UTC"), nullable=False),
         pa.field("created_by", pa.string(), nullable=False),
+        pa.field("compacted_into", pa.string()),
     ]
 )
-"""One batch per row. `options` is JSON. `superseded` counts files of which an earlier batch holds another version."""
+"""One batch per row. `options` is JSON. `superseded` counts files of which an earlier batch holds another version.
+`compacted_into` is the batch in whose partition the rows are, or null if they are in their own."""
 
 _SUMMARY = ("class_counts", "confidence_sums", "confidence_histogram")
 _CONVERTED = frozenset((*_SUMMARY, "confusion", "options", "reasons", "code_version", "created_at", "created_by"))
@@ -90,6 +92,8 @@ class BatchBooks(BaseModel):
     seconds: float
     """Time from the start of the first shard to the end of the last, in the run that finished the batch."""
     provenance: Provenance
+    compacted_into: str | None = None
+    """The batch in whose partition a compaction has put the rows. None: they are in their own."""
 
     @property
     def images_per_second(self) -> float:

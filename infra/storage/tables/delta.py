@@ -6,6 +6,7 @@ succeed. A later one is seen by looking for the transaction on the same snapshot
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +18,23 @@ PARTITION = "batch"
 """The partition column of predictions and quarantine."""
 MAINTENANCE = "maintenance"
 """Application transaction of all commits that remove something."""
+
+
+@dataclass(frozen=True)
+class TablePart:
+    """A part in a snapshot of a Delta table."""
+
+    name: str
+    """Key relative to the folder of the table."""
+    batch: str
+    """Id of the batch in whose partition it is. Empty in a table without partitions."""
+    size: int
+    """Bytes."""
+    rows: int
+    first_image: str | None
+    """A lower bound of the images' URIs. None if the log has none."""
+    last_image: str | None
+    """An upper bound of the images' URIs. None if the log has none."""
 
 
 class DeltaSnapshot:
@@ -48,34 +66,45 @@ class DeltaSnapshot:
         return self._commit(actions, [Transaction(app_id=batch, version=1) for batch in batches])
 
     def replace(self, batch: str, removed: Sequence[str], added: Sequence[PartFile], *, data_change: bool) -> bool:
+        """Replace parts by new ones of one batch, see `replace_all`."""
+        return self.replace_all(removed, {batch: added}, data_change=data_change)
+
+    def replace_all(
+        self, removed: Sequence[str], added: Mapping[str, Sequence[PartFile]], *, data_change: bool
+    ) -> bool:
         """Replace parts, unless another process has replaced parts of this table since the snapshot.
 
         delta-rs doesn't check removals for conflicts. So all of them share one application transaction, whose number
         grows with each. Commits of new batches are not disturbed.
 
         Args:
-            batch: id of the batch that gets the added parts.
             removed: names of parts that leave the table. Their files stay.
-            added: new parts.
+            added: new parts, by the id of the batch that gets them. Parts that were written for an older snapshot
+                don't count: `fmnist store prune` may have removed them.
             data_change: False if the rows stay the same and only their files change.
 
         Returns:
-            Whether this call replaced the parts.
+            Whether this call replaced the parts. If not, start again from a new snapshot. It may show that they have
+            been replaced after all, because the answer to a commit can get lost.
         """
         from deltalake.transaction import RemoveAction
 
-        known, now = self._parts(), int(time.time() * 1000)
+        known, now = {part.name: part for part in self.parts()}, int(time.time() * 1000)
         removals = [
             RemoveAction(
                 path=name,
                 data_change=data_change,
                 deletion_timestamp=now,
-                size=known[name][1],
-                partition_values={PARTITION: known[name][0]},
+                size=known[name].size,
+                partition_values={PARTITION: known[name].batch} if self._partitions else None,
             )
             for name in removed
         ]
-        additions = [add_action(batch, part, data_change=data_change) for part in added]
+        additions = [
+            add_action(batch if self._partitions else None, part, data_change=data_change)
+            for batch, parts in added.items()
+            for part in parts
+        ]
         return self._commit([*removals, *additions], [self.next_maintenance()])
 
     def next_maintenance(self) -> Any:
@@ -84,11 +113,23 @@ class DeltaSnapshot:
 
         return Transaction(app_id=MAINTENANCE, version=(self.table.transaction_version(MAINTENANCE) or 0) + 1)
 
+    def parts(self) -> "list[TablePart]":
+        """Return the parts, in the order of their names."""
+        actions = pa.table(self.table.get_add_actions(flatten=True))
+        columns = [
+            actions.column(name).to_pylist() if name in actions.column_names else [None] * len(actions)
+            for name in ("path", f"partition.{PARTITION}", "size_bytes", "num_records", "min.image", "max.image")
+        ]
+        return sorted(
+            (TablePart(name, batch or "", *numbers) for name, batch, *numbers in zip(*columns, strict=True)),
+            key=lambda part: part.name,
+        )
+
     def part_names(self) -> dict[str, list[str]]:
         """Return the names of the parts, by batch."""
         found: dict[str, list[str]] = {}
-        for name, (batch, _) in self._parts().items():
-            found.setdefault(batch, []).append(name)
+        for part in self.parts():
+            found.setdefault(part.batch, []).append(part.name)
         return found
 
     def dataset(self, batches: Sequence[str] | None = None) -> Any:
@@ -96,13 +137,10 @@ class DeltaSnapshot:
         partitions = None if batches is None else [(PARTITION, "in", list(batches))]
         return self.table.to_pyarrow_dataset(partitions=partitions)
 
-    def _parts(self) -> dict[str, tuple[str, int]]:
-        """Return batch and size in bytes of each part by its name."""
-        actions = pa.table(self.table.get_add_actions(flatten=True))
-        columns = actions.select(["path", f"partition.{PARTITION}", "size_bytes"]).columns
-        return {
-            name: (batch, size) for name, batch, size in zip(*(column.to_pylist() for column in columns), strict=True)
-        }
+    @property
+    def _partitions(self) -> list[str]:
+        """The partition columns. `batches/<table>` has none."""
+        return list(self.table.metadata().partition_columns)
 
     def _commit(self, actions: list[Any], transactions: list[Any]) -> bool:
         from deltalake import CommitProperties
@@ -115,7 +153,7 @@ class DeltaSnapshot:
                     actions=actions,
                     mode="append",
                     schema=self.table.schema(),
-                    partition_by=[PARTITION],
+                    partition_by=self._partitions,
                     commit_properties=CommitProperties(app_transactions=transactions),
                 )
         except (CommitFailedError, StoreUnavailable):
@@ -203,14 +241,14 @@ def delta_schema(schema: pa.Schema) -> Any:
     return Schema.from_arrow(pa.schema([*fields, partition]))
 
 
-def add_action(batch: str, part: PartFile, *, data_change: bool = True) -> Any:
-    """Describe a part for the Delta log."""
+def add_action(batch: str | None, part: PartFile, *, data_change: bool = True) -> Any:
+    """Describe a part for the Delta log. `batch` is None in a table without partitions."""
     from deltalake.transaction import AddAction
 
     return AddAction(
         path=part.name,
         size=part.size,
-        partition_values={PARTITION: batch},
+        partition_values={} if batch is None else {PARTITION: batch},
         modification_time=int(time.time() * 1000),
         data_change=data_change,
         stats=part.statistics,
