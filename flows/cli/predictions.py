@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.cli.printing import Json, new_table, print_json, print_rows, print_table, time_of
-from infra.errors import RequestError
+from infra.errors import JobStopped, RequestError
 from infra.settings import load_settings
 from infra.storage.object_store import ObjectStore, open_store
 
@@ -63,7 +63,8 @@ def show_predictions(
     if sql:
         _print_sql(store, table, _committed(store, table), as_json=as_json)
         return
-    batches, unfinished = read_books(store, table), unfinished_batches(store, table)
+    batches = read_books(store, table)
+    unfinished = _unfinished(store, table, batches)
     if not batches and not unfinished:
         raise _no_batches(store, table)
     counts = count_newest(store, table, batches)
@@ -77,13 +78,13 @@ def show_predictions(
         record = {
             "table": table,
             "batches": [_record(books) for books in batches],
-            "unfinished": [entry.model_dump(mode="json") for entry in unfinished],
+            "unfinished": None if unfinished is None else [entry.model_dump(mode="json") for entry in unfinished],
             "models": models,
             "class_mix_shift": asdict(shift) | {"verdict": shift.verdict} if shift else None,
         }
         print_json(record)
         return
-    _print_batches(batches, unfinished)
+    _print_batches(batches, unfinished or [])
     if batches:
         _print_models(models, batches[-1].model_version, shift)
 
@@ -121,6 +122,16 @@ def export(
     else:
         noun = "prediction" if rows == 1 else "predictions"
         Console().print(f"{rows:,} {noun} written to {to}.", highlight=False, soft_wrap=True, markup=False)
+
+
+def _unfinished(store: ObjectStore, table: str, batches: "Sequence[BatchBooks]") -> "list[NumberedBatch] | None":
+    """Return the unfinished batches, or None if the table has been copied without its plans."""
+    try:
+        return unfinished_batches(store, table)
+    except JobStopped:
+        if not batches:
+            raise
+        return None
 
 
 def unfinished_batches(store: ObjectStore, table: str) -> "list[NumberedBatch]":

@@ -61,7 +61,8 @@ def class_mix_shift(batches: Sequence[BatchBooks]) -> ClassMixShift | None:
     """
     if not batches:
         return None
-    newest = [books for books in batches if books.model_version == batches[-1].model_version and books.predicted]
+    version = batches[-1].model_version
+    newest = [books for books in batches if books.model_version == version and any(books.summary.class_counts)]
     before = previous_batch(batches, newest[-1]) if newest else None
     if before is None:
         return None
@@ -74,7 +75,9 @@ def previous_batch(batches: Sequence[BatchBooks], batch: BatchBooks) -> BatchBoo
     earlier = [
         books
         for books in batches
-        if books.number < batch.number and books.model_version == batch.model_version and books.predicted
+        if books.number < batch.number
+        and books.model_version == batch.model_version
+        and any(books.summary.class_counts)  # migrated batches may not have them
     ]
     return max(earlier, key=lambda books: books.number, default=None)
 
