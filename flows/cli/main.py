@@ -10,8 +10,9 @@ import cyclopts
 from cyclopts import Parameter
 from rich.console import Console
 
-from flows.cli.catalog import dataset, models, predictions
+from flows.cli.catalog import dataset, models
 from flows.cli.describe import describe
+from flows.cli.predictions import predictions
 from flows.cli.printing import Json, print_json
 from flows.cli.refusal import refusal
 from flows.cli.serve import serve

@@ -2,14 +2,18 @@
 
 import json
 import sys
+from datetime import datetime
 from typing import Annotated, Any
 
 from cyclopts import Parameter
+from rich import box
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
 Json = Annotated[bool, Parameter(name="--json", help="Print one JSON object as the last line of standard output.")]
+
+_NUMERIC = frozenset({"version", "test accuracy", "planned", "predicted", "quarantined", "images", "share"})
 
 
 def print_json(value: dict[str, Any] | list[Any]) -> None:
@@ -22,3 +26,24 @@ def print_table(table: Table) -> None:
     console = Console()
     needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
     Console(width=max(console.width, needed)).print(table)
+
+
+def new_table(*columns: str) -> Table:
+    """Make a table whose columns have these headings."""
+    table = Table(box=box.SIMPLE)
+    for column in columns:
+        table.add_column(column, justify="right" if column in _NUMERIC else "left", no_wrap=True)
+    return table
+
+
+def print_rows(table: Table, if_empty: str) -> None:
+    """Print a table, or a sentence if it has no rows."""
+    if table.row_count:
+        print_table(table)
+    else:
+        Console().print(if_empty, highlight=False, soft_wrap=True)
+
+
+def time_of(moment: datetime) -> str:
+    """Format a time in the local time zone, to the minute."""
+    return f"{moment.astimezone():%Y-%m-%d %H:%M}"

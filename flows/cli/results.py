@@ -8,6 +8,8 @@ from fmnist_model.evaluation.results import TestResult
 from infra.settings import Settings
 from infra.storage.keys import checkpoint_folder, quarantine_folder, run_report_key, table_folder
 from infra.storage.object_store import open_store
+from infra.storage.tables.delta_scan import create_secret, delta_scan
+from infra.storage.tables.newest import sql_text
 from tasks.summaries import ClassificationSummary, MainJobSummary, TrainingSummary
 
 _STAGES = {
@@ -138,12 +140,17 @@ def print_main_job(summary: MainJobSummary, settings: Settings, timeline: dict[s
 
 
 def duckdb_query(summary: ClassificationSummary, settings: Settings) -> str:
-    """Build a query that reads the rows of this run."""
-    table = open_store(settings.store).uri(table_folder(summary.table))
-    batches = ", ".join(f"'{books.batch}'" for books in summary.batches)
-    lines = ["SELECT predicted_label, count(*) AS images, avg(confidence) AS confidence"]
+    """Return a DuckDB query of the predictions of this run. It needs DuckDB's Delta extension."""
+    store = open_store(settings.store)
+    batches = ", ".join(sql_text(books.batch) for books in summary.batches)
+    secret = create_secret(store)
     return "\n".join(
-        [*lines, f"  FROM delta_scan('{table}') WHERE batch IN ({batches})", "  GROUP BY ALL ORDER BY ALL;"]
+        [
+            *([secret] if secret else []),
+            "SELECT predicted_label, count(*) AS images, avg(confidence) AS confidence",
+            f"FROM {delta_scan(store, table_folder(summary.table))} WHERE batch IN ({batches})",
+            "GROUP BY ALL ORDER BY ALL;",
+        ]
     )
 
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -32,6 +31,8 @@ class CheckedPredictions:
 @step("compare predictions with labels")
 def compare_with_labels(batches: list[BatchBooks], dataset: DatasetRecord, split: str) -> CheckedPredictions:
     """Join predictions with the labels in a split's own files by image, and count the correct ones."""
+    import duckdb
+
     store = open_store(load_settings().store)
     table = open_delta(store, table_folder(batches[0].table)) if batches else None
     if table is None:
@@ -42,8 +43,8 @@ def compare_with_labels(batches: list[BatchBooks], dataset: DatasetRecord, split
         connection.register("predictions", predictions)
         connection.register("labels", labels)
         row = connection.execute(
-            "SELECT count(*), count(*) FILTER (predicted_class = labels.label) FROM predictions "
-            "JOIN labels USING (image)"
+            "SELECT count(*), count(*) FILTER (predicted_class = labels.label) "
+            "FROM predictions JOIN labels USING (image)"
         ).fetchone()
     images, correct = row or (0, 0)
     return CheckedPredictions(images, correct)

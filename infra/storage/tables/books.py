@@ -230,10 +230,19 @@ def _counts(books: BatchBooks) -> tuple[Any, ...]:
 
 def read_books(store: ObjectStore, table: str) -> list[BatchBooks]:
     """Read the books of all committed batches, in the order in which they were planned."""
+    from deltalake import QueryBuilder
+
     predictions, snapshot = open_delta(store, table_folder(table)), open_delta(store, books_folder(table))
     if predictions is None or snapshot is None:
         return []
     with explained_delta(store):
-        rows = snapshot.table.to_pyarrow_table().to_pylist()
-    found = [BatchBooks.from_row(table, row) for row in rows if predictions.holds(row["batch"])]
+        # Takes a third of the time of `to_pyarrow_table`, because there is one small file per batch.
+        rows = pa.table(QueryBuilder().register("books", snapshot.table).execute("SELECT * FROM books")).to_pylist()
+    # `holds` takes longer the more batches there are, and few committed batches have no rows.
+    with_rows = predictions.part_names()
+    found = [
+        BatchBooks.from_row(table, row)
+        for row in rows
+        if row["batch"] in with_rows or row.get("compacted_into") or predictions.holds(row["batch"])
+    ]
     return sorted(found, key=lambda entry: entry.number)
