@@ -137,7 +137,7 @@ def run_ours(images: str, table: str) -> None:
         began = time.perf_counter()
         summary = flows.classify.classify(ClassifyParameters(inputs=[images], table=table))
         seconds = time.perf_counter() - began
-    count = sum(manifest.predicted for manifest in summary.manifests)
+    count = sum(books.predicted for books in summary.batches)
     figures = {
         "images": count,
         "job": count / spent[0],

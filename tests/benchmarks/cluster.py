@@ -101,7 +101,7 @@ def seconds_until_replaced(folder: Path, number: int) -> float:
 
 
 def parts_of(folder: Path, table: str) -> list[Path]:
-    return list((folder / "store/predictions" / table).glob("batch=*/part-*.parquet"))
+    return list((folder / "store/predictions" / table).glob("_parts/batch=*/*.parquet"))
 
 
 def await_parts(folder: Path, table: str, *, more_than: int) -> None:

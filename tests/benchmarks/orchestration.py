@@ -112,11 +112,11 @@ def classify_counted(folder: str, images: str, shard_images: int) -> None:
     from flows.cli.services import prepare_environment
 
     prepare_environment()
-    import infra.storage.batch_plan
     from infra.orchestration.server import prefect_server
     from infra.settings import load_settings
+    from infra.storage.tables import plan
 
-    infra.storage.batch_plan.SMALLEST_SHARD = infra.storage.batch_plan.LARGEST_SHARD = shard_images * (1 + 784 / 2048)
+    plan.SMALLEST_SHARD = plan.LARGEST_SHARD = shard_images * (1 + 784 / 2048)
     state = Path(folder) / f"state-{shard_images}"
     with prefect_server(state, free_port()) as server:
         os.environ["PREFECT_API_URL"] = server.wait_until_healthy()
@@ -127,10 +127,10 @@ def classify_counted(folder: str, images: str, shard_images: int) -> None:
         with ray_connection(load_settings()):
             summary = classify(ClassifyParameters(inputs=[images], table=f"table-{shard_images}"))
         requests = re.findall(r'"([A-Z]+) /api/([a-z_]+)', server.log.read_text())
-    [manifest] = summary.manifests
+    [books] = summary.batches
     kinds = Counter(f"{method} {path}" for method, path in requests if path != "health")
-    shards = len(manifest.parts)
-    print(json.dumps({"shards": shards, "seconds": round(manifest.seconds, 1), "calls": kinds.total(), "of": kinds}))
+    figures = {"shards": books.shards, "seconds": round(books.seconds, 1), "calls": kinds.total(), "of": kinds}
+    print(json.dumps(figures))
 
 
 def calls() -> dict[str, Any]:

@@ -29,7 +29,7 @@ def plan(folder: str, results: Any) -> None:
     from infra.provenance import Provenance
     from infra.storage.model_registry import ModelVersion
     from infra.storage.object_store import open_store
-    from tasks.classification.inputs import ReadOptions
+    from tasks.classification.options import ReadOptions
     from tasks.classification.plan import plan_inputs
 
     model = ModelVersion(

@@ -33,16 +33,16 @@ def run(pool: str, folder: str, images: str, shard_images: int) -> None:
     prepare_environment()
     import ray
 
-    import infra.storage.batch_plan
     from infra.cluster.actor_pool import map_shards
     from infra.cluster.resources import ActorResources
     from infra.storage.model_registry import ModelRegistry
     from infra.storage.object_store import open_store
-    from tasks.classification.actor import ShardClassifier
-    from tasks.classification.inputs import ReadOptions
+    from infra.storage.tables import plan as planning
+    from tasks.classification.actor import ShardClassifier, ShardTask
+    from tasks.classification.options import ReadOptions
     from tasks.classification.plan import plan_inputs
 
-    infra.storage.batch_plan.SMALLEST_SHARD = infra.storage.batch_plan.LARGEST_SHARD = shard_images * (1 + 784 / 2048)
+    planning.SMALLEST_SHARD = planning.LARGEST_SHARD = shard_images * (1 + 784 / 2048)
     store = open_store(f"file://{folder}/store")
     model = ModelRegistry(store).resolve("champion")
     with tempfile.TemporaryDirectory() as scratch:
@@ -54,15 +54,16 @@ def run(pool: str, folder: str, images: str, shard_images: int) -> None:
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     began = time.perf_counter()
     if pool == "core":
-        with map_shards(ShardClassifier, arguments, range(plan.shards), ActorResources(), what="The run") as results:
-            done = sum(books.predicted for books in results)
+        tasks = [ShardTask(shard) for shard in range(plan.shards)]
+        with map_shards(ShardClassifier, arguments, tasks, ActorResources(), what="The run") as results:
+            done = sum(record.predicted for record in results)
     else:
 
         class Worker(ShardClassifier):
             """The same actor with the interface that Ray Data calls."""
 
             def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-                return {"predicted": self.work(int(row["id"])).predicted}
+                return {"predicted": self.work(ShardTask(int(row["id"]))).predicted}
 
         shards = ray.data.range(plan.shards, override_num_blocks=min(plan.shards, 60))
         counted = shards.map(Worker, fn_constructor_args=arguments, concurrency=2, num_cpus=1)

@@ -48,8 +48,9 @@ def stages(file: Path) -> dict[str, float]:
     from fmnist_model.network import NeuralNetwork
     from fmnist_model.predictions import prediction_batch, prediction_schema
     from infra.storage.object_store import open_store
-    from infra.storage.prediction_table import open_part
-    from tasks.classification.inputs import ReadOptions, list_files, pieces_of
+    from infra.storage.tables.parts import open_part
+    from tasks.classification.inputs import list_files, pieces_of
+    from tasks.classification.options import ReadOptions
     from tasks.classification.read import read_shard
 
     torch.set_num_threads(1)
@@ -63,7 +64,7 @@ def stages(file: Path) -> dict[str, float]:
         for repetition in range(4):
             if repetition == 1:  # the first one warms up
                 images, spent = 0, dict.fromkeys(spent, 0.0)
-            with open_part(store, f"part-{repetition}.parquet", prediction_schema()) as part:
+            with open_part(store, "predictions", f"part-{repetition}.parquet", prediction_schema()) as part:
                 batches = read_shard(inputs, options)
                 while True:
                     at = [time.perf_counter()]
@@ -75,7 +76,9 @@ def stages(file: Path) -> dict[str, float]:
                     at.append(time.perf_counter())
                     predictions = classifier.classify(decoded.pixels)
                     at.append(time.perf_counter())
-                    part.write(prediction_batch(batch.images, predictions, batch.labels, "1"))
+                    part.write(
+                        prediction_batch(batch.images, predictions, batch.labels, file_version=1, model_version="1")
+                    )
                     at.append(time.perf_counter())
                     for name, (began, ended) in zip(spent, pairwise(at), strict=True):
                         spent[name] += ended - began

@@ -8,7 +8,9 @@ the same requests to Ray for each shard.
 import json
 import os
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -32,19 +34,17 @@ def measure_dispatch(in_flight: int, shards: int = 20_000) -> dict[str, Any]:
 class Actor:
     """Do nothing with a shard and return a classifier's result. The first shards wait until all actors run."""
 
-    def __init__(self, warm_up: int) -> None:
-        self._warm_up = warm_up
+    def __init__(self, warm_up: int, record: Any) -> None:
+        self._warm_up, self._record = warm_up, record
 
     def ready(self) -> None:
         """Return once the process runs."""
 
     def work(self, shard: int) -> Any:
-        """Return the process ID and the shard's books."""
-        from infra.storage.prediction_table import ShardBooks
-
+        """Return the process ID and the shard's record."""
         if shard < self._warm_up:
             time.sleep(_WARM_UP_SECONDS)
-        return os.getpid(), ShardBooks(shard, 20_000, 20_000, 0, 0.5)
+        return os.getpid(), self._record.model_copy(update={"shard": shard})
 
 
 def _main(kind: str, in_flight: int, shards: int) -> None:
@@ -65,14 +65,15 @@ def _by_actors(in_flight: int, shards: int) -> dict[str, Any]:
 
     resources = ActorResources(worker_cpus=0, worker_gpus=0, max_workers=in_flight)
     warm_up = _WARM_UP * in_flight
+    record = typical_record()
     seen: dict[int, float] = {}
     meter = None
     began = time.perf_counter()
-    with map_shards(Actor, (warm_up,), range(warm_up + shards), resources, what="The run") as results:
-        for pid, books in results:
+    with map_shards(Actor, (warm_up, record), range(warm_up + shards), resources, what="The run") as results:
+        for pid, done in results:
             if pid not in seen:
                 seen[pid] = time.perf_counter() - began
-            if meter is None and books.shard >= warm_up:
+            if meter is None and done.shard >= warm_up:
                 meter = _Meter()
     starts = sorted(seen.values())
     assert meter is not None
@@ -84,13 +85,25 @@ def _by_actors(in_flight: int, shards: int) -> dict[str, Any]:
     }
 
 
+def typical_record() -> Any:
+    """Make the record of a shard of 20,000 images, which actors send to the driver."""
+    from infra.storage.object_store import open_store
+    from tests.benchmarks.made_batches import finish_shard, plan_made
+
+    with tempfile.TemporaryDirectory() as folder:
+        store = open_store(f"file://{folder}/store")
+        plan = plan_made(store, "dispatch", 1, shards=1, rows=20_000, scratch=Path(folder))
+        return finish_shard(store, plan, 0, 20_000)
+
+
 def _by_places(in_flight: int, shards: int) -> dict[str, Any]:
     import ray
     from ray.util import ActorPool
 
     places = in_flight // PROCESSES
     actor = ray.remote(num_cpus=0, max_concurrency=places)(Actor)
-    handles = [actor.remote(0) for _ in range(PROCESSES)]
+    record = typical_record()
+    handles = [actor.remote(0, record) for _ in range(PROCESSES)]
     ray.get([handle.ready.remote() for handle in handles])
     pool = ActorPool([handle for handle in handles for _ in range(places)])
     meter = _Meter()

@@ -59,40 +59,42 @@ def _counted(
     images: str, settings: dict[str, str], mode: str, *, report: bool, table: str | None = None
 ) -> dict[str, int]:
     counted: Counter[str] = Counter()
-    with faulty_proxy(_server(), before=lambda exchange: _count(exchange, counted)) as proxy:
+    with faulty_proxy(server_of_environment(), before=lambda exchange: count_request(exchange, counted)) as proxy:
         name = table or f"counted-{uuid4().hex[:8]}"
         run_flow(images, name, settings | proxy.environment, each_file_a_shard=mode == "files", report=report)
     return dict(sorted(counted.items()))
 
 
 def _count_taking_over(root: str, table: str) -> Counter[str]:
-    """Count the requests with which a run finds out what an earlier run completed of a batch."""
-    from infra.storage.batch_log import read_batch_log
-    from infra.storage.batch_plan import find_plan
+    """Count the requests with which a run finds the finished shards of an unfinished batch, and checks their parts."""
     from infra.storage.object_store import open_store
-    from infra.storage.prediction_table import existing_parts, read_books
+    from infra.storage.tables.batches import list_batches
+    from infra.storage.tables.plan import find_plan
+    from infra.storage.tables.records import damaged_shards, read_records
 
     store = open_store(root)
-    [entry] = read_batch_log(store, table).batches
+    [entry] = list_batches(store, table)
     plan = find_plan(store, table, entry.batch)
     assert plan is not None
     counted: Counter[str] = Counter()
     before = os.environ["AWS_ENDPOINT_URL"]
-    with faulty_proxy(_server(), before=lambda exchange: _count(exchange, counted)) as proxy:
+    with faulty_proxy(server_of_environment(), before=lambda exchange: count_request(exchange, counted)) as proxy:
         os.environ |= proxy.environment
         store = open_store(root)
         counted.clear()
-        books = [read_books(store, plan, shard) for shard in existing_parts(store, plan)]
-        assert len(books) == plan.shards
+        records = read_records(store, plan)
+        assert len(records) == plan.shards
+        assert not damaged_shards(store, plan, records.values())
     os.environ["AWS_ENDPOINT_URL"] = before
     return counted
 
 
-def _server() -> S3Server:
+def server_of_environment() -> S3Server:
+    """Return the server that the AWS variables of this process point to."""
     return S3Server({name: value for name, value in os.environ.items() if name.startswith("AWS_")})
 
 
-def _count(exchange: Exchange, counted: Counter[str]) -> None:
+def count_request(exchange: Exchange, counted: Counter[str]) -> None:
     """Count a request by its method. A listing counts as LIST because S3 prices it separately from a GET."""
     method = "LIST" if exchange.method == "GET" and "list-type=2" in exchange.path else exchange.method
     counted[method] += 1

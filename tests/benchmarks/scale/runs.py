@@ -106,19 +106,19 @@ def _prefect_rows(settings: dict[str, str]) -> dict[str, int]:
 
 
 def _kill_at_half(images: Path, table: str, settings: dict[str, str], shards: int) -> dict[str, Any]:
-    """Kill the flow's process when half of the parts exist, then take them over as the next run does."""
-    from infra.storage.batch_log import read_batch_log
-    from infra.storage.batch_plan import find_plan
+    """Kill the flow's process when half of the shards are done, then find these shards as the next run does."""
     from infra.storage.object_store import open_store
-    from infra.storage.prediction_table import existing_parts, read_books
+    from infra.storage.tables.batches import list_batches
+    from infra.storage.tables.plan import find_plan
+    from infra.storage.tables.records import damaged_shards, read_records
 
     command = [sys.executable, "-m", "tests.benchmarks.scale.runs", str(images), table, "files", "report"]
     run = subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.DEVNULL)
-    folder = Path(settings["FMNIST_STORE"].removeprefix("file://")) / "predictions" / table
+    folder = Path(settings["FMNIST_STORE"].removeprefix("file://")) / "work" / table
     deadline = time.monotonic() + 400
-    while sum(1 for _ in folder.glob("batch=*/part-*.parquet")) < shards // 2:
-        assert run.poll() is None, "the run ended before its half"
-        assert time.monotonic() < deadline, "the run does not come to its half"
+    while sum(1 for _ in folder.glob("*/shards/*.json")) < shards // 2:
+        assert run.poll() is None, "The run ended before half of its shards were done."
+        assert time.monotonic() < deadline, "The run took too long for half of its shards."
         time.sleep(0.1)
     started_by_it = psutil.Process(run.pid).children(recursive=True)
     run.send_signal(signal.SIGKILL)
@@ -127,18 +127,13 @@ def _kill_at_half(images: Path, table: str, settings: dict[str, str], shards: in
         with suppress(psutil.NoSuchProcess):
             process.kill()
     store = open_store(settings["FMNIST_STORE"])
-    [entry] = read_batch_log(store, table).batches
+    [entry] = list_batches(store, table)
     plan = find_plan(store, table, entry.batch)
     assert plan is not None
     began = time.perf_counter()
-    parts = existing_parts(store, plan)
-    listed = time.perf_counter()
-    books = [read_books(store, plan, shard) for shard in parts]
-    return {
-        "parts": len(books),
-        "list_seconds": round(listed - began, 3),
-        "read_books_seconds": round(time.perf_counter() - listed, 3),
-    }
+    records = read_records(store, plan)
+    assert not damaged_shards(store, plan, records.values())
+    return {"shards_done": len(records), "take_over_seconds": round(time.perf_counter() - began, 3)}
 
 
 @dataclass
@@ -196,14 +191,13 @@ def _main(images: str, table: str, mode: str, reports: str) -> None:
     import ray
 
     import flows.classify
-    import infra.storage.batch_plan
     from flows.parameters import ClassifyParameters
     from infra.settings import load_settings
-    from infra.storage.keys import manifest_key
     from infra.storage.object_store import open_store
+    from infra.storage.tables import plan
 
     if mode == "files":  # makes every piece larger than a share
-        infra.storage.batch_plan.SMALLEST_SHARD = infra.storage.batch_plan.LARGEST_SHARD = 1.0
+        plan.SMALLEST_SHARD = plan.LARGEST_SHARD = 1.0
     if reports == "no report":
         setattr(flows.classify, "write_batch_reports", lambda _: [])  # noqa: B010 (a task's type is another)
     steps: dict[str, float] = {}
@@ -219,7 +213,7 @@ def _main(images: str, table: str, mode: str, reports: str) -> None:
         after = _plasma()
         ray.shutdown()
     figures: dict[str, Any] = {
-        "predicted": sum(manifest.predicted for manifest in summary.manifests),
+        "predicted": sum(books.predicted for books in summary.batches),
         "flow_seconds": round(seconds, 2),
         "steps": {name: round(spent, 3) for name, spent in steps.items()},
         "peak_mib": watch.peak_mib,
@@ -228,15 +222,21 @@ def _main(images: str, table: str, mode: str, reports: str) -> None:
     }
     if batches:
         [batch] = batches
-        [manifest] = summary.manifests
         store = open_store(settings.store)
-        found = store.stat(manifest_key(table, manifest.batch))
         figures |= {
             "shards": batch.plan.shards,
             "from_first_actor_seconds": round(batch.seconds, 2),
-            "manifest_bytes": found.size if found else 0,
+            "log_bytes": log_bytes(store, table),
         }
     print(json.dumps(figures))
+
+
+def log_bytes(store: Any, table: str) -> int:
+    """Return the size of the largest entry in a table's Delta log, the commit of its largest batch."""
+    from infra.storage.keys import table_folder
+
+    entries = store.list(f"{table_folder(table)}/_delta_log/")
+    return max(stat.size for stat in entries if stat.key.endswith(".json"))
 
 
 def _time(owner: Any, name: str, steps: dict[str, float], batches: list[Any]) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from infra.storage.batch_plan import CHUNK_ROWS, shard_work
-from infra.storage.staged_inputs import RANGE_FILES
+from infra.storage.tables.plan import CHUNK_ROWS, shard_work
+from infra.storage.tables.staged_inputs import RANGE_FILES
 
 IMAGES = (10**6, 10**8, 10**9)
 WORKERS = (1, 10, 1_000)
@@ -16,7 +16,7 @@ FILE_IMAGES = 10_000
 """Images in a Parquet file."""
 _LOOSE_WORK = 1 + 600 / 2048 + 4
 _PIXELS_WORK = 1 + 784 / 2048
-"""Work per image, as `infra.storage.batch_plan.work_of` calculates it."""
+"""Work per image, as `infra.storage.tables.plan.work_of` calculates it."""
 _TIER_1, _TIER_2 = 0.005 / 1_000, 0.0004 / 1_000
 """Dollars per request: a PUT, COPY, POST or LIST, and a GET or HEAD. S3 Standard, us-east-1. DELETE is free."""
 _PUT_LIMIT, _GET_LIMIT = 3_500, 5_500
@@ -70,7 +70,7 @@ class Slopes:
     """MiB of the flow's process with the fewest shards."""
     head_bytes: float
     plasma_bytes: float
-    manifest_bytes: float
+    log_bytes: float
     commit_seconds: float
     take_over_seconds: float
     image_seconds: float
@@ -121,11 +121,9 @@ class Slopes:
             flow_mib=shards[_smallest(shards)]["peak_mib"].get("flow", 0),
             head_bytes=_slope(shards, lambda e: e["peak_mib"]["head"] * 2**20),
             plasma_bytes=_slope(shards, lambda e: e["object_store_bytes"]["written"]),
-            manifest_bytes=_slope(shards, lambda e: e["manifest_bytes"]),
+            log_bytes=_slope(shards, lambda e: e["log_bytes"]),
             commit_seconds=_slope(shards, lambda e: e["steps"]["commit_batches"]),
-            take_over_seconds=_slope(
-                shards, lambda e: 2 * (e["killed_at_half"]["list_seconds"] + e["killed_at_half"]["read_books_seconds"])
-            ),
+            take_over_seconds=_slope(shards, lambda e: 2 * e["killed_at_half"]["take_over_seconds"]),
             image_seconds=_slope(images, lambda e: e["cpu_seconds"]["actor"]),
             report_seconds=_slope(images, lambda e: e["steps"]["write_batch_reports"]),
             report_part_seconds=_slope(shards, lambda e: e["steps"]["write_batch_reports"]),
@@ -278,7 +276,7 @@ def _images_table(title: str, batches: list[Loose]) -> str:
         ("memory of the flow's process", "fewest + shards * bytes",
          lambda b: _bytes(s.flow_mib * 2**20 + b.shards * s.flow_bytes)),
         ("written to Ray's object store", "shards * bytes", lambda b: _bytes(b.shards * s.plasma_bytes)),
-        ("manifest", "shards * manifest bytes", lambda b: _bytes(b.shards * s.manifest_bytes)),
+        ("entry in the Delta log", "shards * log bytes", lambda b: _bytes(b.shards * s.log_bytes)),
         ("commit", "shards * commit", lambda b: _time(b.shards * s.commit_seconds)),
         ("books of all shards taken over, local disk", "shards * take over",
          lambda b: _time(b.shards * s.take_over_seconds)),
@@ -370,7 +368,7 @@ def _slopes_table(results: dict[str, Any], s: Slopes) -> str:
         ("memory of Ray's head", "shard", _bytes(s.head_bytes), "shards"),
         ("board CPU", "shard", _small(s.board_cpu_seconds), "shards"),
         ("written to Ray's object store", "shard", _bytes(s.plasma_bytes), "shards"),
-        ("manifest bytes", "shard", _bytes(s.manifest_bytes), "shards"),
+        ("log bytes: entry in the Delta log", "shard", _bytes(s.log_bytes), "shards"),
         ("commit", "shard", _small(s.commit_seconds), "shards"),
         ("take over", "part", _small(s.take_over_seconds), "shards"),
         ("image: CPU of an actor", "image", _small(s.image_seconds), "images"),
