@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 from infra.cluster.actor_pool import map_shards
 from infra.cluster.progress_board import ProgressBoard
@@ -23,6 +23,8 @@ from tasks.prometheus import SHARDS_LEFT
 from tasks.step import step
 
 _REFRESH_SECONDS = 1.0
+_ROUNDS = 3
+"""Times that shards are classified, if their parts are missing or damaged afterwards."""
 
 
 @dataclass(frozen=True)
@@ -57,27 +59,32 @@ def _classify_batch(
     store: ObjectStore, plan: BatchPlan, model: ModelVersion, resources: ActorResources
 ) -> ClassifiedBatch:
     records = read_records(store, plan)
-    tasks = _tasks(store, plan, records)
     began = time.perf_counter()
-    ends: list[float] = []
-    finished: list[ShardRecord] = []
-    if tasks:
+    ends: list[_End] = []
+    for _ in range(_ROUNDS):
+        tasks = _tasks(store, plan, records)
+        if not tasks:
+            break
         noun = "shard" if len(tasks) == 1 else "shards"
         ProgressBoard().post("start classifiers", f"Starting the classifiers for {len(tasks):,} {noun}")
         what = f"Classification into {plan.table}"
         with map_shards(ShardClassifier, (store.root, plan, model), tasks, resources, what=what) as results:
-            began = time.perf_counter()
+            began = began if ends else time.perf_counter()
             with BatchProgress(plan, list(records.values())) as progress:
                 for record in results:
-                    finished.append(record)
-                    ends.append(time.perf_counter())
+                    records[record.shard] = record
+                    ends.append(_End(record.planned, time.perf_counter()))
                     progress.add(record)
     return ClassifiedBatch(
-        plan=plan,
-        records=records | {record.shard: record for record in finished},
-        seconds=time.perf_counter() - began,
-        steady_images_per_second=_rate(finished, ends),
+        plan=plan, records=records, seconds=time.perf_counter() - began, steady_images_per_second=_rate(ends)
     )
+
+
+class _End(NamedTuple):
+    """The end of a shard."""
+
+    images: int
+    seconds: float
 
 
 def _tasks(store: ObjectStore, plan: BatchPlan, records: dict[int, ShardRecord]) -> list[ShardTask]:
@@ -89,10 +96,10 @@ def _tasks(store: ObjectStore, plan: BatchPlan, records: dict[int, ShardRecord])
     return [ShardTask(shard, successors.get(shard, 0)) for shard in range(plan.shards) if shard not in records]
 
 
-def _rate(records: list[ShardRecord], ends: list[float]) -> float:
+def _rate(ends: list[_End]) -> float:
     if len(ends) < 2:
         return 0.0
-    return sum(record.planned for record in records[1:]) / (ends[-1] - ends[0])
+    return sum(end.images for end in ends[1:]) / (ends[-1].seconds - ends[0].seconds)
 
 
 class BatchProgress:
@@ -154,4 +161,4 @@ class BatchProgress:
             f"{self._quarantined:,} quarantined, {rate:,.0f} images/s, {left:.0f} s left"
         )
         figures = {"task_run_id": self._task_run, "images": images, "shards_done": count}
-        self._board.post("classify", text, images / plan.planned, **figures)
+        self._board.post("classify", text, images / max(plan.planned, 1), **figures)

@@ -11,6 +11,8 @@ from infra.storage.model_registry import ModelVersion
 from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.tables.books import BatchBooks
 from infra.storage.tables.commit import PartSchemas, commit_batch
+from infra.storage.tables.rewrite import tidy_books
+from tasks.artifacts import run_log
 from tasks.classification.classify import ClassifiedBatch
 from tasks.classification.options import ReadOptions
 from tasks.classification.plan import PlannedWork
@@ -32,6 +34,7 @@ def commit_batches(work: PlannedWork, batches: list[ClassifiedBatch]) -> list[Ba
     store = open_store(load_settings().store)
     committed = [commit_classified(store, work.model, batch) for batch in batches]
     for books in committed:
+        _tidy(store, books.table)
         _announce(
             BATCH_COMMITTED,
             books,
@@ -42,6 +45,13 @@ def commit_batches(work: PlannedWork, batches: list[ClassifiedBatch]) -> list[Ba
             predictions=store.uri(table_folder(books.table)),
         )
     return committed
+
+
+def _tidy(store: ObjectStore, table: str) -> None:
+    try:
+        tidy_books(store, table)
+    except Exception as error:  # noqa: BLE001 (the batch is committed, so nothing that only saves time may fail the run)
+        run_log().warning("The books of table %s were not merged: %s: %s", table, type(error).__name__, error)
 
 
 def commit_classified(store: ObjectStore, model: ModelVersion, batch: ClassifiedBatch) -> BatchBooks:
@@ -71,12 +81,12 @@ def check_error_share(batches: list[BatchBooks], max_error_share: float) -> None
     """
     store = open_store(load_settings().store)
     # Divided, because 0.29 * 100 is less than 29.
-    over = [books for books in batches if books.quarantined / books.planned > max_error_share]
+    over = [books for books in batches if books.quarantined / max(books.planned, 1) > max_error_share]
     for books in over:
         _announce(
             BATCH_OVER_ERROR_SHARE,
             books,
-            share=books.quarantined / books.planned,
+            share=books.quarantined / max(books.planned, 1),
             allowed=max_error_share,
             quarantine=store.uri(quarantine_folder(books.table)),
         )

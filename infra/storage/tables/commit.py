@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from infra.errors import JobError
+from infra.errors import JobError, JobStopped
 from infra.provenance import Provenance
 from infra.storage.keys import books_folder, quarantine_folder, table_folder
 from infra.storage.model_registry import ModelVersion
@@ -33,7 +33,7 @@ class BooksMissing(JobError):
     """A committed batch has no books."""
 
 
-class PartsDamaged(JobError):
+class PartsDamaged(JobStopped):
     """Parts of finished shards are missing or hold other bytes. The next run classifies these shards again."""
 
 

@@ -170,7 +170,9 @@ def statistics(store: ObjectStore, name: str, values: list[Any], kind: pa.DataTy
         (["b", "a"], pa.dictionary(pa.int8(), pa.string()), ("a", "b", 0)),
     ],
 )
-def test_bounds_of_a_column(store: ObjectStore, values: list[Any], kind: pa.DataType, expected: tuple[Any, ...]) -> None:
+def test_bounds_of_a_column(
+    store: ObjectStore, values: list[Any], kind: pa.DataType, expected: tuple[Any, ...]
+) -> None:
     assert statistics(store, "column", values, kind) == expected
 
 
