@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 _MERGED_AT_ONCE = 16
 _MERGE_ROWS = 8_192
 """Rows of each file that a merge holds in memory."""
+_SORTED = "sorted.parquet"
 _ORDER = ("model_version", "uri", "number")
 
 
@@ -66,8 +67,8 @@ def _write_segment(store: ObjectStore, catalog: Catalog, wanted: SegmentRange, s
     with store.publish(wanted.key(catalog.table)) as stream, merged.open("rb") as written:
         while block := written.read(2**20):
             stream.write(block)
-    for path in (merged, *made):
-        path.unlink()
+    for path in (merged, scratch / _SORTED, *made):
+        path.unlink(missing_ok=True)
 
 
 def _plans(store: ObjectStore, table: str, entries: Sequence[NumberedBatch], scratch: Path) -> list[Path]:
@@ -77,7 +78,7 @@ def _plans(store: ObjectStore, table: str, entries: Sequence[NumberedBatch], scr
 def _rows_of_plan(plan: Path, entry: NumberedBatch, scratch: Path) -> Iterator[pa.RecordBatch]:
     """Return one row of `INDEX_SCHEMA` for each file of a plan."""
     if not _is_sorted(plan):  # plans that were upgraded, because canonical URIs sort differently
-        unsorted, plan = plan, scratch / "sorted.parquet"
+        unsorted, plan = plan, scratch / _SORTED
         query(
             f"COPY (SELECT uri, fingerprint, rows FROM plan ORDER BY uri, fingerprint) TO {literal(str(plan))} "  # noqa: S608 (our own paths)
             f"(FORMAT parquet, COMPRESSION lz4_raw)",
@@ -98,7 +99,8 @@ def _files_of_pieces(plan: Path) -> Iterator[tuple[pa.Array, pa.Array, pa.Array]
             pieces = pa.concat_batches([held, batch]) if held else batch
             starts = np.flatnonzero(_is_first(pieces.column("uri")) | _is_first(pieces.column("fingerprint")))
             images = np.add.reduceat(pieces.column("rows").to_numpy(), starts)
-            files = pieces.take(pa.array(starts)).set_column(2, "rows", pa.array(images))
+            uris, fingerprints, _ = pieces.take(pa.array(starts)).columns
+            files = pa.record_batch([uris, fingerprints, pa.array(images)], schema=pieces.schema)
             # The last file may have more pieces in the next batch.
             yield tuple(files.slice(0, len(files) - 1).columns)
             held = files.slice(len(files) - 1)
@@ -117,7 +119,7 @@ def _is_sorted(plan: Path) -> bool:
     with pq.ParquetFile(plan) as file:
         for batch in file.iter_batches(CHUNK_ROWS, columns=["uri"]):
             uris = batch.column("uri")
-            if uris[0].as_py() < last or not pc.all(pc.less_equal(uris[:-1], uris[1:])).as_py():
+            if uris[0].as_py() < last or not pc.all(pc.less_equal(uris[:-1], uris[1:]), min_count=0).as_py():
                 return False
             last = uris[-1].as_py()
     return True
@@ -128,7 +130,7 @@ def _merge(files: Sequence[Path], merged: Path, metadata: dict[bytes, str]) -> N
     if len(files) > _MERGED_AT_ONCE:
         groups = []
         for first in range(0, len(files), _MERGED_AT_ONCE):
-            groups.append(merged.with_name(f"{first}-{merged.name}"))
+            groups.append(merged.with_name(f"{len(files)}-{first}-{merged.name}"))
             _merge(files[first : first + _MERGED_AT_ONCE], groups[-1], {})
         _merge(groups, merged, metadata)
         for path in groups:
