@@ -50,7 +50,7 @@ def plan_inputs(
 
     Unfinished batches of the same model are completed first, so their images count as planned. The work for the table
     doesn't grow with the number of its batches. On S3, planning one new image in a table of up to 10,000 committed
-    batches takes at most `MAX_REQUESTS` requests, plus those for listing the inputs and for Delta's log.
+    batches takes at most 200 requests, plus those for listing the inputs and for Delta's log.
 
     Args:
         store: store of the table.

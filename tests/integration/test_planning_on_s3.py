@@ -15,21 +15,22 @@ from tests.unit.tasks.classification.image_inputs import OPTIONS, model_version,
 
 pytest_plugins = ["tests.harness.gateways"]
 
-MAX_REQUESTS = 150
+MAX_REQUESTS = 200
 """For up to 10,000 batches, as the docstring of `plan_inputs` says."""
 
 
 def count_requests(
     server: S3Server, root: str, monkeypatch: pytest.MonkeyPatch, folder: Path, *, batches: int
 ) -> Counter[str]:
-    """Count the requests for planning one new image, by method."""
+    """Count the requests for planning one new image, by method, without those for Delta's log."""
     image, scratch = folder / f"new-{batches}.png", folder / f"scratch-{batches}"
     touch(folder, image.name)
     scratch.mkdir()
     counted: Counter[str] = Counter()
 
     def count(exchange: Exchange) -> None:
-        counted[exchange.method] += 1
+        if "_delta_log" not in exchange.path:
+            counted[exchange.method] += 1
 
     with faulty_proxy(server, before=count) as proxy, monkeypatch.context() as patched:
         proxy.use(patched)
@@ -47,10 +48,10 @@ def grow(store: ObjectStore, folder: Path, first: int, last: int) -> None:
     compact_index(store, read_catalog(store, "t"), folder)
 
 
-@pytest.mark.parametrize(("few", "many"), [(47, 431)])
 def test_requests_for_planning_are_bounded(
-    moto_server: S3Server, moto_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, few: int, many: int
+    moto_server: S3Server, moto_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
+    few, many = 47, 431  # both have the longest tail, 15 batches
     grow(moto_store, tmp_path, 1, few)
     assert count_requests(moto_server, moto_store.root, monkeypatch, tmp_path, batches=few).total() <= MAX_REQUESTS
     commit_batches(moto_store, read_catalog(moto_store, "t").unfinished)

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from infra.errors import JobError, JobStopped
 from infra.storage.keys import index_key, number_key, number_of, numbers_folder, table_folder, work_folder
 from infra.storage.object_store import ObjectExists, ObjectNotFound, ObjectStore
-from infra.storage.tables.delta import DeltaSnapshot, open_delta
+from infra.storage.tables.delta import PARTITION, DeltaSnapshot, open_delta
 from infra.storage.tables.index import SegmentRange, choose_segments, list_segments
 
 FOOTER = b"fmnist_segment"
@@ -72,12 +72,10 @@ class Catalog:
     """Segments of the index. They cover the first batches without gaps."""
     tail: list[NumberedBatch]
     """All later batches, in the order of their numbers."""
-    stale: frozenset[SegmentRange]
-    """Segments that are newer than the table. Every one of their batches is a candidate."""
-    unfinished_candidates: list[NumberedBatch]
-    """Batches that may not be committed, in the order of their numbers. All others are committed."""
-    predictions: DeltaSnapshot | None
-    """Snapshot of `predictions/<table>`, opened after everything else was read. None if there is no table."""
+    unfinished: list[NumberedBatch]
+    """Batches that are not committed, in the order of their numbers."""
+    table_version: int
+    """Version of `predictions/<table>` after everything else was read, or -1 if there is no table."""
 
     @property
     def next_number(self) -> int:
@@ -91,25 +89,21 @@ class Catalog:
         return options_by_model(self.segments, self.tail)
 
     @property
-    def unfinished(self) -> list[NumberedBatch]:
-        """Batches that are not committed, in the order of their numbers."""
-        return [entry for entry in self.unfinished_candidates if not self._holds(entry.batch)]
+    def stale(self) -> frozenset[SegmentRange]:
+        """Segments that don't know which batches are unfinished, because the table was restored from a backup."""
+        return frozenset(segment.range for segment in self.segments if segment.table_version > self.table_version)
 
     def with_batch(self, entry: NumberedBatch) -> "Catalog":
         """Return the catalog after a batch has taken `next_number`."""
-        candidates = [*self.unfinished_candidates, entry]
-        return replace(self, tail=[*self.tail, entry], unfinished_candidates=candidates)
-
-    def _holds(self, batch: str) -> bool:
-        return self.predictions is not None and self.predictions.holds(batch)
+        return replace(self, tail=[*self.tail, entry], unfinished=[*self.unfinished, entry])
 
 
 def read_catalog(store: ObjectStore, table: str) -> Catalog:
     """Read which batches a table has.
 
     The work doesn't depend on the number of batches. On S3, it takes a listing of the segments and one of the tail,
-    three requests for each of at most 15 segments (for up to 10,000 batches), one for each of at most 15 batches of
-    the tail, and one that looks for a batch that the listing doesn't show yet. Opening the Delta table is extra.
+    up to three requests for each of at most 13 segments (for up to 10,000 batches), one for each of at most 15 batches
+    of the tail, and one that looks for a batch that the listing doesn't show yet. Delta's log takes more.
 
     Raises:
         JobStopped: a segment or a batch in the middle is missing, or the table has rows but `work/<table>` is gone.
@@ -124,19 +118,18 @@ def read_catalog(store: ObjectStore, table: str) -> Catalog:
             f"{store.uri(table_folder(table))} holds batches, but {store.uri(work_folder(table))} has no record of "
             "them. Restore that folder, or classify into another table."
         )
-    stale = frozenset(segment.range for segment in segments if _is_older(predictions, segment.table_version))
-    candidates: list[NumberedBatch] = []
-    for segment in segments:
-        covered = range(segment.first, segment.last + 1)
-        candidates += _read_numbers(store, table, covered) if segment.range in stale else segment.unfinished
-    return Catalog(
+    catalog = Catalog(
         table=table,
         segments=segments,
         tail=tail,
-        stale=stale,
-        unfinished_candidates=candidates + tail,
-        predictions=predictions,
+        unfinished=[],
+        table_version=predictions.table.version() if predictions else -1,
     )
+    candidates: list[NumberedBatch] = []
+    for segment in segments:
+        covered = range(segment.first, segment.last + 1)
+        candidates += _read_numbers(store, table, covered) if segment.range in catalog.stale else segment.unfinished
+    return replace(catalog, unfinished=_not_committed([*candidates, *tail], predictions))
 
 
 def unfinished_batches(store: ObjectStore, table: str) -> list[NumberedBatch]:
@@ -217,5 +210,9 @@ def _read_numbers(store: ObjectStore, table: str, numbers: Iterable[int]) -> lis
         return list(threads.map(read, numbers))
 
 
-def _is_older(predictions: DeltaSnapshot | None, version: int) -> bool:
-    return (predictions.table.version() if predictions else -1) < version
+def _not_committed(batches: list[NumberedBatch], predictions: DeltaSnapshot | None) -> list[NumberedBatch]:
+    if predictions is None or not batches:
+        return batches
+    # The snapshot has all partitions in memory, but reads the log again for each transaction.
+    with_rows = {partition[PARTITION] for partition in predictions.table.partitions()}
+    return [entry for entry in batches if entry.batch not in with_rows and not predictions.holds(entry.batch)]

@@ -55,7 +55,7 @@ def _write_segment(store: ObjectStore, catalog: Catalog, wanted: SegmentRange, s
         last=wanted.last,
         options=options_by_model(segments, tail),
         unfinished=[entry for entry in catalog.unfinished if wanted.first <= entry.number <= wanted.last],
-        table_version=catalog.predictions.table.version() if catalog.predictions else -1,
+        table_version=catalog.table_version,
     )
     files = local_files(store, [segment.range.key(catalog.table) for segment in segments], scratch)
     made = []

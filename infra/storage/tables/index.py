@@ -4,7 +4,7 @@
 
 A segment replaces the plans of its batches when the next batch is planned. Its ranges are aligned: a segment covers
 `BATCHES`, `BATCHES * FANOUT`, `BATCHES * FANOUT²`, … batches, and starts where a multiple of that ends. So 10,000
-batches take at most 15 segments, each batch is copied into about `log(batches)` segments in all, and planners that
+batches take at most 13 segments, each batch is copied into about `log(batches)` segments in all, and planners that
 compact at the same time write the same segments.
 
 A planner writes a segment when the last of its batches has its number (`infra.storage.tables.compaction`). The rows

@@ -3,6 +3,7 @@
     python -m tests.benchmarks.scale --planning 100000 1000000 10000000
     python -m tests.benchmarks.scale --comparison 1000000 10000000
     python -m tests.benchmarks.scale --batches 100 1000
+    python -m tests.benchmarks.scale --new-image 100 10000
     python -m tests.benchmarks.scale --shards 100 1000 10000
     python -m tests.benchmarks.scale --images 1000000 10000000
     python -m tests.benchmarks.scale --dispatch 2 10 50 1000
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--planning", type=int, nargs="+", default=[], metavar="OBJECTS")
     parser.add_argument("--comparison", type=int, nargs="+", default=[], metavar="OBJECTS")
     parser.add_argument("--batches", type=int, nargs="+", default=[])
+    parser.add_argument("--new-image", type=int, nargs="+", default=[], metavar="BATCHES")
     parser.add_argument("--shards", type=int, nargs="+", default=[])
     parser.add_argument("--images", type=int, nargs="+", default=[])
     parser.add_argument("--dispatch", type=int, nargs="+", default=[], metavar="IN_FLIGHT")
@@ -52,6 +54,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             store = os.environ["FMNIST_STORE"] if on_s3 else f"file://{folder}"
             keep("batches on S3" if on_s3 else "batches", str(batches), measure_batches(batches, store))
+    for batches in arguments.new_image:
+        from tests.benchmarks.scale.planning import measure_new_image
+
+        keep("new image", str(batches), measure_new_image(batches))
     for shards in arguments.shards:
         from tests.benchmarks.scale.runs import measure_shards
 

@@ -23,18 +23,71 @@ def measure_planning(objects: int) -> dict[str, Any]:
         return {"objects": objects, "anew": in_a_process(_plan, folder), "nothing_new": in_a_process(_plan, folder)}
 
 
+def measure_new_image(batches: int, files: int = 100) -> dict[str, Any]:
+    """Plan one new image in a table with `batches` committed batches of `files` files each."""
+    from infra.storage.object_store import open_store
+    from infra.storage.tables.batches import read_catalog
+    from infra.storage.tables.compaction import compact_index
+    from tests.unit.infra.storage.tables.numbered_batches import add_batch, commit_batches
+
+    with tempfile.TemporaryDirectory() as folder:
+        store, scratch = open_store(f"file://{folder}/store"), Path(folder) / "scratch"
+        scratch.mkdir()
+        entries = [
+            add_batch(
+                store,
+                number,
+                [(f"s3://simulated/images/{file:04d}/{number:08d}.png", f"258-{number}", 1) for file in range(files)],
+                scratch,
+            )
+            for number in range(1, batches + 1)
+        ]
+        commit_batches(store, entries)
+        began = time.perf_counter()
+        compact_index(store, read_catalog(store, "t"), scratch)
+        compacted = time.perf_counter() - began
+        return {
+            "batches": batches,
+            "files_by_batch": files,
+            "compact_all_seconds": round(compacted, 1),
+            "index_bytes": sum(stat.size for stat in store.list("work/t/index/")),
+        } | in_a_process(_plan_one, folder)
+
+
+def _plan_one(folder: str, results: Any) -> None:
+    from infra.storage.object_store import open_store
+    from tasks.classification.options import ReadOptions
+    from tasks.classification.plan import plan_inputs
+    from tests.unit.tasks.classification.image_inputs import model_version, touch
+
+    touch(Path(folder), "new.png")
+    store, scratch = open_store(f"file://{folder}/store"), Path(folder) / "scratch-of-one"
+    scratch.mkdir()
+    began = time.perf_counter()
+    work = plan_inputs(
+        store, [f"{folder}/new.png"], table="t", model=model_version(1), options=ReadOptions(), scratch=scratch
+    )
+    assert [plan.planned for plan in work.plans] == [1]
+    results.put(
+        {
+            "seconds": round(time.perf_counter() - began, 2),
+            "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        }
+    )
+
+
 def _plan(folder: str, results: Any) -> None:
     """Plan everything in the bucket, and report seconds by stage, peak memory, peak disk use and plan size."""
     from infra.storage.object_store import open_store
-    from infra.storage.staged_inputs import StagedInputs
+    from infra.storage.tables.staged_inputs import StagedInputs
     from tasks.classification import plan as planning
     from tasks.classification.inputs import ReadOptions
     from tests.unit.tasks.classification.image_inputs import model_version
 
     stages: dict[str, float] = {}
     time_stage(StagedInputs, "stage", "list and keep", stages)
-    time_stage(StagedInputs, "images_done", "count what is done", stages)
-    time_stage(planning, "_write_pieces", "compare, sort, cut into pieces", stages)
+    time_stage(StagedInputs, "compare", "compare and sort", stages)
+    time_stage(planning, "_write_pieces", "cut into pieces", stages)
     time_stage(planning, "write_plan", "digest and write the plan", stages)
     scratch = Path(folder) / f"scratch-{os.getpid()}"
     scratch.mkdir()
@@ -68,9 +121,10 @@ def _plan_object(store: Any, plan: Any) -> dict[str, Any]:
     """Return the size of the plan that each actor opens, and the cost of opening it and reading a shard."""
     import pyarrow.parquet as pq
 
-    from infra.storage.batch_plan import ShardInputs
+    from infra.storage.keys import plan_key
+    from infra.storage.tables.plan import ShardInputs
 
-    key = f"{plan.key}/_plan.parquet"
+    key = plan_key(plan.table, plan.batch)
     filesystem, path = store.arrow(key)
     metadata = pq.read_metadata(path, filesystem=filesystem)
     began = time.perf_counter()

@@ -14,7 +14,7 @@ from tests.benchmarks.scale.planning import most_bytes_in
 
 _LISTING = """
     SELECT printf('s3://simulated/images/%06d/%010d.png', number // 10000, number) AS uri,
-        '258-' || md5(number::VARCHAR) AS fingerprint, 'image' AS kind, 600::BIGINT AS size, NULL::TINYINT AS label
+        '258-' || md5(number::VARCHAR) AS fingerprint, 'image' AS kind, 600::BIGINT AS size, NULL::SMALLINT AS label
     FROM range({rows}) AS numbers(number)
 """
 _NEW = 1_000
@@ -33,8 +33,8 @@ def measure_batches(batches: int, store: str) -> dict[str, Any]:
 def _objects(objects: int) -> dict[str, Any]:
     import duckdb
 
-    from infra.storage.batch_plan import CHUNK_ROWS
-    from infra.storage.staged_inputs import FILE_SCHEMA, StagedInputs
+    from infra.storage.tables.plan import CHUNK_ROWS
+    from infra.storage.tables.staged_inputs import FILE_SCHEMA, PlannedFiles, StagedInputs
 
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder) / "scratch"
@@ -50,10 +50,10 @@ def _objects(objects: int) -> dict[str, Any]:
             reader = duck.sql(listing).to_arrow_reader(CHUNK_ROWS)
             staged.stage(batch.cast(FILE_SCHEMA) for batch in reader)
         figures: dict[str, Any] = {"objects": objects, "listed_mib": round(_bytes(scratch) / 2**20)}
+        planned = PlannedFiles("1", committed_plans=[plan])
         asked: dict[str, Callable[[], int]] = {
-            "compare": lambda: sum(len(batch) for batch in staged.new_files([plan])),
-            "count_done": lambda: staged.images_done([plan]),
-            "sort": lambda: sum(len(batch) for batch in staged.new_files([])),
+            "compare": lambda: sum(len(batch) for batch in staged.compare(planned).new_files()),
+            "sort": lambda: sum(len(batch) for batch in staged.compare(PlannedFiles("1")).new_files()),
         }
         for name, ask in asked.items():
             began = time.perf_counter()
@@ -70,13 +70,15 @@ def _objects(objects: int) -> dict[str, Any]:
 
 def _batches(count: int) -> dict[str, Any]:
     from infra.settings import load_settings
-    from infra.storage.batch_log import BatchLog, LoggedBatch, append_batch
-    from infra.storage.batch_plan import cut_into_shards, write_plan
     from infra.storage.object_store import open_store
-    from infra.storage.staged_inputs import StagedInputs
+    from infra.storage.tables.batches import read_catalog
+    from infra.storage.tables.compaction import compact_index
+    from infra.storage.tables.staged_inputs import StagedInputs
     from tasks.classification import plan as planning
-    from tasks.classification.inputs import ReadOptions, list_files, pieces_of
+    from tasks.classification.inputs import list_files
+    from tasks.classification.options import ReadOptions
     from tests.benchmarks.scale.planning import time_stage
+    from tests.unit.infra.storage.tables.numbered_batches import add_batch, commit_batches
     from tests.unit.tasks.classification.image_inputs import model_version, touch
 
     options = ReadOptions()
@@ -85,39 +87,28 @@ def _batches(count: int) -> dict[str, Any]:
         images, scratch = Path(folder) / "images", Path(folder) / "scratch"
         scratch.mkdir()
         touch(images, *(f"{number:06d}.png" for number in range(count)))
-        staged = StagedInputs(scratch)
-        staged.stage(list_files([str(images)], options))
-        entries = []
-        for files in staged.new_files([]):
-            for row in range(len(files)):
-                plan = write_plan(
-                    store,
-                    table="planned",
-                    model_version="1",
-                    options=options.model_dump(),
-                    inputs=cut_into_shards(pieces_of([files.slice(row, 1)], options), 1.0),
-                    scratch=scratch,
-                )
-                entry = LoggedBatch(batch=plan.batch, model_version="1", options=plan.options, committed=True)
-                entries.append(entry)
-        append_batch(store, BatchLog("planned", entries[:-1], None), entries[-1])
+        listed = [row for files in list_files([str(images)], options) for row in files.to_pylist()]
+        entries = [
+            add_batch(store, number, [(row["uri"], row["fingerprint"], 1)], scratch)
+            for number, row in enumerate(listed, 1)
+        ]
+        commit_batches(store, entries)
+        compact_index(store, read_catalog(store, "t"), scratch)
         stages: dict[str, float] = {}
-        time_stage(planning, "plan_files", "bring the plans here", stages)
-        time_stage(planning, "_write_pieces", "compare", stages)
-        time_stage(StagedInputs, "images_done", "count what is done", stages)
+        time_stage(planning, "_planned_files", "bring the index here", stages)
+        time_stage(StagedInputs, "compare", "compare", stages)
         again = Path(folder) / "again"
         again.mkdir()
         began = time.perf_counter()
         work = planning.plan_inputs(
-            store, [str(images)], table="planned", model=model_version(1), options=options, scratch=again
+            store, [str(images)], table="t", model=model_version(1), options=options, scratch=again
         )
         assert (work.plans, work.already_done) == ([], count)
-        found = store.stat("predictions/planned/_batches.json")
         return {
             "batches": count,
             "seconds": round(time.perf_counter() - began, 2),
             "stages": {name: round(seconds, 2) for name, seconds in stages.items()},
-            "log_bytes": found.size if found else 0,
+            "index_bytes": sum(stat.size for stat in store.list("work/t/index/")),
             "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         }
 

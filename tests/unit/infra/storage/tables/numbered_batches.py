@@ -10,8 +10,9 @@ from infra.storage.object_store import ObjectStore
 from infra.storage.tables.batches import NumberedBatch, take_number
 from infra.storage.tables.delta import ensure_delta
 from infra.storage.tables.plan import Piece, cut_into_shards, write_plan
+from tasks.classification.options import ReadOptions
 
-OPTIONS = {"invert": "never"}
+OPTIONS = ReadOptions().to_record()
 
 
 def add_batch(
