@@ -13,7 +13,7 @@ from infra.storage.model_registry import ModelVersion
 from infra.storage.object_store import ObjectStore
 from infra.storage.retries import retry_on
 from infra.storage.tables.batches import Catalog, NumberedBatch, NumberTaken, read_catalog, take_number
-from infra.storage.tables.compaction import compact_index
+from infra.storage.tables.index_compaction import compact_index
 from infra.storage.tables.plan import (
     CHUNK_ROWS,
     PIECE_SCHEMA,

@@ -31,6 +31,7 @@ from infra.storage.keys import (
 from infra.storage.object_store import ObjectNotFound, ObjectStat, ObjectStore
 from infra.storage.tables.batches import NumberedBatch
 from infra.storage.tables.delta import DeltaSnapshot, open_delta
+from infra.storage.tables.index import obsolete_segments
 from infra.storage.tables.rewrite import repeat_until_committed
 
 _BATCH = re.compile(r"(\d{8,})-[0-9a-f]{16}")
@@ -141,6 +142,9 @@ def _work_leftovers(
         elif all(stat.modified < before for stat in objects) and _lost_its_number(store, table, batch):
             folder = plan_key(table, batch).rpartition("/")[0]
             yield Leftovers("plan", folder, objects, "another planner took its number")
+    segments = [stat for stat in obsolete_segments(store, table) if stat.modified < before]
+    if segments:
+        yield Leftovers("index", index_folder(table), segments, "replaced by a larger segment")
 
 
 def _lost_its_number(store: ObjectStore, table: str, batch: str) -> bool:

@@ -27,7 +27,7 @@ def measure_new_image(batches: int, files: int = 100) -> dict[str, Any]:
     """Plan one new image in a table with `batches` committed batches of `files` files each."""
     from infra.storage.object_store import open_store
     from infra.storage.tables.batches import read_catalog
-    from infra.storage.tables.compaction import compact_index
+    from infra.storage.tables.index_compaction import compact_index
     from tests.unit.infra.storage.tables.numbered_batches import add_batch, commit_batches
 
     with tempfile.TemporaryDirectory() as folder:
@@ -86,8 +86,8 @@ def _plan(folder: str, results: Any) -> None:
 
     stages: dict[str, float] = {}
     time_stage(StagedInputs, "stage", "list and keep", stages)
-    time_stage(StagedInputs, "compare", "compare and sort", stages)
-    time_stage(planning, "_write_pieces", "cut into pieces", stages)
+    time_stage(StagedInputs, "compare", "compare, sort, cut into pieces", stages)
+    time_stage(planning, "_write_pieces", "compare, sort, cut into pieces", stages)
     time_stage(planning, "write_plan", "digest and write the plan", stages)
     scratch = Path(folder) / f"scratch-{os.getpid()}"
     scratch.mkdir()

@@ -72,7 +72,7 @@ def _batches(count: int) -> dict[str, Any]:
     from infra.settings import load_settings
     from infra.storage.object_store import open_store
     from infra.storage.tables.batches import read_catalog
-    from infra.storage.tables.compaction import compact_index
+    from infra.storage.tables.index_compaction import compact_index
     from infra.storage.tables.staged_inputs import StagedInputs
     from tasks.classification import plan as planning
     from tasks.classification.inputs import list_files

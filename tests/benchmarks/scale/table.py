@@ -158,7 +158,7 @@ def _slope(part: dict[str, Any], figure: Callable[[dict[str, Any]], float]) -> f
 
 def _range_bytes(comparison: dict[str, Any]) -> float:
     entry = comparison[_largest(comparison)]
-    besides = max(entry[query]["scratch_mib"] for query in ("compare", "count_done", "sort")) - entry["listed_mib"]
+    besides = max(entry[query]["scratch_mib"] for query in ("compare", "sort")) - entry["listed_mib"]
     return float(besides * 2**20 / min(entry["objects"], RANGE_FILES))
 
 

@@ -20,7 +20,7 @@ from infra.storage.tables.batches import (
     take_number,
     unfinished_batches,
 )
-from infra.storage.tables.compaction import compact_index
+from infra.storage.tables.index_compaction import compact_index
 from tests.unit.infra.storage.tables.numbered_batches import OPTIONS, add_batch, add_batches, commit_batches
 
 

@@ -2,9 +2,9 @@
 
 import json
 import logging
-from collections.abc import Callable
+import os
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 
 from infra.storage.keys import index_key, plan_key
 from infra.storage.object_store import ObjectStore, open_store
-from infra.storage.tables import compaction
+from infra.storage.tables import index_compaction
 from infra.storage.tables.batches import FOOTER, read_catalog
-from infra.storage.tables.compaction import compact_index
 from infra.storage.tables.index import (
     BATCHES,
     FANOUT,
@@ -28,6 +27,8 @@ from infra.storage.tables.index import (
     list_segments,
     obsolete_segments,
 )
+from infra.storage.tables.index_compaction import compact_index
+from infra.storage.tables.leftovers import table_leftovers
 from tests.unit.infra.storage.tables.numbered_batches import OPTIONS, add_batch, add_batches, commit_batches
 
 File = tuple[str, str, int]
@@ -150,7 +151,7 @@ def test_container_whose_pieces_span_chunks_is_one_row(
 ):
     add_batch(store, 1, [("file:///a.tar", "1", 1)] * 7 + [("file:///b.tar", "1", 1)] * 2, tmp_path)
     add_batches(store, range(2, 17), tmp_path)
-    monkeypatch.setattr(compaction, "CHUNK_ROWS", chunk_rows)
+    monkeypatch.setattr(index_compaction, "CHUNK_ROWS", chunk_rows)
     compact(store, tmp_path)
     assert [(row["uri"], row["images"]) for row in segment(store, 1, 16) if row["number"] == 1] == [
         ("file:///a.tar", 7),
@@ -184,8 +185,8 @@ def test_merged_segment_holds_every_file_in_order(
     store = open_store(f"file://{folder}/store")
     expected = []
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(compaction, "_MERGE_ROWS", merge_rows)
-        patched.setattr(compaction, "_MERGED_AT_ONCE", 3)
+        patched.setattr(index_compaction, "_MERGE_ROWS", merge_rows)
+        patched.setattr(index_compaction, "_MERGED_AT_ONCE", 3)
         for number, (version, files) in enumerate(batches, 1):
             add_batch(store, number, [(uri, print_, 1) for uri, print_ in sorted(files)], folder, version=version)
             expected += [(version, uri, number, print_) for uri, print_ in files]
@@ -280,13 +281,19 @@ def test_index_without_its_obsolete_segments_is_complete(store: ObjectStore, tmp
     assert read_catalog(store, "t").segments == before.segments
 
 
+def test_prune_finds_obsolete_segments_that_are_old_enough(store: ObjectStore, tmp_path: Path):
+    for first in (1, 17, 33, 49):
+        add_batches(store, range(first, first + 16), tmp_path)
+        compact(store, tmp_path)
+    year = timedelta(days=365)
+    found = {
+        age: [entry.kind for entry in table_leftovers(store, "t", datetime.now(UTC) - age)] for age in (-year, year)
+    }
+    assert found == {-year: ["index"], year: []}
+
+
 def _make_older(path: Path) -> None:
-    import os
-
     os.utime(path, (0, 0))
-
-
-_raise: Callable[[str], Any]
 
 
 def _raise(key: str) -> Any:
