@@ -7,10 +7,10 @@ A segment replaces the plans of its batches when the next batch is planned. Its 
 batches take at most 13 segments, each batch is copied into about `log(batches)` segments in all, and planners that
 compact at the same time write the same segments.
 
-A planner writes a segment when the last of its batches has its number (`infra.storage.tables.index_compaction`). The rows
-follow from the numbers of the batches, so writing a segment twice changes nothing. Planners never delete a segment,
-because another planner may be reading it. `fmnist store prune` deletes those that a larger segment has replaced
-(`obsolete_segments`).
+A planner writes a segment when the last of its batches has its number: see `infra.storage.tables.index_compaction`. The
+rows follow from the numbers of the batches, so writing a segment twice changes nothing. Planners never delete a
+segment, because another planner may be reading it. `fmnist store prune` deletes those that a larger segment has
+replaced (`obsolete_segments`).
 """
 
 from collections.abc import Iterable, Iterator

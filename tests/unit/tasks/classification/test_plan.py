@@ -15,7 +15,8 @@ from fmnist_model.predictions import prediction_schema
 from infra.errors import JobStopped, RequestError
 from infra.storage.keys import number_key, plan_key, table_folder
 from infra.storage.object_store import ObjectStore, open_store
-from infra.storage.tables.batches import NumberedBatch, NumberTaken, list_batches
+from infra.storage.tables import index
+from infra.storage.tables.batches import NumberedBatch, NumberTaken, list_batches, read_catalog
 from infra.storage.tables.delta import ensure_delta
 from infra.storage.tables.plan import BatchPlan, ShardInputs, find_plan
 from infra.storage.uris import canonical_uri
@@ -385,6 +386,48 @@ def test_batch_that_the_listing_does_not_show_yet_is_found(table: Table, images:
     assert table.planned_in(plan.batch) == [f"file://{images}/new.png"]
 
 
+@pytest.fixture
+def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compact the index after every second batch."""
+    monkeypatch.setattr(index, "BATCHES", 2)
+    monkeypatch.setattr(index, "FANOUT", 2)
+
+
+@pytest.mark.usefixtures("small_segments")
+def test_files_in_segments_count_as_planned_and_done(table: Table, tmp_path: Path):
+    names = [f"{number:02d}.png" for number in range(9)]
+    for name in names:
+        touch(tmp_path / "images", name)
+        [plan] = table.plan(tmp_path / "images").plans
+        assert table.planned_in(plan.batch) == [f"file://{tmp_path}/images/{name}"]
+        table.commit(plan)
+    assert [segment.range for segment in read_catalog(table.store, "t").segments] == [index.SegmentRange(1, 8)]
+    work = table.plan(tmp_path / "images")
+    assert (work.plans, work.already_done) == ([], 9)
+
+
+@pytest.mark.usefixtures("small_segments")
+def test_unfinished_batch_in_a_segment_is_planned_first(table: Table, tmp_path: Path):
+    for number in range(4):
+        touch(tmp_path / "images", f"{number}.png")
+        *_, plan = table.plan(tmp_path / f"images/{number}.png").plans
+        if number != 1:
+            table.commit(plan)
+    assert [segment.range for segment in read_catalog(table.store, "t").segments] == [index.SegmentRange(1, 4)]
+    work = table.plan(tmp_path / "images")
+    assert ([plan.number for plan in work.plans], work.already_done) == ([2], 3)
+
+
+@pytest.mark.usefixtures("small_segments")
+def test_other_options_than_those_of_a_segment_are_refused(table: Table, images: Path):
+    for name in "abc":
+        table.plan(images / f"{name}.png")
+    touch(images, "d.png")
+    with pytest.raises(RequestError, match="invert"):
+        table.plan(images / "d.png", options=ReadOptions(invert="auto"))
+
+
+@pytest.mark.usefixtures("small_segments")
 @pytest.mark.parametrize("seed", range(3))
 def test_many_concurrent_planners_plan_every_image_exactly_once(table: Table, tmp_path: Path, seed: int):
     chance = np.random.default_rng(seed)

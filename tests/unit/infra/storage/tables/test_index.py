@@ -222,6 +222,16 @@ def test_compaction_that_fails_is_logged_and_repeated(
     assert list(list_segments(store, "t")) == ranges((1, 16))
 
 
+def test_deleted_segment_is_written_again(store: ObjectStore, tmp_path: Path):
+    add_batches(store, range(1, 49), tmp_path)
+    compact(store, tmp_path)
+    before = read_catalog(store, "t")
+    store.delete(index_key("t", 17, 32))
+    assert read_catalog(store, "t").next_number == 49
+    compact(store, tmp_path)
+    assert read_catalog(store, "t") == before
+
+
 def test_compaction_without_a_plan_does_not_fail(store: ObjectStore, tmp_path: Path):
     first, *_ = add_batches(store, range(1, 17), tmp_path)
     store.delete(plan_key("t", first.batch))
