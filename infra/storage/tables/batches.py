@@ -9,6 +9,7 @@ A planner doesn't read all these objects. The segments of the index (`infra.stor
 ones, and fewer than `index.BATCHES` remain to be read one by one.
 """
 
+import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ FOOTER = b"fmnist_segment"
 """Key of the `SegmentFooter` in the metadata of a segment's Parquet file."""
 
 _READS_AT_ONCE = 16
+_NUMBERED_ID = re.compile(r"(\d{8,})-")
 
 
 class NumberTaken(JobError):
@@ -106,17 +108,24 @@ def read_catalog(store: ObjectStore, table: str) -> Catalog:
     of the tail, and one that looks for a batch that the listing doesn't show yet. Delta's log takes more.
 
     Raises:
-        JobStopped: a segment or a batch in the middle is missing, or the table has rows but `work/<table>` is gone.
+        JobStopped: a segment or a batch in the middle is missing, or the table holds a batch that `work/<table>` lacks.
     """
     ranges = choose_segments(list_segments(store, table))
     with ThreadPoolExecutor(_READS_AT_ONCE) as threads:
         segments = list(threads.map(lambda found: _read_footer(store, table, found), ranges))
-    tail = _read_tail(store, table, ranges[-1].last if ranges else 0)
+    covered = ranges[-1].last if ranges else 0
+    tail = _read_tail(store, table, covered)
     predictions = open_delta(store, table_folder(table))
-    if not segments and not tail and predictions is not None and predictions.table.version() > 0:
+    committed = _partitions(predictions)
+    newest = _newest_number(predictions, committed)
+    if newest > covered + len(tail):
+        # Another run may have planned and committed it in the meantime.
+        tail = _read_tail(store, table, covered)
+    if newest > covered + len(tail):
         raise JobStopped(
-            f"{store.uri(table_folder(table))} holds batches, but {store.uri(work_folder(table))} has no record of "
-            "them. Restore that folder, or classify into another table."
+            f"{store.uri(table_folder(table))} holds batch number {newest} or a later one, but "
+            f"{store.uri(work_folder(table))} only has {covered + len(tail)} batches. Restore that folder, or classify "
+            "into another table."
         )
     catalog = Catalog(
         table=table,
@@ -127,9 +136,14 @@ def read_catalog(store: ObjectStore, table: str) -> Catalog:
     )
     candidates: list[NumberedBatch] = []
     for segment in segments:
-        covered = range(segment.first, segment.last + 1)
-        candidates += _read_numbers(store, table, covered) if segment.range in catalog.stale else segment.unfinished
-    return replace(catalog, unfinished=_not_committed([*candidates, *tail], predictions))
+        numbers = range(segment.first, segment.last + 1)
+        candidates += _read_numbers(store, table, numbers) if segment.range in catalog.stale else segment.unfinished
+    unfinished = [
+        entry
+        for entry in (*candidates, *tail)
+        if entry.batch not in committed and not (predictions and predictions.holds(entry.batch))
+    ]
+    return replace(catalog, unfinished=unfinished)
 
 
 def unfinished_batches(store: ObjectStore, table: str) -> list[NumberedBatch]:
@@ -210,9 +224,13 @@ def _read_numbers(store: ObjectStore, table: str, numbers: Iterable[int]) -> lis
         return list(threads.map(read, numbers))
 
 
-def _not_committed(batches: list[NumberedBatch], predictions: DeltaSnapshot | None) -> list[NumberedBatch]:
-    if predictions is None or not batches:
-        return batches
-    # The snapshot has all partitions in memory, but reads the log again for each transaction.
-    with_rows = {partition[PARTITION] for partition in predictions.table.partitions()}
-    return [entry for entry in batches if entry.batch not in with_rows and not predictions.holds(entry.batch)]
+def _partitions(predictions: DeltaSnapshot | None) -> set[str]:
+    """Return the batches with rows. They are in memory, but each look for a transaction reads the log again."""
+    return {partition[PARTITION] for partition in predictions.table.partitions()} if predictions else set()
+
+
+def _newest_number(predictions: DeltaSnapshot | None, batches: set[str]) -> int:
+    """Return the largest number in the ids of the batches with rows. Ids from before Delta Lake have none."""
+    if predictions is None or predictions.table.version() == 0:
+        return 0
+    return max((int(found[1]) for batch in batches if (found := _NUMBERED_ID.match(batch))), default=1)

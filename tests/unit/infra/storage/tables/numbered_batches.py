@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from infra.storage.keys import table_folder
+from infra.storage.keys import part_name, table_folder
 from infra.storage.object_store import ObjectStore
 from infra.storage.tables.batches import NumberedBatch, take_number
 from infra.storage.tables.delta import ensure_delta
+from infra.storage.tables.parts import PartFile
 from infra.storage.tables.plan import Piece, cut_into_shards, write_plan
 from tasks.classification.options import ReadOptions
 
@@ -42,8 +43,13 @@ def add_batches(store: ObjectStore, numbers: Iterable[int], scratch: Path) -> li
     return [add_batch(store, number, [(f"file:///{number:05d}.tar", "1", number)], scratch) for number in numbers]
 
 
-def commit_batches(store: ObjectStore, batches: Iterable[NumberedBatch]) -> None:
-    """Commit batches without rows. Planners only look for the transactions of the batches."""
+def commit_batches(store: ObjectStore, batches: Iterable[NumberedBatch], *, rows: bool = False) -> None:
+    """Commit batches, with a part or without rows. Planners look for the transactions and the batches of the parts."""
     schema = pa.schema([pa.field("image", pa.string())])
     table = ensure_delta(store, table_folder("t"), schema, name="t", description="")
-    assert table.add({entry.batch: [] for entry in batches})
+    assert table.add({entry.batch: [_part(entry)] if rows else [] for entry in batches})
+
+
+def _part(entry: NumberedBatch) -> PartFile:
+    name = part_name(entry.batch, 0, "attempt")
+    return PartFile(name=name, size=1, sha256="", etag="", rows=1, statistics='{"numRecords": 1}')

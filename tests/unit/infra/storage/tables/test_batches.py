@@ -12,6 +12,7 @@ import pytest
 from infra.errors import JobStopped, RequestError
 from infra.storage.keys import number_key
 from infra.storage.object_store import ObjectStat, ObjectStore, open_store
+from infra.storage.tables import batches as batches_module
 from infra.storage.tables.batches import (
     NumberedBatch,
     NumberTaken,
@@ -153,13 +154,38 @@ def test_missing_work_folder_of_a_table_with_batches_is_named(store: ObjectStore
     assert "work/t" in str(error.value)
 
 
+def test_batch_of_the_table_that_the_work_folder_lacks_is_named(store: ObjectStore, tmp_path: Path):
+    """The backup of work/t is older than that of predictions/t."""
+    commit_batches(store, add_batches(store, [1, 2, 3], tmp_path), rows=True)
+    store.delete(number_key("t", 3))
+    with pytest.raises(JobStopped) as error:
+        read_catalog(store, "t")
+    assert all(words in str(error.value) for words in ("work/t", "number 3"))
+
+
+def test_batch_committed_while_the_catalog_is_read_is_found(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    commit_batches(store, add_batches(store, [1], tmp_path), rows=True)
+    open_delta = batches_module.open_delta
+
+    def commit_before(*arguments: Any) -> Any:
+        commit_batches(store, add_batches(store, [2], tmp_path), rows=True)
+        return open_delta(*arguments)
+
+    monkeypatch.setattr(batches_module, "open_delta", commit_before)
+    catalog = read_catalog(store, "t")
+    assert (catalog.next_number, catalog.unfinished) == (3, [])
+
+
 # Unfinished batches
 
 
-def test_batches_are_unfinished_until_they_are_committed(store: ObjectStore, tmp_path: Path):
+@pytest.mark.parametrize("rows", [False, True], ids=["without rows", "with rows"])
+def test_batches_are_unfinished_until_they_are_committed(store: ObjectStore, tmp_path: Path, rows: bool):
     first, second = add_batches(store, [1, 2], tmp_path)
     assert unfinished_batches(store, "t") == [first, second]
-    commit_batches(store, [first])
+    commit_batches(store, [first], rows=rows)
     assert unfinished_batches(store, "t") == [second]
 
 
