@@ -235,6 +235,21 @@ def test_quarantine_of_an_uncommitted_batch_does_not_count(pipeline: Pipeline, c
     assert (shown["images"], shown["quarantined"]) == (1, 0)
 
 
+def test_compacted_and_deleted_rows_are_counted_right(pipeline: Pipeline, command: Command) -> None:
+    pipeline.save("a.parquet", 1, 2, 3)
+    pipeline.save("b.png", 4)
+    pipeline.classify()
+    pipeline.save("a.parquet", 1, 2)
+    pipeline.classify()
+    pipeline.save("c.png", 5)
+    pipeline.classify()
+    command("predictions", "compact", TABLE)
+    images = ["a.parquet#row=0", "a.parquet#row=1", "b.png", "c.png"]
+    check_counts(pipeline, command, predicted=images, quarantined=[])
+    command("predictions", "delete", TABLE, "--image", f"file://{pipeline.images}/c.png", "--yes")
+    check_counts(pipeline, command, predicted=images[:3], quarantined=[])
+
+
 def test_books_and_query_agree_if_no_file_changed(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline.save("a.parquet", 1, 2, 3)
     (pipeline.images / "b.png").write_bytes(b"not an image")
