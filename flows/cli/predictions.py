@@ -224,7 +224,7 @@ def _print_quarantine(console: Console, summary: dict[str, Any]) -> None:
     console.print(f"In quarantine: {summary['quarantined']:,} images", highlight=False)
     table = new_table("images", "reason")
     for reason in summary["reasons"]:
-        table.add_row(f"{reason['images']:,}", Text(reason["reason"]))  # its brackets are no markup
+        table.add_row(f"{reason['images']:,}", Text(reason["reason"]))  # it may contain brackets
     print_table(table)
 
 

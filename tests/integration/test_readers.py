@@ -30,7 +30,7 @@ from infra.storage.keys import quarantine_folder, table_folder
 from infra.storage.model_registry import ModelRegistry, ModelVersion
 from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.tables.books import BatchBooks, read_books, write_books
-from infra.storage.tables.delta import ensure_delta
+from infra.storage.tables.delta import ensure_delta, open_delta
 from infra.storage.tables.newest import TableSources, newest_query
 from infra.storage.tables.parts import PartFile, statistics_of
 from infra.storage.tables.plan import BatchPlan
@@ -130,13 +130,13 @@ class Command:
         assert exit_info.value.code == 0, printed.err
         return printed.out
 
-    def refused(self, *arguments: str) -> str:
-        """Return the message of a request that is refused."""
+    def failed(self, code: int, *arguments: str) -> str:
+        """Return the only line that a command prints when it fails with an exit code."""
         with pytest.raises(SystemExit) as exit_info:
             main(list(arguments))
-        printed = self.capsys.readouterr()
-        assert exit_info.value.code == 2, printed.err
-        return printed.err
+        [line] = self.capsys.readouterr().err.splitlines()
+        assert exit_info.value.code == code, line
+        return line
 
     def json(self, *arguments: str) -> Any:
         return json.loads(self(*arguments, "--json").splitlines()[-1])
@@ -218,6 +218,36 @@ def test_file_that_was_repaired_counts_as_predicted_only(pipeline: Pipeline, com
     pipeline.save("b.png", 2)
     pipeline.classify()
     check_counts(pipeline, command, predicted=["a.png", "b.png"], quarantined=[])
+
+
+def test_quarantine_of_an_uncommitted_batch_does_not_count(pipeline: Pipeline, command: Command) -> None:
+    pipeline.save("a.png", 1)
+    pipeline.classify()
+    (pipeline.images / "a.png").write_bytes(b"not an image")
+    [plan] = pipeline.plan()
+    record = ShardClassifier(pipeline.store.root, plan, pipeline.model).work(ShardTask(0))
+    snapshot = open_delta(pipeline.store, quarantine_folder(TABLE))
+    assert snapshot is not None
+    snapshot.add({plan.batch: record.quarantine})
+    command("predictions", "export", TABLE, "--to", "out.parquet")
+    assert pipeline.names(pq.read_table("out.parquet").column("image").to_pylist()) == ["a.png"]
+    shown = command.json("predictions", "show", TABLE)["models"]["1"]
+    assert (shown["images"], shown["quarantined"]) == (1, 0)
+
+
+def test_compacted_and_deleted_rows_are_counted_right(pipeline: Pipeline, command: Command) -> None:
+    pipeline.save("a.parquet", 1, 2, 3)
+    pipeline.save("b.png", 4)
+    pipeline.classify()
+    pipeline.save("a.parquet", 1, 2)
+    pipeline.classify()
+    pipeline.save("c.png", 5)
+    pipeline.classify()
+    command("predictions", "compact", TABLE)
+    images = ["a.parquet#row=0", "a.parquet#row=1", "b.png", "c.png"]
+    check_counts(pipeline, command, predicted=images, quarantined=[])
+    command("predictions", "delete", TABLE, "--image", f"file://{pipeline.images}/c.png", "--yes")
+    check_counts(pipeline, command, predicted=images[:3], quarantined=[])
 
 
 def test_books_and_query_agree_if_no_file_changed(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -412,7 +442,7 @@ def test_export_of_one_model_has_its_rows_only(pipeline: Pipeline, command: Comm
     assert record["rows"] == 1
     assert pq.read_table("two.parquet").column("model_version").to_pylist() == ["2"]
     assert command.json("predictions", "export", TABLE, "--to", "all.parquet")["rows"] == 2
-    assert "'7'" in command.refused("predictions", "export", TABLE, "--to", "x.csv", "--model", "7")
+    assert "'7'" in command.failed(2, "predictions", "export", TABLE, "--to", "x.csv", "--model", "7")
 
 
 @pytest.mark.parametrize("target", ["out.json", "out", "images", "missing/out.csv", "folder.csv"])
@@ -420,7 +450,7 @@ def test_export_refuses_a_target_that_it_cannot_write(pipeline: Pipeline, comman
     pipeline.save("a.png", 1)
     pipeline.classify()
     Path("folder.csv").mkdir()
-    assert target.partition("/")[0] in command.refused("predictions", "export", TABLE, "--to", target)
+    assert target.partition("/")[0] in command.failed(2, "predictions", "export", TABLE, "--to", target)
 
 
 def test_export_that_fails_leaves_the_old_file(pipeline: Pipeline, command: Command) -> None:
@@ -429,8 +459,9 @@ def test_export_that_fails_leaves_the_old_file(pipeline: Pipeline, command: Comm
     Path("out.csv").write_text("old")
     [part] = Path("var/store/predictions/mine/_parts").rglob("*.parquet")
     part.write_bytes(b"damaged")
-    with pytest.raises(BaseException):  # noqa: B017, PT011  # any class: the file is what counts
-        command("predictions", "export", TABLE, "--to", "out.csv")
+    assert TABLE in command.failed(1, "predictions", "export", TABLE, "--to", "out.csv")
+    part.unlink()
+    assert part.name in command.failed(2, "predictions", "export", TABLE, "--to", "out.csv")
     assert Path("out.csv").read_text() == "old"
     assert list(Path().glob(".out.csv*")) == []
 

@@ -45,21 +45,23 @@ def newest_script(store: ObjectStore, table: str, batches: Sequence[BatchBooks])
     if has_migrated(batches):
         names["books"] = sources.books
     secret = create_secret(store)
+    options = ", storage_options=storage_options" if secret else ""
     return "\n".join(
         [
             f"-- The newest prediction of each image and model version in table {table}.",
             "-- DuckDB downloads its Delta extension when it first runs this.",
             "-- Without the extension, register each table in Python, and write its name in place of delta_scan(…):",
             *(
-                f"--   duckdb.register({name!r}, deltalake.DeltaTable({uri_of(source)}).to_pyarrow_dataset())"
+                f"--   duckdb.register({name!r}, deltalake.DeltaTable({_uri_of(source)}{options}).to_pyarrow_dataset())"
                 for name, source in names.items()
             ),
+            *(["-- docs/predictions.md shows how to get the storage_options."] if secret else []),
             *([secret] if secret else []),
             f"{newest_query(sources, is_migrated=has_migrated(batches))};",
         ]
     )
 
 
-def uri_of(source: str) -> str:
+def _uri_of(source: str) -> str:
     """Return the quoted URI in a source of `delta_scans`."""
     return source.removeprefix("delta_scan(").removesuffix(")")

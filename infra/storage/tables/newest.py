@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 
+from infra.errors import JobError
 from infra.settings import load_settings
 from infra.storage.keys import books_folder, quarantine_folder, table_folder
 from infra.storage.object_store import ObjectStore, explained_delta
@@ -28,6 +29,10 @@ _MEMORY = "512MB"
 _THREADS = 4
 _PLANNED_ID = re.compile(r"\d{8,}-.*")
 """The id of a batch that was planned as a Delta table. Ids of migrated batches don't contain their number."""
+
+
+class PartUnreadable(JobError):
+    """A part is damaged."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +93,18 @@ def newest_rows(
         model_version: show the rows of one model version only.
 
     Raises:
+        ObjectNotFound, PartUnreadable: a part is missing or damaged.
         StoreUnavailable, StoreMisconfigured: the store fails.
     """
     import duckdb
 
     folder = load_settings().state_dir
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="query-", dir=folder) as scratch, explained_delta(store):
+    with (
+        tempfile.TemporaryDirectory(prefix="query-", dir=folder) as scratch,
+        explained_delta(store),
+        _explained_scan(store, table),
+    ):
         settings: dict[str, Any] = {"memory_limit": _MEMORY, "temp_directory": scratch, "threads": _THREADS}
         with duckdb.connect(config=settings) as connection:
             connection.execute("SET preserve_insertion_order = false")
@@ -119,8 +129,7 @@ def counts_are_newest(store: ObjectStore, table: str, batches: Collection[BatchB
     for version in {books.model_version for books in batches}:
         same = [books for books in batches if books.model_version == version]
         found[version] = (
-            not has_migrated(same)
-            and not any(books.superseded for books in same)
+            not any(books.superseded for books in same)
             and all(sum(books.summary.class_counts) == books.predicted for books in same)
             # Compaction moves rows between the batches of a model, and deletion removes some.
             and sum(predicted.get(books.batch, 0) for books in same) == sum(books.predicted for books in same)
@@ -135,21 +144,46 @@ def _queries(
     """Return the query of each view. If every row is the newest one, it is a scan, which needs no memory."""
     newest = counts_are_newest(store, table, batches)
     versions = newest if model_version is None else {model_version}
-    if all(newest.get(version, False) for version in versions):
+    migrated = has_migrated(batches)
+    if not migrated and all(newest.get(version, False) for version in versions):
         return {
             "newest": _simple("predictions", model_version and sql_text(model_version)),
             "newest_quarantine": _simple("quarantine", model_version and sql_text(model_version)),
         }
     sources = TableSources("predictions", "quarantine", "books")
-    migrated = has_migrated(batches)
     return {
         view: newest_query(sources, is_migrated=migrated, model_version=model_version, in_quarantine=in_quarantine)
         for view, in_quarantine in (("newest", False), ("newest_quarantine", True))
     }
 
 
+@contextmanager
+def _explained_scan(store: ObjectStore, table: str) -> Iterator[None]:
+    """Turn an error of a dataset, which DuckDB repeats in its own error, into the store's error."""
+    import duckdb
+
+    try:
+        yield
+    except duckdb.Error as error:
+        # The words before an error of Arrow, and before one of Python.
+        found = re.search(r"(?:registered as '\w+' failed|Python exception): (.+)", str(error), re.DOTALL)
+        if found is None:
+            raise
+        text = " ".join(found[1].split())
+        raise store.delta_failure(error) or PartUnreadable(
+            f"A part of {store.uri(table_folder(table))} or its quarantine can't be read: {text}"
+        ) from None
+
+
 def _datasets(store: ObjectStore, table: str, batches: Collection[BatchBooks]) -> dict[str, Any]:
-    snapshots = {name: open_delta(store, folder(table)) for name, folder in _FOLDERS.items()}
+    """Open the rows of committed batches. The quarantine is committed first, so it can hold a batch that isn't."""
+    committed = {books.batch for books in batches}
+    found: dict[str, Any] = {}
+    for name, folder in (("predictions", table_folder(table)), ("quarantine", quarantine_folder(table))):
+        snapshot = open_delta(store, folder)
+        if snapshot is not None:
+            held = snapshot.part_names().keys()
+            found[name] = snapshot.dataset(None if held <= committed else sorted(held & committed))
     numbers = pa.table(
         {
             "batch": pa.array([books.batch for books in batches], pa.string()),
@@ -157,10 +191,7 @@ def _datasets(store: ObjectStore, table: str, batches: Collection[BatchBooks]) -
             "model_version": pa.array([books.model_version for books in batches], pa.string()),
         }
     )
-    return {name: snapshot.dataset() for name, snapshot in snapshots.items() if snapshot} | {"books": numbers}
-
-
-_FOLDERS = {"predictions": table_folder, "quarantine": quarantine_folder}
+    return found | {"books": numbers}
 
 
 def _rows_by_batch(snapshot: DeltaSnapshot | None) -> dict[str, int]:
