@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from fmnist_model.predictions import Rejection, prediction_schema, quarantine_batch, quarantine_schema
+from fmnist_model.predictions import prediction_schema, quarantine_schema
 from infra.settings import load_settings
 from infra.storage.format import has_format, old_tables, write_format
 from infra.storage.keys import part_name, quarantine_folder, table_folder
@@ -26,8 +26,9 @@ from infra.storage.tables.delta import ensure_delta
 from infra.storage.tables.parts import PartFile, open_part
 from infra.storage.tables.records import PredictionSummary, Reason
 from tasks.classification.options import ReadOptions
-from tasks.classification.reasons import general_reason, is_retryable, reason_kind
+from tasks.classification.reasons import general_reason, reason_kind
 from tasks.classification.summarize import summarize_rows
+from tasks.classification.upgraded_shards import convert_quarantine, take_over_shards
 
 BATCHES_AT_ONCE = 500
 """Batches in one commit of a Delta table."""
@@ -114,6 +115,9 @@ def _upgrade_table(
                     scratch=scratch,
                 )
                 old.number_batch(store, table, entry, number)
+        for (_, entry), manifest in zip(chosen, manifests, strict=True):
+            if manifest is None:
+                take_over_shards(store, table, entry.batch, uris)
         committed = [
             _CommittedBatch(number, entry, manifest, superseded.get(number, 0))
             for (number, entry), manifest in zip(chosen, manifests, strict=True)
@@ -176,23 +180,9 @@ def _write_quarantine(
         name = part_name(batch.entry.batch, number, uuid4().hex[:12])
         with open_part(store, quarantine_folder(table), name, quarantine_schema()) as part:
             for rows in old.old_rows(store, key):
-                part.write(_quarantine_rows(rows, batch, uris))
+                part.write(convert_quarantine(rows, batch.number, batch.entry.model_version, uris))
         parts.append(part.finished)
     return parts
-
-
-def _quarantine_rows(rows: pa.RecordBatch, batch: _CommittedBatch, uris: old.CanonicalUris) -> pa.RecordBatch:
-    reasons = rows.column("reason").to_pylist()
-    rejections = {
-        row: Rejection(reason_kind(reason), reason, is_retryable(reason)) for row, reason in enumerate(reasons)
-    }
-    return quarantine_batch(
-        uris.of_images(rows.column("image")),
-        rejections,
-        rows.column("label"),
-        file_version=batch.number,
-        model_version=batch.entry.model_version,
-    )
 
 
 def _commit_predictions(
