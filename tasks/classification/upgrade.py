@@ -235,10 +235,14 @@ def _books(store: ObjectStore, table: str, batch: _CommittedBatch) -> BatchBooks
 
 
 def _summary(store: ObjectStore, keys: Sequence[str]) -> PredictionSummary:
+    import duckdb
+
     columns = ["predicted_class", "label", "confidence"]
     schema = pa.schema([prediction_schema().field(name) for name in columns])
     rows = (batch.cast(schema) for batch in chain.from_iterable(old.old_rows(store, key, columns) for key in keys))
-    return summarize_rows(pa.RecordBatchReader.from_batches(schema, rows))
+    with duckdb.connect() as connection:
+        connection.register("newest", pa.RecordBatchReader.from_batches(schema, rows))
+        return summarize_rows(connection)
 
 
 def _reasons(store: ObjectStore, keys: Sequence[str]) -> list[Reason]:

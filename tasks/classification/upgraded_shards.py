@@ -67,16 +67,16 @@ def _convert(store: ObjectStore, plan: BatchPlan, shard: old.OldShard, uris: old
     """Copy a shard into new parts, or return None if its old parts don't hold what its books say."""
     tally = ShardTally(len(CLASS_NAMES))
     rows, errors = old.old_keys(plan, shard)
+    name = part_name(plan.batch, shard.shard, uuid4().hex[:12])
     try:
-        parts = _copy(
-            store, plan, shard, table_folder(plan.table), prediction_schema(), _rows(store, plan, rows, uris, tally)
+        parts = _write(
+            store, table_folder(plan.table), name, prediction_schema(), _rows(store, plan, rows, uris, tally)
         )
         quarantine = (
-            _copy(
+            _write(
                 store,
-                plan,
-                shard,
                 quarantine_folder(plan.table),
+                name,
                 quarantine_schema(),
                 _errors(store, plan, errors, uris, tally),
             )
@@ -101,23 +101,16 @@ def _convert(store: ObjectStore, plan: BatchPlan, shard: old.OldShard, uris: old
     )
 
 
-def _copy(
-    store: ObjectStore,
-    plan: BatchPlan,
-    shard: old.OldShard,
-    folder: str,
-    schema: pa.Schema,
-    rows: Iterator[pa.RecordBatch],
+def _write(
+    store: ObjectStore, folder: str, name: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]
 ) -> list[PartFile]:
     """Write rows as a part. Without rows there is none."""
     part = None
     with ExitStack() as opened:
-        for batch in rows:
-            if part is None and len(batch):
-                name = part_name(plan.batch, shard.shard, uuid4().hex[:12])
+        for rows in batches:
+            if part is None:
                 part = opened.enter_context(open_part(store, folder, name, schema))
-            if part is not None:
-                part.write(batch)
+            part.write(rows)
     return [part.finished] if part else []
 
 
