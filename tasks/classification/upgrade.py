@@ -151,7 +151,7 @@ def _commit(
 
     try:
         _commit_quarantine(store, table, batches, uris)
-        _commit_predictions(store, table, batches, report)
+        _commit_predictions(store, table, batches, uris, report)
     except CommitFailedError:
         raise old.TableChanged(f"Another upgrade commits batches of table {table} in {store.root}.") from None
 
@@ -186,7 +186,11 @@ def _write_quarantine(
 
 
 def _commit_predictions(
-    store: ObjectStore, table: str, batches: Sequence[_CommittedBatch], report: Callable[[str], None]
+    store: ObjectStore,
+    table: str,
+    batches: Sequence[_CommittedBatch],
+    uris: old.CanonicalUris,
+    report: Callable[[str], None],
 ) -> None:
     # Old parts have no column `file_version`: readers take the number of the batch instead.
     schema = prediction_schema()
@@ -205,11 +209,11 @@ def _commit_predictions(
                 f"{table}: the parts of batch {batch.entry.batch} have {found:,} rows, but its manifest says "
                 f"{batch.manifest.predicted:,}. A late worker of the older version may have overwritten them."
             )
-    write_books(store, [_books(store, table, batch) for batch in missing])
+    write_books(store, [_books(store, table, batch, uris) for batch in missing])
     snapshot.add(parts)
 
 
-def _books(store: ObjectStore, table: str, batch: _CommittedBatch) -> BatchBooks:
+def _books(store: ObjectStore, table: str, batch: _CommittedBatch, uris: old.CanonicalUris) -> BatchBooks:
     manifest, entry = batch.manifest, batch.entry
     model, calibrates = manifest.model, ReadOptions.from_record(entry.options).calibrate
     return BatchBooks(
@@ -227,7 +231,7 @@ def _books(store: ObjectStore, table: str, batch: _CommittedBatch) -> BatchBooks
         predicted=manifest.predicted,
         quarantined=manifest.quarantined,
         superseded=batch.superseded,
-        reasons=_reasons(store, manifest.error_parts),
+        reasons=_reasons(store, manifest.error_parts, uris),
         summary=_summary(store, manifest.parts),
         seconds=manifest.seconds,
         provenance=manifest.provenance,
@@ -245,14 +249,16 @@ def _summary(store: ObjectStore, keys: Sequence[str]) -> PredictionSummary:
         return summarize_rows(connection)
 
 
-def _reasons(store: ObjectStore, keys: Sequence[str]) -> list[Reason]:
-    counts, examples = Counter[tuple[str, str]](), {}
+def _reasons(store: ObjectStore, keys: Sequence[str], uris: old.CanonicalUris) -> list[Reason]:
+    counts: Counter[tuple[str, str]] = Counter()
+    examples: dict[tuple[str, str], str] = {}
     for rows in chain.from_iterable(old.old_rows(store, key, ["image", "reason"]) for key in keys):
-        for image, reason in zip(*(column.to_pylist() for column in rows.columns), strict=True):
+        images, reasons = uris.of_images(rows.column("image")), rows.column("reason")
+        for image, reason in zip(images.to_pylist(), reasons.to_pylist(), strict=True):
             found = reason_kind(reason), general_reason(reason)
             counts[found] += 1
             examples.setdefault(found, image)
     return [
-        Reason(kind=found[0], reason=found[1], images=images, example=examples[found])
-        for found, images in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_MAX_REASONS]
+        Reason(kind=found[0], reason=found[1], images=count, example=examples[found])
+        for found, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_MAX_REASONS]
     ]
