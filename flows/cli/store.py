@@ -112,11 +112,11 @@ def upgrade(*, as_json: Json = False) -> None:
     text = f"There is nothing to upgrade in {root.root}."
     if tables:
         text = (
-            f"Upgraded {len(tables):,} tables with {totals['batches']:,} batches and {totals['predicted']:,} "
-            f"predictions in {root.root}."
+            f"Upgraded in {root.root}: tables {len(tables):,}, batches {totals['batches']:,}, predictions "
+            f"{totals['predicted']:,}."
         )
     if totals["unfinished"]:
-        text += f" The next run of `fmnist classify` finishes {totals['unfinished']:,} further batches."
+        text += f" Unfinished batches, which the next `fmnist classify` finishes: {totals['unfinished']:,}."
     Console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
