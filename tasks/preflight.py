@@ -10,6 +10,7 @@ from fmnist_model.weights import check_weights
 from infra.cluster.address import check_ray_address
 from infra.errors import RequestError
 from infra.settings import Settings
+from infra.storage.format import check_table, ensure_format
 from infra.storage.keys import table_folder
 from infra.storage.model_registry import ModelRegistry, ModelVersion, read_weights
 from infra.storage.object_store import ObjectStore, open_store
@@ -37,6 +38,7 @@ def check_training(
     """
     store = open_store(settings.store)
     store.check_writable()
+    ensure_format(store)
     check_state_folder(settings)
     if settings.ray_address:
         check_ray_address(settings.ray_address)
@@ -64,6 +66,7 @@ def check_classification(
     """
     store = open_store(settings.store)
     table_folder(table)
+    check_table(store, table)
     check_inputs(inputs, options)
     version = _check_model(store, model)
     check_options(read_catalog(store, table), str(version.version), options)

@@ -27,10 +27,20 @@ predictions = App(name="predictions", help="Show prediction tables and their bat
 @predictions.command(name="list")
 def list_predictions(*, as_json: Json = False) -> None:
     """List the committed batches of all prediction tables."""
+    from infra.storage.format import UPGRADE_COMMAND, check_format, old_tables
     from infra.storage.tables.books import list_tables, read_books
 
     store = _store()
-    batches = [books for table in list_tables(store) for books in read_books(store, table)]
+    check_format(store)
+    old = set(old_tables(store))
+    batches = [books for table in list_tables(store) if table not in old for books in read_books(store, table)]
+    if old:
+        Console(stderr=True).print(
+            f"Not shown, because an older version wrote them: {', '.join(sorted(old))}. Run `{UPGRADE_COMMAND}`.",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
     if as_json:
         print_json([_record(books) for books in batches])
         return
@@ -56,10 +66,12 @@ def show_predictions(
     sql
         Print the DuckDB query of the newest predictions instead.
     """
+    from infra.storage.format import check_table
     from infra.storage.tables.books import read_books
     from tasks.classification.summarize import class_mix_shift, count_newest, describe
 
     store = _store()
+    check_table(store, table)
     if sql:
         _print_sql(store, table, _committed(store, table), as_json=as_json)
         return
@@ -137,8 +149,10 @@ def _unfinished(store: ObjectStore, table: str, batches: "Sequence[BatchBooks]")
 
 
 def _committed(store: ObjectStore, table: str) -> "list[BatchBooks]":
+    from infra.storage.format import check_table
     from infra.storage.tables.books import read_books
 
+    check_table(store, table)
     batches = read_books(store, table)
     if not batches:
         raise _no_batches(store, table)

@@ -1,4 +1,4 @@
-"""`fmnist store`: check the object store, and remove obsolete files, without Ray or Prefect."""
+"""`fmnist store`: check and upgrade the object store, and remove obsolete files, without Ray or Prefect."""
 
 from dataclasses import asdict
 from datetime import timedelta
@@ -17,7 +17,7 @@ from infra.errors import JobError
 from infra.settings import load_settings
 from infra.storage.object_store import open_store
 
-store = App(name="store", help="Check the object store, and remove obsolete files.")
+store = App(name="store", help="Check or upgrade the object store, and remove obsolete files.")
 
 
 @store.command
@@ -89,6 +89,35 @@ def prune(
         highlight=False,
         soft_wrap=True,
     )
+
+
+@store.command
+def upgrade(*, as_json: Json = False) -> None:
+    """Turn the prediction tables of an older version into Delta Lake tables.
+
+    Stop all runs of the older version first. Parts with predictions are not rewritten, and nothing is deleted. You can
+    interrupt the command and run it again.
+    """
+    from tasks.classification.upgrade import upgrade_store
+
+    root, progress = open_store(load_settings().store), Console(stderr=True)
+    tables = upgrade_store(root, lambda line: progress.print(line, highlight=False, markup=False, soft_wrap=True))
+    totals = {
+        name: sum(getattr(table, name) for table in tables)
+        for name in ("batches", "unfinished", "predicted", "quarantined")
+    }
+    if as_json:
+        print_json({"root": root.root, "tables": [asdict(table) for table in tables]} | totals)
+        return
+    text = f"There is nothing to upgrade in {root.root}."
+    if tables:
+        text = (
+            f"Upgraded in {root.root}: tables {len(tables):,}, batches {totals['batches']:,}, predictions "
+            f"{totals['predicted']:,}."
+        )
+    if totals["unfinished"]:
+        text += f" Unfinished batches, which the next `fmnist classify` finishes: {totals['unfinished']:,}."
+    Console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _skipped(runs: list[str], hours: float) -> str:

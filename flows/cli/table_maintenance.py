@@ -27,9 +27,12 @@ def compact_table(table: str, *, as_json: Json = False) -> None:
     table
         Name of the prediction table.
     """
+    from infra.storage.format import check_table
     from infra.storage.tables.compact import compact
 
-    result = compact(open_store(load_settings().store), table, _schemas())
+    store = open_store(load_settings().store)
+    check_table(store, table)
+    result = compact(store, table, _schemas())
     if as_json:
         print_json({"table": table, **asdict(result)})
         return
@@ -65,9 +68,11 @@ def delete_images(
         Show what would be removed, without changing anything.
     """
     from infra.errors import RequestError
+    from infra.storage.format import check_table
     from infra.storage.tables import delete
 
     store = open_store(load_settings().store)
+    check_table(store, table)
     found = delete.delete_images(store, table, image, _schemas(), dry_run=True)
     removes = found.found_anything and not dry_run
     if removes and not yes:

@@ -256,6 +256,37 @@ def old_log_key(table: str) -> str:
     return f"{table_folder(table)}/_batches.json"
 
 
+def old_batch_folder(table: str, batch: str) -> str:
+    """Return the folder of a batch in the layout before Delta Lake. Names of parts in the Delta log start with it."""
+    return f"{table_folder(table)}/batch={batch}"
+
+
+def old_plan_key(table: str, batch: str) -> str:
+    """Return the key of a batch's plan in the layout before Delta Lake."""
+    return f"{old_batch_folder(table, batch)}/_plan.parquet"
+
+
+def old_manifest_key(table: str, batch: str) -> str:
+    """Return the key of a batch's commit marker in the layout before Delta Lake."""
+    return f"{old_batch_folder(table, batch)}/_manifest.json"
+
+
+def old_part_key(table: str, batch: str, shard: int) -> str:
+    """Return the key of a shard's rows in the layout before Delta Lake."""
+    return f"{old_batch_folder(table, batch)}/part-{shard:05d}.parquet"
+
+
+def old_errors_key(table: str, batch: str, shard: int) -> str:
+    """Return the key of a shard's quarantine in the layout before Delta Lake."""
+    return f"{old_batch_folder(table, batch)}/_errors/part-{shard:05d}.parquet"
+
+
+def old_shard_of(name: str) -> int | None:
+    """Return the shard of a part of the layout before Delta Lake by its file name, or None for other names."""
+    match = re.fullmatch(r"part-(\d{5,})\.parquet", name)
+    return int(match[1]) if match else None
+
+
 def _checked(name: str, what: str) -> str:
     if not _NAME.fullmatch(name):
         raise RequestError(f"{name!r} is not {what}. {_NAME_RULE}")

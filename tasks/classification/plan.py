@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.errors import JobStopped, RequestError
+from infra.storage.format import check_table, claim_table
 from infra.storage.keys import plan_key
 from infra.storage.model_registry import ModelVersion
 from infra.storage.object_store import ObjectStore
@@ -65,6 +66,7 @@ def plan_inputs(
         RequestError: the table has batches of this model whose images were read with other options.
         JobStopped: the store lacks a plan, a part of the index, or the number of a batch.
     """
+    check_table(store, table)
     check_options(read_catalog(store, table), str(model.version), options)
     staged = StagedInputs(scratch)
     staged.stage(list_files(inputs, options))
@@ -117,6 +119,7 @@ def _plan_staged(
         )
         # The plan has to exist first: any run may pick up a batch as soon as it has its number.
         entry = NumberedBatch(number=plan.number, batch=plan.batch, model_version=version, options=plan.options)
+        claim_table(store, table)
         take_number(store, table, entry)
         catalog = catalog.with_batch(entry)
         plans.append(plan)
