@@ -126,22 +126,14 @@ def export(
 
 def _unfinished(store: ObjectStore, table: str, batches: "Sequence[BatchBooks]") -> "list[NumberedBatch] | None":
     """Return the unfinished batches, or None if the table has been copied without its plans."""
+    from infra.storage.tables.batches import unfinished_batches
+
     try:
         return unfinished_batches(store, table)
     except JobStopped:
         if not batches:
             raise
         return None
-
-
-def unfinished_batches(store: ObjectStore, table: str) -> "list[NumberedBatch]":
-    """Return the batches that are planned but not committed, in the order of their numbers."""
-    from infra.storage.keys import table_folder
-    from infra.storage.tables.batches import list_batches
-    from infra.storage.tables.delta import open_delta
-
-    snapshot = open_delta(store, table_folder(table))
-    return [entry for entry in list_batches(store, table) if snapshot is None or not snapshot.holds(entry.batch)]
 
 
 def _committed(store: ObjectStore, table: str) -> "list[BatchBooks]":
