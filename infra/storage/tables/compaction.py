@@ -117,7 +117,7 @@ def _is_sorted(plan: Path) -> bool:
     with pq.ParquetFile(plan) as file:
         for batch in file.iter_batches(CHUNK_ROWS, columns=["uri"]):
             uris = batch.column("uri")
-            if uris[0].as_py() < last or not pc.all(pc.less_equal(uris[:-1], uris[1:])).as_py():
+            if uris[0].as_py() < last or not pc.all(pc.less_equal(uris[:-1], uris[1:]), min_count=0).as_py():
                 return False
             last = uris[-1].as_py()
     return True
