@@ -8,12 +8,15 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich import box
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 
 Json = Annotated[bool, Parameter(name="--json", help="Print one JSON object as the last line of standard output.")]
 
 _NUMERIC = frozenset({"version", "test accuracy", "planned", "predicted", "quarantined", "images", "share"})
+
+
+_WIDEST = 1000
+"""Columns of the widest table. A table takes only the columns that it needs."""
 
 
 def print_json(value: dict[str, Any] | list[Any]) -> None:
@@ -23,9 +26,7 @@ def print_json(value: dict[str, Any] | list[Any]) -> None:
 
 def print_table(table: Table) -> None:
     """Print a table on standard output without wrapping its lines, so that you can copy long values."""
-    console = Console()
-    needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
-    Console(width=max(console.width, needed)).print(table)
+    Console(width=max(Console().width, _WIDEST)).print(table)
 
 
 def new_table(*columns: str) -> Table:

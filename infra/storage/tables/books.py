@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from infra.provenance import Provenance
 from infra.storage.keys import PREDICTIONS, books_folder, table_folder
 from infra.storage.object_store import ObjectStore, StoreUnavailable, explained_delta
-from infra.storage.tables.delta import PARTITION, DeltaSnapshot, ensure_delta, open_delta
+from infra.storage.tables.delta import DeltaSnapshot, ensure_delta, open_delta
 from infra.storage.tables.records import ConfusionCell, PredictionSummary, Reason
 
 BOOKS_SCHEMA = pa.schema(
@@ -136,8 +136,8 @@ def list_tables(store: ObjectStore) -> list[str]:
     return list(store.list_folders(PREDICTIONS))
 
 
-def write_books(store: ObjectStore, books: Sequence[BatchBooks]) -> None:
-    """Commit the books of batches of one table that have none yet."""
+def write_books(store: ObjectStore, books: Sequence[BatchBooks]) -> bool:
+    """Commit the books of batches of one table that have none yet. Return whether this call committed them all."""
     from deltalake import CommitProperties, Transaction, write_deltalake
     from deltalake.exceptions import CommitFailedError
 
@@ -152,7 +152,8 @@ def write_books(store: ObjectStore, books: Sequence[BatchBooks]) -> None:
     )
     new = [entry for entry in books if not snapshot.holds(entry.batch)]
     if not new:
-        return
+        return False
+    committed = len(new) == len(books)
     try:
         with explained_delta(store):
             write_deltalake(
@@ -165,12 +166,14 @@ def write_books(store: ObjectStore, books: Sequence[BatchBooks]) -> None:
             )
     except (CommitFailedError, StoreUnavailable):
         # Another run committed them, or the answer to our own request was lost.
+        committed = False
         after = open_delta(store, folder)
         if after is None or not all(after.holds(entry.batch) for entry in new):
             raise
     after = open_delta(store, folder)
     if after is not None:
         store.sync_delta(f"{folder}/", after.table.version())
+    return committed
 
 
 def replace_books(store: ObjectStore, books: BatchBooks) -> None:
@@ -219,8 +222,11 @@ def find_books(store: ObjectStore, table: str, batch: str) -> BatchBooks | None:
 
 
 def _find_row(store: ObjectStore, snapshot: DeltaSnapshot, table: str, batch: str) -> BatchBooks | None:
+    from deltalake import QueryBuilder
+
+    query = f"SELECT * FROM books WHERE batch = '{batch}'"  # noqa: S608 (names of batches have no quotes)
     with explained_delta(store):
-        rows = snapshot.table.to_pyarrow_table(filters=[(PARTITION, "=", batch)]).to_pylist()
+        rows = pa.table(QueryBuilder().register("books", snapshot.table).execute(query)).to_pylist()
     return BatchBooks.from_row(table, rows[0]) if rows else None
 
 

@@ -84,8 +84,8 @@ def commit_batch(
         _check_parts(store, plan, records)
         _commit_quarantine(store, plan, records, schemas.quarantine)
         books = _books(plan, records, model=model, temperature=temperature, seconds=seconds)
-        write_books(store, [books])
-        replace_books(store, books)
+        if not write_books(store, [books]):
+            replace_books(store, books)
         predictions.add({plan.batch: [part for _, entry in sorted(records.items()) for part in entry.parts]})
     committed = find_books(store, plan.table, plan.batch)
     if committed is None:

@@ -33,9 +33,9 @@ def measure_requests() -> dict[str, Any]:
             "many files, as many shards": _counted(many, settings, "files", report=False),
             "many files, one shard": _counted(many, settings, "planned", report=False),
             "few files, with report": _counted(few, settings, "files", report=True),
-            "many files, with report": _counted(many, settings, "files", report=True, table="taken-over"),
+            "many files, with report": _counted(many, settings, "files", report=True, table="killed"),
         }
-        taken_over = _count_taking_over(settings["FMNIST_STORE"], "taken-over")
+        found = _count_finding(settings["FMNIST_STORE"], "killed")
     bare, one_shard = counted["many files, as many shards"], counted["many files, one shard"]
     by_file_and_shard = _less(bare, counted["few files, as many shards"], MANY - FEW)
     by_shard = _less(bare, one_shard, MANY - 1)
@@ -45,7 +45,7 @@ def measure_requests() -> dict[str, Any]:
         "by_file": _less(by_file_and_shard, by_shard, 1),
         "report_of_20_shards": _less(counted["few files, with report"], counted["few files, as many shards"], 1),
         "report_of_120_shards": _less(counted["many files, with report"], bare, 1),
-        "by_part_taken_over": {name: round(count / MANY, 2) for name, count in sorted(taken_over.items())},
+        "by_shard_found": {name: round(count / MANY, 2) for name, count in sorted(found.items())},
     }
 
 
@@ -65,7 +65,7 @@ def _counted(
     return dict(sorted(counted.items()))
 
 
-def _count_taking_over(root: str, table: str) -> Counter[str]:
+def _count_finding(root: str, table: str) -> Counter[str]:
     """Count the requests with which a run finds the finished shards of an unfinished batch, and checks their parts."""
     from infra.storage.object_store import open_store
     from infra.storage.tables.batches import list_batches

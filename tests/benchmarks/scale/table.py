@@ -72,7 +72,7 @@ class Slopes:
     plasma_bytes: float
     log_bytes: float
     commit_seconds: float
-    take_over_seconds: float
+    find_seconds: float
     image_seconds: float
     """CPU seconds in an actor per image."""
     report_seconds: float
@@ -81,7 +81,7 @@ class Slopes:
     by_shard: dict[str, float]
     by_file: dict[str, float]
     report_by_shard: dict[str, float]
-    by_part_taken_over: dict[str, float]
+    by_shard_found: dict[str, float]
     batch_seconds: float
     batch_on_s3_seconds: float
     """Planning seconds per batch that the table has."""
@@ -123,14 +123,14 @@ class Slopes:
             plasma_bytes=_slope(shards, lambda e: e["object_store_bytes"]["written"]),
             log_bytes=_slope(shards, lambda e: e["log_bytes"]),
             commit_seconds=_slope(shards, lambda e: e["steps"]["commit_batches"]),
-            take_over_seconds=_slope(shards, lambda e: 2 * e["killed_at_half"]["take_over_seconds"]),
+            find_seconds=_slope(shards, lambda e: 2 * e["killed_at_half"]["take_over_seconds"]),
             image_seconds=_slope(images, lambda e: e["cpu_seconds"]["actor"]),
             report_seconds=_slope(images, lambda e: e["steps"]["write_batch_reports"]),
             report_part_seconds=_slope(shards, lambda e: e["steps"]["write_batch_reports"]),
             by_shard=requests["by_shard"],
             by_file=requests["by_file"],
             report_by_shard=_by_shard(requests["report_of_120_shards"], requests["report_of_20_shards"]),
-            by_part_taken_over=requests["by_part_taken_over"],
+            by_shard_found=requests["by_shard_found"],
             batch_seconds=_slope(results["batches"], lambda e: e["seconds"]),
             batch_on_s3_seconds=_slope(results["batches on S3"], lambda e: e["seconds"]),
             dispatch_cpu_ms={int(name): entry["cpu_ms_a_shard"]["driver"] for name, entry in dispatch.items()},
@@ -276,12 +276,12 @@ def _images_table(title: str, batches: list[Loose]) -> str:
         ("memory of the flow's process", "fewest + shards * bytes",
          lambda b: _bytes(s.flow_mib * 2**20 + b.shards * s.flow_bytes)),
         ("written to Ray's object store", "shards * bytes", lambda b: _bytes(b.shards * s.plasma_bytes)),
-        ("entry in the Delta log", "shards * log bytes", lambda b: _bytes(b.shards * s.log_bytes)),
+        ("commit in the Delta log", "shards * log bytes", lambda b: _bytes(b.shards * s.log_bytes)),
         ("commit", "shards * commit", lambda b: _time(b.shards * s.commit_seconds)),
-        ("books of all shards taken over, local disk", "shards * take over",
-         lambda b: _time(b.shards * s.take_over_seconds)),
-        ("the same on S3: requests, one after the other", "shards * by part",
-         lambda b: _n(b.shards * sum(s.by_part_taken_over.values()))),
+        ("finished shards of a killed run found, local disk", "shards * find",
+         lambda b: _time(b.shards * s.find_seconds)),
+        ("the same on S3: requests, sixteen at once", "shards * by shard found",
+         lambda b: _n(b.shards * sum(s.by_shard_found.values()))),
         ("report of the batch, one process", "images * report + shards * report",
          lambda b: _time(b.images * s.report_seconds + b.shards * s.report_part_seconds)),
         ("the actors' work on two CPUs, raw pixels", "images * image / 2",
@@ -368,9 +368,9 @@ def _slopes_table(results: dict[str, Any], s: Slopes) -> str:
         ("memory of Ray's head", "shard", _bytes(s.head_bytes), "shards"),
         ("board CPU", "shard", _small(s.board_cpu_seconds), "shards"),
         ("written to Ray's object store", "shard", _bytes(s.plasma_bytes), "shards"),
-        ("log bytes: entry in the Delta log", "shard", _bytes(s.log_bytes), "shards"),
+        ("log bytes: commit in the Delta log", "shard", _bytes(s.log_bytes), "shards"),
         ("commit", "shard", _small(s.commit_seconds), "shards"),
-        ("take over", "part", _small(s.take_over_seconds), "shards"),
+        ("find a finished shard of a killed run", "shard", _small(s.find_seconds), "shards"),
         ("image: CPU of an actor", "image", _small(s.image_seconds), "images"),
         ("report", "image", _small(s.report_seconds), "images"),
         ("report", "shard", _small(s.report_part_seconds), "shards"),
@@ -378,7 +378,7 @@ def _slopes_table(results: dict[str, Any], s: Slopes) -> str:
         ("S3 requests by shard", "shard", _counts(s.by_shard), "requests"),
         ("S3 requests of the report", "shard", _counts(s.report_by_shard), "requests"),
         ("S3 requests by file", "file", _counts(s.by_file), "requests"),
-        ("S3 requests by part taken over", "part", _counts(s.by_part_taken_over), "requests"),
+        ("S3 requests by shard found", "shard", _counts(s.by_shard_found), "requests"),
         ("planning with nothing new, by batch of the table", "batch", _small(s.batch_seconds), "batches"),
         ("the same, plans on Ceph", "batch", _small(s.batch_on_s3_seconds), "batches"),
     ]
