@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from infra.errors import RequestError
 from infra.storage.keys import plan_key, quarantine_folder, records_folder, report_key, table_folder
 from infra.storage.object_store import ObjectNotFound, ObjectStat, ObjectStore, explained_delta
-from infra.storage.tables.batches import list_batches
+from infra.storage.tables.batches import unfinished_batches
 from infra.storage.tables.books import BatchBooks, read_books
 from infra.storage.tables.commit import PartSchemas
 from infra.storage.tables.delta import DeltaSnapshot, TablePart, open_delta
@@ -84,7 +84,7 @@ def delete_images(
     predictions = open_delta(store, table_folder(table))
     if not books or predictions is None:
         raise RequestError(f"{store.root} has no table {table!r} with a committed batch.")
-    _check_unfinished(store, table, match, predictions)
+    _check_unfinished(store, table, match)
     deletion = _Deletion(store, table, match, books)
     found = deletion.find(predictions)
     if not dry_run:
@@ -96,16 +96,14 @@ def delete_images(
     return found
 
 
-def _check_unfinished(store: ObjectStore, table: str, match: ImageMatch, predictions: DeltaSnapshot) -> None:
+def _check_unfinished(store: ObjectStore, table: str, match: ImageMatch) -> None:
     """Check that no unfinished batch holds the images, because its commit would bring them back.
 
     Raises:
         RequestError: one does.
     """
     files = ImageMatch(tuple({uri.partition("#row=")[0].partition("#member=")[0] for uri in match.uris}), match.globs)
-    for entry in list_batches(store, table):
-        if predictions.holds(entry.batch):
-            continue
+    for entry in unfinished_batches(store, table):
         filesystem, path = store.arrow(plan_key(table, entry.batch))
         try:
             with pq.ParquetFile(path, filesystem=filesystem) as plan:

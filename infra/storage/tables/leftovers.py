@@ -31,6 +31,7 @@ from infra.storage.keys import (
 from infra.storage.object_store import ObjectNotFound, ObjectStat, ObjectStore
 from infra.storage.tables.batches import NumberedBatch
 from infra.storage.tables.delta import DeltaSnapshot, open_delta
+from infra.storage.tables.index import obsolete_segments
 from infra.storage.tables.rewrite import repeat_until_committed
 
 _BATCH = re.compile(r"(\d{8,})-[0-9a-f]{16}")
@@ -67,6 +68,10 @@ def table_leftovers(store: ObjectStore, table: str, before: datetime, *, dry_run
         for batch, objects in by_batch.items():
             yield Leftovers("parts", f"{folder}/_parts/batch={batch}", objects, "replaced, or of a slower attempt")
     yield from _work_leftovers(store, table, predictions, before)
+    # A planner that was suspended for longer than the minimum age fails to read its segment, and plans again.
+    obsolete = [stat for stat in obsolete_segments(store, table) if stat.modified < before]
+    if obsolete:
+        yield Leftovers("index", index_folder(table), obsolete, "replaced by a larger segment")
 
 
 def unreferenced_parts(
