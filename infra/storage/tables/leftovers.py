@@ -68,6 +68,10 @@ def table_leftovers(store: ObjectStore, table: str, before: datetime, *, dry_run
         for batch, objects in by_batch.items():
             yield Leftovers("parts", f"{folder}/_parts/batch={batch}", objects, "replaced, or of a slower attempt")
     yield from _work_leftovers(store, table, predictions, before)
+    # A planner that was suspended for longer than the minimum age fails to read its segment, and plans again.
+    obsolete = [stat for stat in obsolete_segments(store, table) if stat.modified < before]
+    if obsolete:
+        yield Leftovers("index", index_folder(table), obsolete, "replaced by a larger segment")
 
 
 def unreferenced_parts(

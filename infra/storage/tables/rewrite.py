@@ -1,5 +1,6 @@
 """Rewrite committed parts and books: the common ground of compaction and deletion."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -192,12 +193,16 @@ def tidy_books(store: ObjectStore, table: str) -> None:
 
 
 def remove_replaced_books(store: ObjectStore, table: str, *, hours: float, dry_run: bool = False) -> Sequence[str]:
-    """Remove the files of books that were replaced more than `hours` ago. Return their names."""
-    snapshot = open_delta(store, books_folder(table))
+    """Remove the files of books that were replaced more than `hours` ago. Return their keys."""
+    folder = books_folder(table)
+    snapshot = open_delta(store, folder)
     if snapshot is None:
         return []
+    retention = {"retention_hours": math.ceil(hours), "enforce_retention_duration": False}
     with explained_delta(store):
-        names: list[str] = snapshot.table.vacuum(
-            retention_hours=int(hours), dry_run=dry_run, enforce_retention_duration=False
-        )
+        # The log also names those that are gone.
+        named = snapshot.table.vacuum(**retention, dry_run=True)
+        names = sorted({f"{folder}/{name}" for name in named} & {stat.key for stat in store.list(f"{folder}/")})
+        if names and not dry_run:
+            snapshot.table.vacuum(**retention, dry_run=False)
     return names
