@@ -144,10 +144,12 @@ def _commit_quarantine(
 def _replace_quarantine(store: ObjectStore, plan: BatchPlan, parts: list[PartFile]) -> None:
     """Replace the quarantine that a run committed before it was killed, if parts have been damaged since then."""
     table = open_delta(store, quarantine_folder(plan.table))
-    names = table.part_names().get(plan.batch, []) if table else []
-    if table is None or set(names) == {part.name for part in parts} or is_committed(store, plan.table, plan.batch):
+    held = set(table.part_names().get(plan.batch, [])) if table else set()
+    removed = held - {part.name for part in parts}
+    added = [part for part in parts if part.name not in held]
+    if table is None or not (removed or added) or is_committed(store, plan.table, plan.batch):
         return
-    if not table.replace(plan.batch, names, parts, data_change=True):
+    if not table.replace(plan.batch, sorted(removed), added, data_change=True):
         raise _QuarantineChanged(f"The quarantine of {plan.table} is being changed. Run it again.")
 
 

@@ -147,6 +147,7 @@ class DeltaSnapshot:
         from deltalake.exceptions import CommitFailedError
 
         self._store.check_conditional_writes()
+        before = self.table.version()
         try:
             with explained_delta(self._store):
                 self.table.create_write_transaction(
@@ -164,7 +165,10 @@ class DeltaSnapshot:
             if any(now.table.transaction_version(entry.app_id) < entry.version for entry in transactions):
                 raise
             return False
-        self._store.sync_delta(f"{self._folder}/", self.table.version(), files=False)
+        with explained_delta(self._store):
+            self.table.update_incremental()  # delta-rs doesn't say which version it has created
+        for version in range(before + 1, self.table.version() + 1):
+            self._store.sync_delta(f"{self._folder}/", version, files=False)
         return True
 
 

@@ -1,6 +1,7 @@
 """Prediction rows have the documented columns and the values from the network."""
 
 import io
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +13,17 @@ from numpy.typing import NDArray
 from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.classifier import Classifier
 from fmnist_model.network import NeuralNetwork
-from fmnist_model.predictions import Predictions, prediction_batch, prediction_schema, quarantine_schema
+from fmnist_model.predictions import (
+    Predictions,
+    Rejection,
+    prediction_batch,
+    prediction_schema,
+    quarantine_batch,
+    quarantine_schema,
+)
 
 LABELS = pa.array([9, None, 0, 3], pa.int8())
+VERSIONS: Any = {"file_version": 7, "model_version": "12"}
 URIS = [f"file:///data/test.parquet#row={row}" for row in range(4)]
 
 
@@ -36,7 +45,7 @@ def predictions(network: NeuralNetwork, pixels: NDArray[np.uint8]) -> Prediction
 
 @pytest.fixture(scope="module")
 def batch(predictions: Predictions) -> pa.RecordBatch:
-    return prediction_batch(URIS, predictions, LABELS, "12")
+    return prediction_batch(URIS, predictions, LABELS, **VERSIONS)
 
 
 # The classifier
@@ -91,11 +100,12 @@ def test_columns_are_the_documented_ones():
     kinds = {field.name: field.type for field in prediction_schema()}
     assert kinds == {
         "image": pa.string(),
-        "predicted_class": pa.int8(),
+        "predicted_class": pa.int16(),
         "predicted_label": pa.dictionary(pa.int8(), pa.string()),
         "confidence": pa.float32(),
-        "probabilities": pa.list_(pa.float32(), 10),
-        "label": pa.int8(),
+        "probabilities": pa.list_(pa.float32()),
+        "label": pa.int16(),
+        "file_version": pa.int32(),
         "model_version": pa.dictionary(pa.int32(), pa.string()),
     }
 
@@ -122,7 +132,7 @@ def test_rows_keep_the_order_of_the_images(batch: pa.RecordBatch):
 
 
 def test_uris_can_be_an_arrow_array(predictions: Predictions, batch: pa.RecordBatch):
-    assert prediction_batch(pa.array(URIS), predictions, LABELS, "12").equals(batch)
+    assert prediction_batch(pa.array(URIS), predictions, LABELS, **VERSIONS).equals(batch)
 
 
 def test_predicted_label_is_the_name_of_the_predicted_class(batch: pa.RecordBatch):
@@ -133,7 +143,7 @@ def test_predicted_label_is_the_name_of_the_predicted_class(batch: pa.RecordBatc
 def test_every_class_gets_its_name():
     probabilities = np.eye(10, dtype=np.float32)
     every = Predictions(np.arange(10, dtype=np.int8), np.ones(10, np.float32), probabilities)
-    rows = prediction_batch([str(number) for number in range(10)], every, pa.nulls(10, pa.int8()), "1")
+    rows = prediction_batch([str(number) for number in range(10)], every, pa.nulls(10, pa.int8()), **VERSIONS)
     assert tuple(rows["predicted_label"].to_pylist()) == CLASS_NAMES
 
 
@@ -149,13 +159,36 @@ def test_unknown_label_is_null(batch: pa.RecordBatch):
     assert batch["label"].to_pylist() == [9, None, 0, 3]
 
 
-def test_every_row_has_the_model_version(batch: pa.RecordBatch):
+def test_every_row_has_the_versions_of_model_and_file(batch: pa.RecordBatch):
     assert batch["model_version"].to_pylist() == ["12"] * 4
+    assert batch["file_version"].to_pylist() == [7] * 4
+
+
+def test_quarantined_images_keep_their_reasons_and_labels():
+    rejections = {
+        3: Rejection("vanished", "vanished: no such file", True),
+        0: Rejection("damaged", "damaged: no pixels", False),
+    }
+    rows = quarantine_batch(pa.array(URIS), rejections, LABELS, **VERSIONS)
+    rows.validate(full=True)
+    assert rows.schema.equals(quarantine_schema(), check_metadata=True)
+    assert rows.to_pylist() == [
+        {
+            "image": URIS[row],
+            "reason_kind": rejections[row].kind,
+            "reason": rejections[row].reason,
+            "retryable": rejections[row].retryable,
+            "label": label,
+            "file_version": 7,
+            "model_version": "12",
+        }
+        for row, label in ((3, 3), (0, 9))
+    ]
 
 
 def test_batch_without_images_has_the_schema():
     none = Predictions(np.empty(0, np.int8), np.empty(0, np.float32), np.empty((0, 10), np.float32))
-    rows = prediction_batch([], none, pa.nulls(0, pa.int8()), "1")
+    rows = prediction_batch([], none, pa.nulls(0, pa.int8()), **VERSIONS)
     assert (rows.num_rows, rows.schema) == (0, prediction_schema())
 
 

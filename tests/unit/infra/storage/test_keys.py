@@ -19,14 +19,17 @@ from infra.storage import keys
         (keys.run_report_key("r"), "runs/r/report/index.html"),
         (keys.version_key("m", 12), "models/m/versions/00000012.json"),
         (keys.alias_key("m", "champion"), "models/m/aliases/champion.json"),
-        (keys.batch_log_key("t"), "predictions/t/_batches.json"),
-        (keys.plan_key("t", "b"), "predictions/t/batch=b/_plan.parquet"),
-        (keys.part_key("t", "b", 17), "predictions/t/batch=b/part-00017.parquet"),
-        (keys.errors_key("t", "b", 17), "predictions/t/batch=b/_errors/part-00017.parquet"),
-        (keys.parts_glob("t", "b"), "predictions/t/batch=b/part-*.parquet"),
-        (keys.errors_glob("t", "b"), "predictions/t/batch=b/_errors/part-*.parquet"),
-        (keys.batch_report_key("t", "b"), "predictions/t/batch=b/_report/index.html"),
-        (keys.manifest_key("t", "b"), "predictions/t/batch=b/_manifest.json"),
+        (keys.table_folder("t"), "predictions/t"),
+        (keys.quarantine_folder("t"), "quarantine/t"),
+        (keys.books_folder("t"), "batches/t"),
+        (keys.part_name("b", 17, "0123456789ab"), "_parts/batch=b/00017-0123456789ab.parquet"),
+        (keys.parts_folder("quarantine/t", "b"), "quarantine/t/_parts/batch=b"),
+        (keys.report_key("t", "b"), "predictions/t/_reports/b/index.html"),
+        (keys.number_key("t", 12), "work/t/batches/00000012.json"),
+        (keys.index_key("t", 1, 12), "work/t/index/00000001-00000012.parquet"),
+        (keys.plan_key("t", "b"), "work/t/b/plan.parquet"),
+        (keys.record_key("t", "b", 17, 1), "work/t/b/shards/00017-1.json"),
+        (keys.old_log_key("t"), "predictions/t/_batches.json"),
     ],
 )
 def test_key(key: str, expected: str) -> None:
@@ -48,19 +51,19 @@ def test_version_is_read_back_from_its_key() -> None:
     assert keys.version_of("models/m/versions/notes.txt") is None
 
 
-@pytest.mark.parametrize("shard", [0, 17, 100_000])
-def test_shard_is_read_back_from_its_file_name(shard: int) -> None:
-    assert keys.shard_of(keys.part_key("t", "b", shard).rpartition("/")[2]) == shard
+@pytest.mark.parametrize("entry", [(0, 0), (17, 3), (100_000, 12)])
+def test_shard_and_number_are_read_back_from_a_record(entry: tuple[int, int]) -> None:
+    assert keys.record_of(keys.record_key("t", "b", *entry).rpartition("/")[2]) == entry
 
 
-@pytest.mark.parametrize("name", ["part-1.parquet", "part-00001.parquet.crc", "_errors/part-00001.parquet", ""])
-def test_file_of_another_name_has_no_shard(name: str) -> None:
-    assert keys.shard_of(name) is None
+@pytest.mark.parametrize("name", ["1-0.json", "00001.json", "00001-0.json.tmp", "shards/00001-0.json", ""])
+def test_file_of_another_name_is_not_a_record(name: str) -> None:
+    assert keys.record_of(name) is None
 
 
 @pytest.mark.parametrize("name", ["", "..", "../up", "a/b", ".hidden", "a b", "x" * 129])
 def test_malformed_names_are_refused(name: str) -> None:
-    for key in (keys.run_folder, keys.table_folder):
+    for key in (keys.run_folder, keys.table_folder, keys.quarantine_folder, keys.books_folder, keys.work_folder):
         with pytest.raises(RequestError) as refused:
             key(name)
         assert repr(name) in str(refused.value)
