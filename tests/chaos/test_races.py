@@ -1,7 +1,6 @@
 """Let runs race for one batch, and check that each image stays in the one row that was committed."""
 
 import random
-import struct
 import subprocess
 import threading
 import time
@@ -40,16 +39,17 @@ from tests.harness.tables import (
     images_by_batch,
     read_predictions,
 )
+from tests.unit.tasks.classification.image_inputs import encode_idx
 
 pytest_plugins = ["tests.harness.gateways"]
 
 TABLE = "table"
 SAME, OTHERS = 8, 8
 """Processes that commit the same batch, and processes that commit one of their own."""
-MANY = 130_000
-"""Images of a part that is sent to S3 in more than one piece."""
-FILES, ROWS = 12, 10_000
-"""Number of Parquet files that the commands classify, and of images in each."""
+MANY = 160_000
+"""Images of a part of 6 MB, which is sent to S3 in two pieces."""
+FILES, ROWS = 24, 10_000
+"""Number of IDX files that the commands classify, and of images in each."""
 
 
 @pytest.fixture
@@ -92,9 +92,9 @@ def contents(store: ObjectStore) -> tuple[dict[str, list[str]], dict[str, list[s
     return images_by_batch(store, predicted), images_by_batch(store, quarantined), digests_of_parts(store, TABLE)
 
 
-def parts_written(store: ObjectStore, plan: BatchPlan) -> list[str]:
+def parts_written(store: ObjectStore, batch: str) -> list[str]:
     """Return the keys of all parts of a batch, including those of attempts that don't count."""
-    folders = [parts_folder(folder, plan.batch) for folder in (table_folder(TABLE), quarantine_folder(TABLE))]
+    folders = [parts_folder(folder, batch) for folder in (table_folder(TABLE), quarantine_folder(TABLE))]
     return [stat.key for folder in folders for stat in store.list(f"{folder}/")]
 
 
@@ -116,7 +116,7 @@ def test_worker_that_finishes_late_changes_no_committed_row(store: ObjectStore, 
     assert record == batch.records[0]
     assert commit_here(store, replace(batch, records={0: record}), model) == books
     assert contents(store) == committed
-    assert len(parts_written(store, plan)) > len(committed[2])  # the late worker did write
+    assert len(parts_written(store, plan.batch)) > len(committed[2])  # the late worker did write
     check_committed_batches(store, TABLE)
 
 
@@ -132,7 +132,8 @@ def test_image_with_different_outcomes_in_two_runs_is_in_one_row(store: ObjectSt
 
     assert records[0] == records[1]
     batch = classify_here(store, plan, model)
-    assert [commit_here(store, replace(batch, records={0: record}), model) for record in records][1:]
+    first_books, second_books = [commit_here(store, replace(batch, records={0: record}), model) for record in records]
+    assert first_books == second_books
     check_committed_batches(store, TABLE)
     predicted, quarantined, _ = contents(store)
     image = f"{images.as_uri()}/2.png"
@@ -145,7 +146,7 @@ def test_overtaken_multipart_upload_leaves_two_good_parts(
 ) -> None:
     images = tmp_path / "many-idx3-ubyte"
     pixels = np.random.default_rng(0).integers(0, 256, (MANY, 28, 28), dtype=np.uint8)
-    images.write_bytes(struct.pack(">HBB3I", 0, 8, 3, MANY, 28, 28) + pixels.tobytes())
+    images.write_bytes(encode_idx(pixels))
     reached, resumed = threading.Event(), threading.Event()
 
     def hold_first_completion(exchange: Exchange) -> None:
@@ -171,7 +172,7 @@ def test_overtaken_multipart_upload_leaves_two_good_parts(
         commit_here(store, batch, model)
 
         assert late_records == [batch.records[0]]
-        written = parts_written(store, plan)
+        written = parts_written(store, plan.batch)
         assert len(written) == 2
         assert f"{table_folder(TABLE)}/{batch.records[0].parts[0].name}" in written
         for key in written:
@@ -321,9 +322,10 @@ def place(tmp_path: Path) -> Place:
     place = Place(tmp_path)
     place.images.mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (ROWS, 28, 28), dtype=np.uint8)
-    for number in range(FILES):
-        header = struct.pack(">HBB3I", 0, 8, 3, ROWS, 28, 28)
-        (place.images / f"{number:02d}-idx3-ubyte").write_bytes(header + pixels.tobytes())
+    first = place.images / "00-idx3-ubyte"
+    first.write_bytes(encode_idx(pixels))
+    for number in range(1, FILES):
+        (place.images / f"{number:02d}-idx3-ubyte").hardlink_to(first)
     model = register_model(place.store)
     ModelRegistry(place.store).point("champion", model.version)
     return place
@@ -342,7 +344,7 @@ def classifiers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
 
 def test_suspended_actor_changes_no_row_that_another_command_commits(place: Place) -> None:
     arguments = ("classify", str(place.images), "--table", TABLE)
-    with started(*arguments, wait_for="/12 shards", **place.environment("first")) as first:
+    with started(*arguments, wait_for="Classifying into", **place.environment("first")) as first:
         suspended = classifiers(first)[0]
         suspended.suspend()
         try:
@@ -356,6 +358,8 @@ def test_suspended_actor_changes_no_row_that_another_command_commits(place: Plac
         assert first.returncode == 0, printed
     assert place.contents(TABLE) == committed
     assert len(committed[0]) == FILES * ROWS
+    [books] = read_books(place.store, TABLE)
+    assert len(parts_written(place.store, books.batch)) > books.shards  # the suspended actor did write
     check_committed_batches(place.store, TABLE)
 
 
