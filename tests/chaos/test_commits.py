@@ -1,9 +1,12 @@
 """Let many processes commit at once, and let none commit to a server that ignores conditional writes."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
 
 from fmnist_model.images.decode import encode_png
 from fmnist_model.predictions import prediction_schema, quarantine_schema
@@ -11,7 +14,7 @@ from infra.storage.keys import quarantine_folder, table_folder
 from infra.storage.object_store import ObjectStore, StoreMisconfigured, open_store
 from infra.storage.tables.books import read_books
 from tests.chaos.committers import commit_share
-from tests.chaos.one_process import classify_here, plan_here, register_model
+from tests.chaos.one_process import classify_here, commit_here, plan_here, register_model
 from tests.harness.processes import in_processes
 from tests.harness.s3_server import S3Server
 from tests.harness.tables import check_committed_batches, images_by_batch
@@ -66,3 +69,21 @@ def test_server_that_ignores_conditions_is_refused_before_any_work(
 
     assert rclone_server.endpoint in str(error.value)
     assert list(store.list("")) == []
+
+
+def test_commit_whose_answer_is_lost_is_found(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store((tmp_path / "store").as_uri())
+    model = register_model(store)
+    [plan] = plan_here(store, images, TABLE, model).plans
+    real = DeltaTable.create_write_transaction
+
+    def commit_and_fail(table: DeltaTable, *arguments: Any, **more: Any) -> None:
+        real(table, *arguments, **more)
+        raise DeltaError("the snapshot after the commit can't be read")
+
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", commit_and_fail)
+
+    books = commit_here(store, classify_here(store, plan, model), model)
+
+    assert (books.predicted, books.quarantined) == (4, 1)
+    check_committed_batches(store, TABLE)

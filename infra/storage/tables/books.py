@@ -139,7 +139,7 @@ def list_tables(store: ObjectStore) -> list[str]:
 def write_books(store: ObjectStore, books: Sequence[BatchBooks]) -> None:
     """Commit the books of batches of one table that have none yet."""
     from deltalake import CommitProperties, Transaction, write_deltalake
-    from deltalake.exceptions import CommitFailedError
+    from deltalake.exceptions import DeltaError
 
     folder = books_folder(books[0].table)
     snapshot = ensure_delta(
@@ -163,7 +163,7 @@ def write_books(store: ObjectStore, books: Sequence[BatchBooks]) -> None:
                     app_transactions=[Transaction(app_id=entry.batch, version=1) for entry in new]
                 ),
             )
-    except (CommitFailedError, StoreUnavailable):
+    except (DeltaError, StoreUnavailable):
         # Another run committed them, or the answer to our own request was lost.
         after = open_delta(store, folder)
         if after is None or not all(after.holds(entry.batch) for entry in new):
