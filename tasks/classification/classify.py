@@ -62,7 +62,7 @@ def _classify_batch(
     began = time.perf_counter()
     ends: list[_End] = []
     for _ in range(_ROUNDS):
-        tasks = _tasks(store, plan, records)
+        tasks = unfinished_shards(store, plan, records)
         if not tasks:
             break
         noun = "shard" if len(tasks) == 1 else "shards"
@@ -87,8 +87,8 @@ class _End(NamedTuple):
     seconds: float
 
 
-def _tasks(store: ObjectStore, plan: BatchPlan, records: dict[int, ShardRecord]) -> list[ShardTask]:
-    """Return the shards to classify, and remove those from `records` whose parts are missing or damaged."""
+def unfinished_shards(store: ObjectStore, plan: BatchPlan, records: dict[int, ShardRecord]) -> list[ShardTask]:
+    """Return the shards to classify. Remove those from `records` whose parts are missing or damaged."""
     bad = damaged_shards(store, plan, records.values())
     for shard, key in bad.items():
         run_log().warning("Shard %d is classified again: %s is missing or damaged.", shard, store.uri(key))

@@ -65,7 +65,9 @@ def plan_inputs(
         InputNotFound: an input doesn't exist, or holds no images.
         RequestError: the table has batches of this model whose images were read with other options.
         JobStopped: the store lacks a plan, a part of the index, or the number of a batch.
+        StoreMisconfigured: the store ignores conditional writes.
     """
+    store.check_conditional_writes()  # before any work
     check_table(store, table)
     check_options(read_catalog(store, table), str(model.version), options)
     staged = StagedInputs(scratch)

@@ -5,8 +5,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from fmnist_model.images.decode import encode_png
 from infra.storage.object_store import ObjectStore, open_store
 from tests.chaos.faults import FaultSchedule
 from tests.harness.s3_server import S3Server, faulty_proxy, isolate_aws
@@ -77,3 +79,14 @@ def faulty_store(ceph_or_moto: S3Server, session_folder: Path) -> Iterator[Fault
 def session_store(faulty_store: FaultyStore) -> str:
     """Root of the session's store. It replaces the folder that the other suites use."""
     return faulty_store.root
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Four images, and a file that isn't one."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(4):
+        (folder / f"{number}.png").write_bytes(encode_png(np.full((28, 28), 50 * number, np.uint8)))
+    (folder / "broken.png").write_bytes(b"not an image")
+    return folder

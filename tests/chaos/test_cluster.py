@@ -20,17 +20,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from fmnist_model.images.decode import encode_png
-from infra.storage.batch_log import committed_batches
 from infra.storage.checkpoints import list_checkpoints, list_runs
 from infra.storage.datasets import read_dataset
 from infra.storage.object_store import ObjectStore, open_store
-from infra.storage.prediction_table import read_rows
+from infra.storage.tables.books import read_books
 from tasks.training.splits import load_split
 from tests.harness.cluster import Cluster, ray_cluster
 from tests.harness.commands import start_command
 from tests.harness.deployed import deployed
 from tests.harness.s3_server import S3Server
 from tests.harness.served import FINAL, until
+from tests.harness.tables import check_parts, read_predictions
 
 pytest_plugins = ["tests.harness.gateways"]
 
@@ -148,10 +148,10 @@ def test_deployed_main_job_completes_on_a_cluster_that_grows_from_nothing(deploy
 
 
 def test_deployed_main_job_has_one_row_for_each_test_image(deployed_run: DeployedRun, store: ObjectStore) -> None:
-    [manifest] = committed_batches(store, "fashion-mnist-test")
-    rows = read_rows(store, [manifest], ["image"])["image"].to_pylist()
+    [books] = read_books(store, "fashion-mnist-test")
+    rows = read_predictions(store, "fashion-mnist-test", ["image"])["image"].to_pylist()
     assert sorted(rows) == sorted(_test_images(store))
-    assert (manifest.planned, manifest.predicted, manifest.quarantined) == (len(rows), len(rows), 0)
+    assert (books.planned, books.predicted, books.quarantined) == (len(rows), len(rows), 0)
 
 
 def _test_images(store: ObjectStore) -> Iterator[str]:
@@ -207,8 +207,9 @@ def test_node_that_dies_in_classification_loses_no_image(
         command.until(lambda line: "Classifying into" in line, 60)
         print(f"seed {seed}: progress {time.monotonic() - died:.1f} s after a node's death")
         command.succeed(240)
-    rows = read_rows(store, committed_batches(store, table), ["image"])
+    rows = read_predictions(store, table, ["image"])
     assert len(rows) == pc.count_distinct(rows["image"]).as_py() == FILES * ROWS
+    check_parts(store, table)
 
 
 def test_run_whose_head_is_lost_fails_and_is_resumed_on_another_cluster(

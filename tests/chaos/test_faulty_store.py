@@ -1,17 +1,16 @@
 """Train and classify while requests to the store fail, then check what is in the store."""
 
-import pyarrow.compute as pc
 import pytest
 
 from flows.parameters import ClassifyParameters, RecipeParameters, RunParameters, TrainParameters
 from infra.errors import JobError
-from infra.storage.batch_log import committed_batches
 from infra.storage.checkpoints import list_checkpoints, list_runs, read_files, read_record
 from infra.storage.datasets import read_dataset
 from infra.storage.model_registry import ModelRegistry
 from infra.storage.object_store import ObjectStore
-from infra.storage.prediction_table import read_rows
+from infra.storage.tables.books import read_books
 from tests.chaos.conftest import FaultyStore
+from tests.harness.tables import check_committed_batches
 
 pytest_plugins = ["tests.harness.gateways"]
 
@@ -86,9 +85,9 @@ def test_number_of_requests_grows_with_shards_and_not_with_images(
         inputs = [store.uri(key) for key in dataset.splits["train"].parts]
     faulty_store.faults.begin(0, 0.0)
 
-    [manifest] = classify(ClassifyParameters(inputs=inputs, table="requests")).manifests
+    [books] = classify(ClassifyParameters(inputs=inputs, table="requests")).batches
 
-    assert manifest.predicted == 60_000
+    assert books.predicted == 60_000
     print(f"{faulty_store.faults.requests.total()} requests: {dict(faulty_store.faults.requests)}")
     assert faulty_store.faults.requests.total() < 200
 
@@ -117,9 +116,7 @@ def check_versions(store: ObjectStore, expected: list[int]) -> None:
 
 def check_books(store: ObjectStore) -> None:
     """Check that every image of every batch is in exactly one row."""
-    manifests = committed_batches(store, "fashion-mnist-test")
-    assert len({manifest.model_version for manifest in manifests}) == len(manifests)
-    for manifest in manifests:
-        assert manifest.predicted + manifest.quarantined == manifest.planned == 10_000
-        rows = read_rows(store, [manifest], ["image"])
-        assert len(rows) == pc.count_distinct(rows["image"]).as_py() == manifest.predicted
+    books = read_books(store, "fashion-mnist-test")
+    assert len({entry.model_version for entry in books}) == len(books)
+    assert all(entry.planned == 10_000 for entry in books)
+    check_committed_batches(store, "fashion-mnist-test")

@@ -4,7 +4,6 @@ Afterwards DuckDB must find every image exactly once across predictions and quar
 undisturbed run.
 """
 
-import json
 import random
 import shutil
 import subprocess
@@ -24,10 +23,13 @@ import pytest
 
 from fmnist_model.images.decode import encode_png
 from infra.storage.datasets import read_dataset
-from infra.storage.object_store import open_store
+from infra.storage.keys import books_folder, quarantine_folder, table_folder, work_folder
+from infra.storage.object_store import ObjectStore, open_store
+from infra.storage.tables.delta import open_delta
 from tasks.training.splits import load_split
 from tests.benchmarks.classification import make_model
 from tests.harness.commands import FMNIST, user_environment
+from tests.harness.tables import check_committed_batches
 
 FILES, LOOSE, BROKEN = 16, 300, 5
 """Number of Parquet files of 10,000 images each, of loose image files, and of loose files that aren't images."""
@@ -48,17 +50,23 @@ class Place:
     def command(self, table: str) -> list[str | Path]:
         return [FMNIST, "classify", f"{self.folder}/images", "--table", table, "--json"]
 
+    @property
+    def store(self) -> ObjectStore:
+        return open_store(f"file://{self.folder}/store")
+
     def rows(self, table: str) -> list[tuple[Any, ...]]:
         """Read the table: image, class, confidence, and the reason if the image is quarantined."""
-        found = []
-        for path in (self.folder / "store/predictions" / table).glob("batch=*/_manifest.json"):
-            manifest = json.loads(path.read_text())
-            parts = [f"{self.folder}/store/{key}" for key in manifest["parts"]]
-            errors = [f"{self.folder}/store/{key}" for key in manifest["error_parts"]]
-            found += duckdb.sql(f"SELECT image, predicted_class, confidence, '' FROM read_parquet({parts})").fetchall()
-            if errors:
-                found += duckdb.sql(f"SELECT image, -1, 0.0, reason FROM read_parquet({errors})").fetchall()
-        return sorted(found)
+        predictions = open_delta(self.store, table_folder(table))
+        quarantine = open_delta(self.store, quarantine_folder(table))
+        assert predictions is not None
+        assert quarantine is not None
+        with duckdb.connect() as duck:
+            duck.register("predictions", predictions.dataset())
+            duck.register("quarantine", quarantine.dataset())
+            return duck.execute(
+                "SELECT image, predicted_class, confidence, '' AS reason FROM predictions "
+                "UNION ALL SELECT image, -1, 0.0, reason FROM quarantine ORDER BY image"
+            ).fetchall()
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +135,9 @@ def test_running_a_killed_command_again_completes_the_table(place: Place, undist
 
     assert exit_codes[-1] == 0
     assert place.rows(table) == undisturbed
-    shutil.rmtree(place.folder / "store/predictions" / table)
+    check_committed_batches(place.store, table)
+    for folder in (table_folder(table), quarantine_folder(table), books_folder(table), work_folder(table)):
+        shutil.rmtree(place.folder / "store" / folder)
 
 
 @contextmanager

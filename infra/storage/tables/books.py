@@ -139,7 +139,7 @@ def list_tables(store: ObjectStore) -> list[str]:
 def write_books(store: ObjectStore, books: Sequence[BatchBooks]) -> bool:
     """Commit the books of batches of one table that have none yet. Return whether this call committed them all."""
     from deltalake import CommitProperties, Transaction, write_deltalake
-    from deltalake.exceptions import CommitFailedError
+    from deltalake.exceptions import DeltaError
 
     folder = books_folder(books[0].table)
     snapshot = ensure_delta(
@@ -164,7 +164,7 @@ def write_books(store: ObjectStore, books: Sequence[BatchBooks]) -> bool:
                     app_transactions=[Transaction(app_id=entry.batch, version=1) for entry in new]
                 ),
             )
-    except (CommitFailedError, StoreUnavailable):
+    except (DeltaError, StoreUnavailable):
         # Another run committed them, or the answer to our own request was lost.
         committed = False
         after = open_delta(store, folder)

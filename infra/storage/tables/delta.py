@@ -144,7 +144,7 @@ class DeltaSnapshot:
 
     def _commit(self, actions: list[Any], transactions: list[Any]) -> bool:
         from deltalake import CommitProperties
-        from deltalake.exceptions import CommitFailedError
+        from deltalake.exceptions import DeltaError
 
         self._store.check_conditional_writes()
         before = self.table.version()
@@ -157,8 +157,9 @@ class DeltaSnapshot:
                     partition_by=self._partitions,
                     commit_properties=CommitProperties(app_transactions=transactions),
                 )
-        except (CommitFailedError, StoreUnavailable):
+        except (DeltaError, StoreUnavailable):
             # The answer to our own request may have been lost. Then delta-rs sends it again, and finds its own commit.
+            # Or the commit succeeded, and reading the new snapshot failed.
             now = open_delta(self._store, self._folder)
             if now is None or any(now.table.transaction_version(entry.app_id) is None for entry in transactions):
                 raise
