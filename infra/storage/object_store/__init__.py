@@ -3,6 +3,7 @@
 from infra.errors import RequestError
 from infra.storage.object_store.delta_errors import explained_delta
 from infra.storage.object_store.interface import (
+    ConnectionBroken,
     DeltaLocation,
     ObjectExists,
     ObjectNotFound,
@@ -15,6 +16,7 @@ from infra.storage.object_store.interface import (
 )
 
 __all__ = [
+    "ConnectionBroken",
     "DeltaLocation",
     "ObjectExists",
     "ObjectNotFound",

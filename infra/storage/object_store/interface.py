@@ -39,6 +39,10 @@ class StoreUnavailable(JobError):
     """The store is down, full or failing. A retry may succeed."""
 
 
+class ConnectionBroken(StoreUnavailable):
+    """The connection broke in the middle of an answer to delta-rs, which doesn't retry that."""
+
+
 @dataclass(frozen=True)
 class ObjectStat:
     """What a listing says about an object."""

@@ -27,6 +27,7 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, Inc
 from infra.errors import JobError, RequestError
 from infra.storage.object_store.delta_errors import missing_file_in, s3_error_in, text_of
 from infra.storage.object_store.interface import (
+    ConnectionBroken,
     DeltaLocation,
     ObjectExists,
     ObjectNotFound,
@@ -233,7 +234,8 @@ class S3ObjectStore(ObjectStore):
             )
         found = s3_error_in(text, self._endpoint())
         if found:
-            return self._failure(found)
+            failure = self._failure(found)
+            return ConnectionBroken(str(failure)) if type(found) is HTTPClientError else failure
         if isinstance(error, OSError):
             return StoreUnavailable(f"The store {self.root} can't be used: delta-rs says {self._without_secrets(text)}")
         return None

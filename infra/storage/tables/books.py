@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from infra.provenance import Provenance
 from infra.storage.keys import PREDICTIONS, books_folder, table_folder
 from infra.storage.object_store import ObjectStore, StoreUnavailable, explained_delta
-from infra.storage.tables.delta import DeltaSnapshot, ensure_delta, open_delta
+from infra.storage.tables.delta import DeltaSnapshot, ensure_delta, open_delta, retry_broken
 from infra.storage.tables.records import ConfusionCell, PredictionSummary, Reason
 
 BOOKS_SCHEMA = pa.schema(
@@ -215,6 +215,7 @@ def replace_books(store: ObjectStore, books: BatchBooks) -> None:
     store.sync_delta(f"{folder}/", snapshot.table.version())
 
 
+@retry_broken
 def find_books(store: ObjectStore, table: str, batch: str) -> BatchBooks | None:
     """Read the books of one batch, committed or not, or return None if there are none."""
     snapshot = open_delta(store, books_folder(table))
@@ -234,6 +235,7 @@ def _counts(books: BatchBooks) -> tuple[Any, ...]:
     return books.predicted, books.quarantined, books.reasons, books.summary
 
 
+@retry_broken
 def read_books(store: ObjectStore, table: str) -> list[BatchBooks]:
     """Read the books of all committed batches, in the order in which they were planned."""
     from deltalake import QueryBuilder

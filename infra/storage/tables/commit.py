@@ -16,7 +16,7 @@ from infra.storage.model_registry import ModelVersion
 from infra.storage.object_store import ObjectStore
 from infra.storage.retries import retry_on
 from infra.storage.tables.books import BatchBooks, find_books, replace_books, write_books
-from infra.storage.tables.delta import ensure_delta, open_delta
+from infra.storage.tables.delta import ensure_delta, open_delta, retry_broken
 from infra.storage.tables.parts import PartFile
 from infra.storage.tables.plan import BatchPlan
 from infra.storage.tables.records import PredictionSummary, ShardRecord, damaged_shards, summed_reasons
@@ -49,6 +49,7 @@ class PartSchemas:
     quarantine: pa.Schema
 
 
+@retry_broken
 def commit_batch(
     store: ObjectStore,
     plan: BatchPlan,

@@ -11,13 +11,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from infra.storage.object_store import ObjectStore, StoreUnavailable, explained_delta
+from infra.storage.object_store import ConnectionBroken, ObjectStore, StoreUnavailable, explained_delta
+from infra.storage.retries import retry_on
 from infra.storage.tables.parts import PartFile
 
 PARTITION = "batch"
 """The partition column of predictions and quarantine."""
 MAINTENANCE = "maintenance"
 """Application transaction of all commits that remove something."""
+
+retry_broken = retry_on(ConnectionBroken, attempts=5, first_wait_seconds=0.1, longest_wait_seconds=2)
+"""Decorates what may be done twice: reading a table, and committing a batch."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,7 @@ class DeltaSnapshot:
         return True
 
 
+@retry_broken
 def open_delta(store: ObjectStore, folder: str) -> DeltaSnapshot | None:
     """Open the newest snapshot of a Delta table, or return None if there is no table.
 
