@@ -77,7 +77,7 @@ def delete_images(
     removes = found.found_anything and not dry_run
     if removes and not yes:
         if not sys.stdin.isatty():
-            raise RequestError(f"{_summary(found)} would be removed from table {table}. Confirm it with --yes.")
+            raise RequestError(f"This removes {_summary(found)} from table {table}. Confirm it with --yes.")
         Console(stderr=True).print(f"{_summary(found)}, among them {', '.join(found.examples)}", highlight=False)
         if input(f"Remove them from table {table} for good? [y/N] ").strip().lower() not in ("y", "yes"):
             raise RequestError("Nothing was removed.")
@@ -102,7 +102,11 @@ def _schemas() -> "PartSchemas":
 
 
 def _summary(found: "Deleted") -> str:
-    return (
-        f"{found.predictions:,} predictions, {found.quarantine:,} quarantined images and {found.files:,} replaced "
-        f"files of {len(found.batches):,} batches"
-    )
+    counts = {
+        "prediction": found.predictions,
+        "quarantined image": found.quarantine,
+        "replaced file": found.files,
+        "report": len(found.batches),
+    }
+    words = [f"{count:,} {noun}{'' if count == 1 else 's'}" for noun, count in counts.items()]
+    return f"{', '.join(words[:-1])} and {words[-1]}"

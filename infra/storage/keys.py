@@ -168,9 +168,10 @@ def part_name(batch: str, shard: int, attempt: str) -> str:
 def batch_of_part(name: str) -> str | None:
     """Return the batch of a part by its key relative to the folder of its Delta table, or None for other names.
 
-    Parts that were written before Delta Lake are at `batch=<id>/part-00017.parquet`.
+    Parts that were written before Delta Lake are at `batch=<id>/part-00017.parquet`, and those of the quarantine at
+    `batch=<id>/_errors/part-00017.parquet`.
     """
-    match = re.fullmatch(r"(?:_parts/batch=([^/]+)/[^/]+|batch=([^/]+)/part-\d+)\.parquet", name)
+    match = re.fullmatch(r"(?:_parts/batch=([^/]+)/[^/]+|batch=([^/]+)/(?:_errors/)?part-\d+)\.parquet", name)
     return (match[1] or match[2]) if match else None
 
 
@@ -182,6 +183,11 @@ def parts_folder(folder: str, batch: str) -> str:
 def report_key(table: str, batch: str) -> str:
     """Return the key of a batch's report."""
     return f"{table_folder(table)}/_reports/{batch}/index.html"
+
+
+def old_report_key(table: str, batch: str) -> str:
+    """Return the key of the report of a batch from before Delta Lake."""
+    return f"{table_folder(table)}/batch={batch}/_report/index.html"
 
 
 def work_folder(table: str) -> str:

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from infra.errors import RequestError
-from infra.storage.keys import plan_key, quarantine_folder, records_folder, report_key, table_folder
+from infra.storage.keys import old_report_key, plan_key, quarantine_folder, records_folder, report_key, table_folder
 from infra.storage.object_store import ObjectNotFound, ObjectStat, ObjectStore, explained_delta
 from infra.storage.tables.batches import unfinished_batches
 from infra.storage.tables.books import BatchBooks, read_books
@@ -91,8 +91,9 @@ def delete_images(
         deletion.remove_mentions(found.batches)
         for folder, schema in deletion.folders(schemas):
             repeat_until_committed(store, folder, partial(deletion.remove_rows, folder, schema))
-        deletion.remove_files(predictions)
+        # The files come last. As long as some are left, a repeated deletion does all steps.
         deletion.write_checkpoints()
+        deletion.remove_files(predictions)
     return found
 
 
@@ -159,6 +160,7 @@ class _Deletion:
         """Remove the reports and shard records of batches, and the images from the examples in all books."""
         for batch in batches:
             self._store.delete(report_key(self._table, batch))
+            self._store.delete(old_report_key(self._table, batch))
             for stat in list(self._store.list(f"{records_folder(self._table, batch)}/")):
                 self._store.delete(stat.key)
         rewrite_books(self._store, self._table, self._without_examples)

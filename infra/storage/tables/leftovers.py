@@ -106,6 +106,8 @@ def _replaced_parts(
     store: ObjectStore, predictions: DeltaSnapshot, folder: str, before: datetime, *, dry_run: bool
 ) -> list[tuple[str, ObjectStat]]:
     found = unreferenced_parts(store, predictions, folder, before)
+    # The quarantine from before Delta Lake stays: no snapshot ever held these files.
+    found = [(batch, stat) for batch, stat in found if "/_errors/" not in stat.key]
     if not found:
         return []
     if not dry_run:
