@@ -139,7 +139,7 @@ class DeltaSnapshot:
     def dataset(self, batches: Sequence[str] | None = None) -> Any:
         """Return the rows as a `pyarrow.dataset.Dataset`, which DuckDB reads too: all, or those of some batches."""
         partitions = None if batches is None else [(PARTITION, "in", list(batches))]
-        return self.table.to_pyarrow_dataset(partitions=partitions)
+        return self.table.to_pyarrow_dataset(file_pruning_predicate=partitions)
 
     @property
     def _partitions(self) -> list[str]:
