@@ -76,9 +76,9 @@ def plan(
     )
 
 
-def classify(store: ObjectStore, batch: BatchPlan, model: ModelVersion, task: ShardTask = ShardTask(0)) -> ShardRecord:
-    """Classify a shard with a new actor."""
-    return ShardClassifier(store.root, batch, model).work(task)
+def classify(store: ObjectStore, batch: BatchPlan, model: ModelVersion) -> ShardRecord:
+    """Classify the first shard with a new actor."""
+    return ShardClassifier(store.root, batch, model).work(ShardTask(0))
 
 
 def predictions(store: ObjectStore, record: ShardRecord) -> pa.Table:
@@ -159,9 +159,8 @@ def test_log_lines_of_an_actor_that_is_killed_right_after_are_not_lost(
     batch, board = plan(store, tmp_path, images, shard_work=1), ProgressBoard()
     board.take()
     for shard in range(batch.shards):
-        with map_shards(
-            ShardClassifier, (store.root, batch, model), [ShardTask(shard)], ActorResources(), what="Test"
-        ) as results:
+        tasks, arguments = [ShardTask(shard)], (store.root, batch, model)
+        with map_shards(ShardClassifier, arguments, tasks, ActorResources(), what="Test") as results:
             list(results)
     lines = [f"{line.source}: {line.text}" for line in board.take()[1] if "quarantine" not in line.text]
     assert len(lines) == batch.shards

@@ -6,7 +6,7 @@ import io
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +14,11 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
-from infra.storage.batch_log import LoggedBatch, append_batch, committed_batches, mark_committed, read_batch_log
-from infra.storage.batch_plan import Piece, ShardInputs, cut_into_shards, write_plan
-from infra.storage.prediction_table import (
-    BatchManifest,
-    BatchPlan,
-    ShardBooks,
-    commit,
-    errors_key,
-    existing_parts,
-    list_tables,
-    open_part,
-    open_rows,
-    part_key,
-)
-from infra.storage.staged_inputs import StagedInputs
 from PIL import Image
 
 from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.formats.interface import ContainerPiece
-from fmnist_model.predictions import (
-    Predictions,
-    prediction_batch,
-    prediction_schema,
-    quarantine_batch,
-    quarantine_schema,
-)
+from fmnist_model.predictions import Predictions, Rejection, prediction_batch, quarantine_batch
 from fmnist_model.reports.batch_markdown import render_batch_markdown
 from fmnist_model.reports.batch_page import (
     PreviousMix,
@@ -50,16 +29,25 @@ from fmnist_model.reports.batch_page import (
 )
 from fmnist_model.reports.markdown import code, escaped
 from infra.orchestration.events import BATCH_COMMITTED, BATCH_OVER_ERROR_SHARE, CLASS_MIX_MOVED
+from infra.storage.keys import part_name, plan_key, quarantine_folder, table_folder
 from infra.storage.object_store import ObjectStore, open_store
-from infra.storage.retention import prune
+from infra.storage.tables.batches import NumberedBatch, list_batches, take_number
+from infra.storage.tables.books import BatchBooks, list_tables, read_books
+from infra.storage.tables.delta import open_delta
+from infra.storage.tables.parts import PartFile, open_part
+from infra.storage.tables.plan import BatchPlan, Piece, ShardInputs, cut_into_shards, write_plan
+from infra.storage.tables.records import OTHER_REASONS, Reason, ShardRecord, create_record
+from infra.storage.tables.staged_inputs import PlannedFiles, StagedInputs
 from tasks.artifacts import show_markdown
 from tasks.classification.classify import ClassifiedBatch
-from tasks.classification.commit import TooManyErrors, check_error_share, commit_batches
-from tasks.classification.gallery import _join_near, least_confident
+from tasks.classification.commit import TooManyErrors, check_error_share, commit_batches, commit_classified
+from tasks.classification.gallery import _join_near, show_least_confident
 from tasks.classification.inputs import list_files, pieces_of
 from tasks.classification.plan import PlannedWork
 from tasks.classification.read import container_batches, read_shard
-from tasks.classification.report import write_batch_reports
+from tasks.classification.reasons import is_retryable, reason_kind
+from tasks.classification.report import _reasons, write_batch_reports
+from tasks.classification.tally import ShardTally
 from tests.unit.tasks.classification.image_inputs import (
     OPTIONS,
     encode_idx,
@@ -296,45 +284,85 @@ def classified(
     work.mkdir(parents=True)
     staged = StagedInputs(work)
     staged.stage(list_files([str(inputs)], OPTIONS))
+    number = len(list_batches(store, "mine")) + 1
     plan = write_plan(
         store,
         table="mine",
+        number=number,
         model_version="1",
         options=OPTIONS.model_dump(),
-        inputs=cut_into_shards(pieces_of(staged.new_files([]), OPTIONS), 1e18),
+        inputs=cut_into_shards(pieces_of(staged.compare(PlannedFiles("1")).new_files(), OPTIONS), 1e18),
+        superseded=0,
         scratch=work,
     )
-    log = read_batch_log(store, "mine")
-    append_batch(store, log, LoggedBatch(batch=plan.batch, model_version="1", options=plan.options))
-    return ClassifiedBatch(plan, [write_shard(store, plan, predicted, broken)], seconds=1.0)
+    entry = NumberedBatch(number=number, batch=plan.batch, model_version="1", options=plan.options)
+    take_number(store, "mine", entry)
+    return ClassifiedBatch(plan, {0: finish_shard(store, plan, predicted, broken)}, seconds=1.0)
 
 
-def write_shard(store: ObjectStore, plan: BatchPlan, predicted: Sequence[int], broken: Sequence[str]) -> ShardBooks:
+def finish_shard(store: ObjectStore, plan: BatchPlan, predicted: Sequence[int], broken: Sequence[str]) -> ShardRecord:
     batches = list(read_shard(ShardInputs(store, plan).of(0), OPTIONS))
-    images = [image for batch in batches for image in batch.images.to_pylist()]
+    images = pa.concat_arrays([batch.images for batch in batches])
     labels = pa.concat_arrays([batch.labels for batch in batches])
-    bad = [row for row, image in enumerate(images) if any(image.endswith(name) for name in broken)]
-    good = [row for row in range(len(images)) if row not in bad]
-    classes = np.resize(np.array(predicted, np.int8), len(good))
-    confidence = np.linspace(0.2, 0.9, len(good), dtype=np.float32)
+    bad = [row for row, image in enumerate(images.to_pylist()) if any(image.endswith(name) for name in broken)]
+    good = pa.array([row for row in range(len(images)) if row not in bad], pa.int64())
+    reasons = {row: f"truncated: {row} bytes of {images[row].as_py()}" for row in bad}
+    rejected = {row: Rejection(reason_kind(text), text, is_retryable(text)) for row, text in reasons.items()}
+    kept = images.take(good), made_up_predictions(predicted, len(good)), labels.take(good)
+    tally = ShardTally(len(CLASS_NAMES))
+    tally.add_rejections(images, rejected)
+    tally.add_predictions(*kept)
+    versions: Any = {"file_version": plan.number, "model_version": plan.model_version}
+    quarantine = quarantine_batch(images, rejected, labels, **versions)
+    record = ShardRecord(
+        shard=0,
+        planned=len(images),
+        predicted=len(good),
+        quarantined=len(bad),
+        parts=write_part(store, table_folder("mine"), plan, prediction_batch(*kept, **versions)),
+        quarantine=write_part(store, quarantine_folder("mine"), plan, quarantine),
+        reasons=tally.reasons,
+        summary=tally.summary,
+        least_confident=tally.least_confident,
+    )
+    return create_record(store, plan, record)
+
+
+def made_up_predictions(predicted: Sequence[int], count: int) -> Predictions:
+    classes = np.resize(np.array(predicted, np.int8), count)
+    confidence = np.linspace(0.2, 0.9, count, dtype=np.float32)
     probabilities = np.repeat(((1 - confidence) / 9)[:, None], 10, axis=1).astype(np.float32)
-    probabilities[np.arange(len(good)), classes] = confidence
-    if bad:
-        reasons = {row: f"truncated: {row} bytes of {images[row]}" for row in bad}
-        with open_part(store, errors_key(plan, 0), quarantine_schema()) as part:
-            part.write(quarantine_batch(pa.array(images), reasons, labels))
-    books = ShardBooks(shard=0, planned=len(images), predicted=len(good), quarantined=len(bad))
-    with open_part(store, part_key(plan, 0), prediction_schema()) as part:
-        rows = Predictions(classes, confidence, probabilities)
-        part.write(prediction_batch([images[row] for row in good], rows, labels.take(pa.array(good, pa.int64())), "1"))
-        part.note(books)
-    return books
+    probabilities[np.arange(count), classes] = confidence
+    return Predictions(classes, confidence, probabilities)
 
 
-def committed(store: ObjectStore, batch: ClassifiedBatch) -> BatchManifest:
-    manifest = commit(store, batch.plan, batch.books, model={"name": "fashion-mnist"}, seconds=batch.seconds)
-    mark_committed(store, "mine", {manifest.batch})
-    return manifest
+def write_part(store: ObjectStore, folder: str, plan: BatchPlan, rows: pa.RecordBatch) -> list[PartFile]:
+    if not len(rows):
+        return []
+    with open_part(store, folder, part_name(plan.batch, 0, "0" * 12), rows.schema) as part:
+        part.write(rows)
+    return [part.finished]
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A committed batch, as the report's step gets it."""
+
+    books: BatchBooks
+    classified: ClassifiedBatch
+
+    @property
+    def batch(self) -> str:
+        """Id of the batch."""
+        return self.books.batch
+
+
+def committed(store: ObjectStore, batch: ClassifiedBatch) -> Committed:
+    return Committed(commit_classified(store, model_version(1), batch), batch)
+
+
+def write_reports(*batches: Committed) -> list[str]:
+    return write_batch_reports.fn([batch.books for batch in batches], [batch.classified for batch in batches])
 
 
 def loose(folder: Path, count: int) -> Path:
@@ -342,14 +370,14 @@ def loose(folder: Path, count: int) -> Path:
     return folder
 
 
-def report_of(store: ObjectStore, manifest: BatchManifest) -> Page:
-    [uri] = write_batch_reports.fn([manifest])
-    key = f"predictions/mine/batch={manifest.batch}/_report/index.html"
+def report_of(store: ObjectStore, batch: Committed) -> Page:
+    [uri] = write_reports(batch)
+    key = f"predictions/mine/_reports/{batch.batch}/index.html"
     assert uri == f"{store.root}/{key}"
     return Page(store.read(key).decode())
 
 
-def test_report_is_next_to_the_rows_it_describes(store: ObjectStore, tmp_path: Path) -> None:
+def test_report_describes_its_batch(store: ObjectStore, tmp_path: Path) -> None:
     batch = classified(store, tmp_path / "scratch", loose(tmp_path / "in", 30), broken=["007.png", "009.png"])
     page = report_of(store, committed(store, batch))
     figures = " ".join(page.texts("dd")[:3]).split()
@@ -361,8 +389,8 @@ def test_report_is_next_to_the_rows_it_describes(store: ObjectStore, tmp_path: P
 def test_gallery_starts_with_the_least_confident_images_and_has_their_pixels(
     store: ObjectStore, tmp_path: Path
 ) -> None:
-    manifest = committed(store, classified(store, tmp_path / "scratch", loose(tmp_path / "in", 30)))
-    found = gallery(store, manifest)
+    batch = committed(store, classified(store, tmp_path / "scratch", loose(tmp_path / "in", 30)))
+    found = gallery(store, batch)
     assert [image.uri for image in found] == [f"file://{tmp_path}/in/{number:03d}.png" for number in range(20)]
     for number, image in enumerate(found):
         np.testing.assert_array_equal(image.pixels, picture(number))
@@ -398,7 +426,7 @@ def test_gallery_reads_only_row_groups_with_images_it_shows(
     folder = tmp_path / "in"
     folder.mkdir()
     save_container(folder, "parquet")
-    manifest = committed(store, classified(store, tmp_path / "scratch", folder))
+    batch = committed(store, classified(store, tmp_path / "scratch", folder))
     read: list[int] = []
 
     def note_and_read(opened: Any, piece: Piece, options: Any) -> Any:
@@ -406,8 +434,8 @@ def test_gallery_reads_only_row_groups_with_images_it_shows(
         return container_batches(opened, piece, options)
 
     monkeypatch.setattr("tasks.classification.gallery.container_batches", note_and_read)
-    gallery(store, manifest, count=9)
-    assert sum(read) == 9
+    gallery(store, batch)
+    assert sum(read) == 20
 
 
 def test_gallery_does_not_read_a_container_that_is_too_large(
@@ -416,26 +444,26 @@ def test_gallery_does_not_read_a_container_that_is_too_large(
     folder = tmp_path / "in"
     folder.mkdir()
     save_container(folder, "tar")
-    manifest = committed(store, classified(store, tmp_path / "scratch", folder))
+    batch = committed(store, classified(store, tmp_path / "scratch", folder))
     monkeypatch.setattr("tasks.classification.gallery._MAX_BYTES", 1000)
-    found = gallery(store, manifest)
+    found = gallery(store, batch)
     assert all(image.pixels is None and re.search(r"[\d,]+ bytes", image.missing) for image in found)
 
 
 def test_gallery_shows_a_file_named_like_a_place_in_a_container(store: ObjectStore, tmp_path: Path) -> None:
     save_files(tmp_path / "in", {"a.parquet#row=3.png": png(1), "b#member=x.png": png(2)})
-    manifest = committed(store, classified(store, tmp_path / "scratch", tmp_path / "in"))
-    first, second = gallery(store, manifest)
+    batch = committed(store, classified(store, tmp_path / "scratch", tmp_path / "in"))
+    first, second = gallery(store, batch)
     np.testing.assert_array_equal(first.pixels, picture(1))
     np.testing.assert_array_equal(second.pixels, picture(2))
 
 
 def test_image_that_vanished_or_changed_has_a_placeholder(store: ObjectStore, tmp_path: Path) -> None:
     folder = loose(tmp_path / "in", 4)
-    manifest = committed(store, classified(store, tmp_path / "scratch", folder))
+    batch = committed(store, classified(store, tmp_path / "scratch", folder))
     (folder / "000.png").unlink()
     (folder / "001.png").write_bytes(png(99))
-    gone, changed, *others = gallery(store, manifest)
+    gone, changed, *others = gallery(store, batch)
     assert (gone.pixels, changed.pixels) == (None, None)
     assert (gone.missing[:8], changed.missing[:7]) == ("vanished", "changed")
     assert all(image.pixels is not None for image in others)
@@ -448,19 +476,19 @@ def test_images_in_a_container_that_vanished_or_changed_have_placeholders(
     folder = tmp_path / "in"
     folder.mkdir()
     save_container(folder, kind)
-    manifest = committed(store, classified(store, tmp_path / "scratch", folder))
+    batch = committed(store, classified(store, tmp_path / "scratch", folder))
     [file] = folder.iterdir()
     file.write_bytes(b"something else")
-    assert {image.pixels is None for image in gallery(store, manifest)} == {True}
+    assert {image.pixels is None for image in gallery(store, batch)} == {True}
     file.unlink()
-    assert {image.missing.partition(":")[0] for image in gallery(store, manifest)} == {"vanished"}
+    assert {image.missing.partition(":")[0] for image in gallery(store, batch)} == {"vanished"}
 
 
 def test_report_without_a_plan_lacks_only_the_pictures(store: ObjectStore, tmp_path: Path) -> None:
-    manifest = committed(store, classified(store, tmp_path / "scratch", loose(tmp_path / "in", 3)))
-    store.delete(f"predictions/mine/batch={manifest.batch}/_plan.parquet")
-    assert all(image.pixels is None and "plan" in image.missing for image in gallery(store, manifest))
-    assert report_of(store, manifest).all("img") == []
+    batch = committed(store, classified(store, tmp_path / "scratch", loose(tmp_path / "in", 3)))
+    store.delete(plan_key("mine", batch.batch))
+    assert all(image.pixels is None and "plan" in image.missing for image in gallery(store, batch))
+    assert report_of(store, batch).all("img") == []
 
 
 def test_batch_with_only_broken_images_has_a_report(store: ObjectStore, tmp_path: Path) -> None:
@@ -471,11 +499,18 @@ def test_batch_with_only_broken_images_has_a_report(store: ObjectStore, tmp_path
 
 def test_rare_reasons_are_summed_up(store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.classification.report._MAX_REASONS", 1)
-    monkeypatch.setattr("tasks.classification.report._NUMBER", "no number")
+    monkeypatch.setattr("tasks.classification.reasons._NUMBER", re.compile("no number"))
     batch = classified(store, tmp_path / "scratch", loose(tmp_path / "in", 5), broken=["1.png", "2.png", "3.png"])
     _, first, others = report_of(store, committed(store, batch)).rows("Reasons")
     assert first[:2] == ["truncated: 1 bytes of …", "1"]
-    assert others == ["2 other reasons", "2", ""]
+    assert others == [OTHER_REASONS, "2", ""]
+
+
+def test_reasons_that_the_books_sum_up_come_last() -> None:
+    reasons = [Reason(kind="x", reason="x: a", images=2, example="a")]
+    reasons += [Reason(kind=kind, reason=OTHER_REASONS, images=9, example="b") for kind in "xy"]
+    shown = _reasons(reasons)
+    assert [(reason.reason, reason.images) for reason in shown] == [("x: a", 2), (OTHER_REASONS, 18)]
 
 
 def test_class_mix_is_compared_with_the_previous_batch_and_a_large_change_emits_an_event(
@@ -486,8 +521,8 @@ def test_class_mix_is_compared_with_the_previous_batch_and_a_large_change_emits_
     empty = committed(store, classified(store, scratch, loose(tmp_path / "b", 2), broken=[".png"]))
     same = committed(store, classified(store, scratch, loose(tmp_path / "c", 30)))
     other = committed(store, classified(store, scratch, loose(tmp_path / "d", 30), predicted=[5]))
-    for manifest, verdict, before in ((first, None, None), (empty, None, None), (same, "steady", first.batch)):
-        assert mix_in(report_of(store, manifest)) == (verdict, before)
+    for batch, verdict, before in ((first, None, None), (empty, None, None), (same, "steady", first.batch)):
+        assert mix_in(report_of(store, batch)) == (verdict, before)
     assert events == []
     assert mix_in(report_of(store, other)) == ("moved much", same.batch)
     [(event, resource, payload)] = events
@@ -500,7 +535,7 @@ def mix_in(page: Page) -> tuple[str | None, str | None]:
     """The verdict about the class mix on a page, and the batch it was compared with."""
     text = " ".join(page.texts("p"))
     verdict = re.search(r"steady|moved some|moved much", text)
-    before = re.search(r"batch ([0-9a-f]{16})", text)
+    before = re.search(r"batch ([0-9]{8}-[0-9a-f]{16})", text)
     return (verdict[0], before[1]) if verdict and before else (None, None)
 
 
@@ -510,13 +545,13 @@ def test_failed_report_is_logged_and_does_not_fail_the_run(
     scratch = tmp_path / "scratch"
     whole = committed(store, classified(store, scratch, loose(tmp_path / "a", 2)))
     lost = committed(store, classified(store, scratch, loose(tmp_path / "b", 3)))
-    store.delete(lost.parts[0])
+    # A folder in place of the report's file can't be replaced.
+    (tmp_path / f"store/predictions/mine/_reports/{lost.batch}/index.html/x").mkdir(parents=True)
     with caplog.at_level(logging.WARNING):
-        written = write_batch_reports.fn([lost, whole])
-    assert [uri.rpartition("batch=")[2] for uri in written] == [f"{whole.batch}/_report/index.html"]
+        written = write_reports(lost, whole)
+    assert written == [store.uri(f"predictions/mine/_reports/{whole.batch}/index.html")]
     [warning] = caplog.messages
     assert lost.batch in warning
-    assert "part-00000.parquet" in warning
 
 
 def test_failed_artifact_is_logged_and_does_not_fail_the_run(
@@ -535,15 +570,14 @@ def test_failed_artifact_is_logged_and_does_not_fail_the_run(
 
 
 def test_readers_of_the_table_do_not_see_the_report(store: ObjectStore, tmp_path: Path) -> None:
-    batch = classified(store, tmp_path / "scratch", loose(tmp_path / "in", 5))
-    manifest = committed(store, batch)
-    write_batch_reports.fn([manifest])
-    glob = f"{tmp_path}/store/predictions/mine/batch=*/part-*.parquet"
-    assert duckdb.sql(f"SELECT count(*) FROM read_parquet('{glob}')").fetchall() == [(5,)]
-    assert existing_parts(store, batch.plan) == [0]
-    assert (list_tables(store), committed_batches(store, "mine")) == (["mine"], [manifest])
-    assert prune(store).removed == []
-    assert store.stat(f"predictions/mine/batch={manifest.batch}/_report/index.html") is not None
+    batch = committed(store, classified(store, tmp_path / "scratch", loose(tmp_path / "in", 5)))
+    write_reports(batch)
+    snapshot = open_delta(store, table_folder("mine"))
+    assert snapshot is not None
+    rows = snapshot.dataset()
+    assert duckdb.sql("SELECT count(*) FROM rows").fetchall() == [(5,)]
+    assert rows.count_rows() == 5
+    assert (list_tables(store), read_books(store, "mine")) == (["mine"], [batch.books])
 
 
 # Committing
@@ -554,8 +588,8 @@ def test_commit_and_error_share_emit_events(
 ) -> None:
     batch = classified(store, tmp_path / "scratch", loose(tmp_path / "in", 4), broken=["1.png"])
     work = PlannedWork(plans=[batch.plan], model=model_version(1), already_done=0)
-    manifests = commit_batches.fn(work, [batch])
-    check_error_share.fn(manifests, 0.25)
+    books = commit_batches.fn(work, [batch])
+    check_error_share.fn(books, 0.25)
     [(event, resource, payload)] = events
     assert (event, resource) == (BATCH_COMMITTED, "table.mine")
     assert payload == {
@@ -565,12 +599,12 @@ def test_commit_and_error_share_emit_events(
         "predicted": 3,
         "quarantined": 1,
         "model_version": "1",
-        "manifest": f"{store.root}/predictions/mine/batch={batch.plan.batch}/_manifest.json",
+        "predictions": f"{store.root}/predictions/mine",
     }
     with pytest.raises(TooManyErrors) as error:
-        check_error_share.fn(manifests, 0.2)
-    quarantine = store.uri(manifests[0].error_parts[0])
-    assert all(words in str(error.value) for words in (batch.plan.batch, "1 of 4", "20.0%", quarantine))
+        check_error_share.fn(books, 0.2)
+    quarantine = store.uri("quarantine/mine")
+    assert all(words in str(error.value) for words in (batch.plan.batch, "1 of 4", "20%", quarantine))
     [_, (event, resource, payload)] = events
     assert (event, resource) == (BATCH_OVER_ERROR_SHARE, "table.mine")
     assert (payload["share"], payload["allowed"], payload["quarantine"]) == (0.25, 0.2, quarantine)
@@ -580,17 +614,29 @@ def test_error_share_applies_to_each_batch(
     store: ObjectStore, tmp_path: Path, events: list[tuple[str, str, dict[str, Any]]]
 ) -> None:
     scratch = tmp_path / "scratch"
-    manifests = [
-        committed(store, classified(store, scratch, loose(tmp_path / name, 4), broken=broken))
+    books = [
+        committed(store, classified(store, scratch, loose(tmp_path / name, 4), broken=broken)).books
         for name, broken in {"a": [], "b": ["1.png"], "c": ["1.png", "2.png"]}.items()
     ]
-    with pytest.raises(TooManyErrors, match=rf"{manifests[1].batch}.*\n.*{manifests[2].batch}"):
-        check_error_share.fn(manifests, 0.1)
-    assert [payload["batch"] for _, _, payload in events] == [manifest.batch for manifest in manifests[1:]]
+    with pytest.raises(TooManyErrors) as error:
+        check_error_share.fn(books, 0.1)
+    assert [entry.batch in str(error.value) for entry in books] == [False, True, True]
+    assert [payload["batch"] for _, _, payload in events] == [entry.batch for entry in books[1:]]
 
 
-def gallery(store: ObjectStore, manifest: BatchManifest, count: int = 20) -> list[ShownImage]:
-    return least_confident(store, manifest, open_rows(store, [manifest]), count)
+@pytest.mark.parametrize(("planned", "quarantined", "share"), [(100, 29, 0.29), (100, 57, 0.57), (3, 3, 1.0)])
+def test_error_share_equal_to_the_limit_is_allowed(
+    store: ObjectStore, tmp_path: Path, planned: int, quarantined: int, share: float
+) -> None:
+    books = committed(store, classified(store, tmp_path / "scratch", loose(tmp_path / "in", 1))).books
+    changes = {"planned": planned, "quarantined": quarantined}
+    check_error_share.fn([books.model_copy(update=changes)], share)
+    with pytest.raises(TooManyErrors):
+        check_error_share.fn([books.model_copy(update=changes)], share - 1e-9)
+
+
+def gallery(store: ObjectStore, batch: Committed) -> list[ShownImage]:
+    return show_least_confident(store, batch.classified.plan, batch.classified.records.values())
 
 
 def test_markdown_contains_all_class_names() -> None:

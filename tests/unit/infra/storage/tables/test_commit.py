@@ -343,6 +343,17 @@ def test_books_with_other_counts_are_replaced_and_others_stay(store: ObjectStore
     assert books_of(store) == changed
 
 
+def test_books_in_one_file_with_others_are_replaced_alone(store: ObjectStore) -> None:
+    finish_batch(store, PLAN)
+    books = commit(store, PLAN)
+    others = [books.model_copy(update={"batch": f"{number}", "number": number}) for number in (2, 3, 4)]
+    write_books(store, others)
+    replace_books(store, others[1].model_copy(update={"predicted": 4, "quarantined": 1}))
+    rows = sorted(books_of_rows(store))
+    assert rows == [(3, 2), (3, 2), (3, 2), (4, 1)]
+    assert find_books(store, "t", "2") == others[0]
+
+
 def test_books_with_equal_counts_are_not_replaced(store: ObjectStore) -> None:
     finish_batch(store, PLAN)
     books = commit(store, PLAN)
