@@ -33,7 +33,7 @@ def test_report_of_a_batch_shows_its_plots(served: Served, re_score: str, page: 
 def test_report_shows_names_unescaped(served: Served, re_score: str, page: Page, pages: str) -> None:
     artifact = served.artifacts(re_score)["classification-report"]["id"]
     page.goto(f"{served.pages}{pages}/artifacts/artifact/{artifact}")
-    report = f"{served.environment['FMNIST_STORE']}/predictions/predictions/batch="
+    report = f"{served.environment['FMNIST_STORE']}/predictions/predictions/_reports/"
     expect(page.get_by_text(f"file://{report}").first).to_be_visible()
     expect(page.get_by_text("&#")).to_have_count(0)
 

@@ -14,13 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from infra.storage.batch_log import committed_batches, read_batch_log
-from infra.storage.prediction_table import BatchManifest
 from numpy.typing import NDArray
 from PIL import Image
 
 from flows.parameters import ClassifyParameters
+from infra.storage.keys import quarantine_folder, table_folder
 from infra.storage.object_store import open_store
+from infra.storage.tables.books import BatchBooks, read_books
+from infra.storage.tables.delta import open_delta
 from infra.storage.uris import percent_encode
 from tests.unit.tasks.classification.image_inputs import encode_idx, picture, save_files, save_tar
 
@@ -172,19 +173,27 @@ class Runs:
     again: Any
     with_another: Any
     store: str
-    """Folder of the store."""
+    """Root of the store."""
 
     @property
-    def batch(self) -> BatchManifest:
+    def batch(self) -> BatchBooks:
         """The batch of the first run."""
-        [manifest] = self.first.manifests
-        found: BatchManifest = manifest
+        [books] = self.first.batches
+        found: BatchBooks = books
         return found
 
-    def parts(self, *, errors: bool = False) -> str:
-        """Return a glob of the first batch's predictions, or of its quarantine."""
-        folder = f"{self.store}/predictions/{TABLE}/batch={self.batch.batch}"
-        return f"{folder}/_errors/part-*.parquet" if errors else f"{folder}/part-*.parquet"
+    def predictions(self, *batches: BatchBooks) -> Any:
+        """Return predictions as an Arrow dataset: those of some batches, or of the first."""
+        return self._rows(table_folder(TABLE), batches)
+
+    def quarantine(self, *batches: BatchBooks) -> Any:
+        """Return quarantined images as an Arrow dataset: those of some batches, or of the first."""
+        return self._rows(quarantine_folder(TABLE), batches)
+
+    def _rows(self, folder: str, batches: Sequence[BatchBooks]) -> Any:
+        snapshot = open_delta(open_store(self.store), folder)
+        assert snapshot is not None
+        return snapshot.dataset([books.batch for books in batches or [self.batch]])
 
     def uris(self, names: Sequence[str]) -> list[str]:
         return [f"file://{self.folder}/inputs/{name}" for name in names]
@@ -204,45 +213,56 @@ def runs(main_job: Any, session_store: str, tmp_path_factory: pytest.TempPathFac
         inputs=[str(inputs), str(folder / "elsewhere/list.csv")], table=TABLE, max_error_share=1
     )
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("infra.storage.batch_plan.SMALLEST_SHARD", 20)
+        patched.setattr("infra.storage.tables.plan.SMALLEST_SHARD", 20)
         first, again = classify(parameters), classify(parameters)
         save(inputs, "loose/new.png", PICTURES[20])
         with_another = classify(parameters)
-    return Runs(folder, expected, first, again, with_another, session_store.removeprefix("file://"))
+    return Runs(folder, expected, first, again, with_another, session_store)
 
 
 # The first run
 
 
+def labels(rows: Any) -> dict[str, int | None]:
+    """Return the label of each image."""
+    return {row["image"]: row["label"] for row in rows.to_table(columns=["image", "label"]).to_pylist()}
+
+
 def test_every_image_is_there_exactly_once(runs: Runs) -> None:
-    found = duckdb.sql(
-        f"""
-        SELECT image FROM read_parquet('{runs.parts()}')
-        UNION ALL SELECT image FROM read_parquet('{runs.parts(errors=True)}')
-        """
-    ).fetchall()
-    assert Counter(image for (image,) in found) == Counter(list(runs.expected))
+    found = [
+        image
+        for rows in (runs.predictions(), runs.quarantine())
+        for image in rows.to_table(columns=["image"]).column("image").to_pylist()
+    ]
+    assert Counter(found) == Counter(list(runs.expected))
 
 
 def test_classified_image_keeps_its_label(runs: Runs) -> None:
-    rows = duckdb.sql(f"SELECT image, label FROM read_parquet('{runs.parts()}')").fetchall()
-    assert dict(rows) == {uri: image.label for uri, image in runs.expected.items() if image.reason is None}
+    expected = {uri: image.label for uri, image in runs.expected.items() if image.reason is None}
+    assert labels(runs.predictions()) == expected
 
 
 def test_undecodable_image_is_quarantined_with_its_reason(runs: Runs) -> None:
-    rows = duckdb.sql(
-        f"SELECT image, split_part(reason, ':', 1) FROM read_parquet('{runs.parts(errors=True)}')"
-    ).fetchall()
-    assert dict(rows) == {uri: image.reason for uri, image in runs.expected.items() if image.reason is not None}
+    rows = runs.quarantine().to_table(columns=["image", "reason_kind", "reason"]).to_pylist()
+    expected = {uri: image.reason for uri, image in runs.expected.items() if image.reason is not None}
+    assert {row["image"]: row["reason_kind"] for row in rows} == expected
+    assert all(row["reason"].startswith(row["reason_kind"]) for row in rows)
+
+
+def test_image_that_may_appear_later_is_retryable(runs: Runs) -> None:
+    rows = runs.quarantine().to_table(columns=["reason_kind", "retryable"]).to_pylist()
+    retryable = {row["reason_kind"] for row in rows if row["retryable"]}
+    assert "vanished" in retryable
+    assert retryable.isdisjoint({"not an image", "truncated", "too large", "missing"})
 
 
 def test_quarantined_image_keeps_its_label(runs: Runs) -> None:
-    rows = duckdb.sql(f"SELECT image, label FROM read_parquet('{runs.parts(errors=True)}')").fetchall()
-    assert dict(rows) == {uri: image.label for uri, image in runs.expected.items() if image.reason is not None}
+    expected = {uri: image.label for uri, image in runs.expected.items() if image.reason is not None}
+    assert labels(runs.quarantine()) == expected
 
 
 def test_images_are_divided_into_many_shards(runs: Runs) -> None:
-    assert len(runs.batch.parts) > 5
+    assert runs.batch.shards > 5
 
 
 def test_books_agree_with_the_parts(runs: Runs) -> None:
@@ -251,23 +271,33 @@ def test_books_agree_with_the_parts(runs: Runs) -> None:
     assert found == (len(runs.expected), len(runs.expected) - quarantined, quarantined)
 
 
+def test_books_count_every_quarantined_image_by_its_reason(runs: Runs) -> None:
+    counted: Counter[str] = Counter()
+    for reason in runs.batch.reasons:
+        counted[reason.kind] += reason.images
+    assert counted == Counter(image.reason for image in runs.expected.values() if image.reason is not None)
+
+
 def test_same_picture_gets_the_same_prediction_from_every_kind_of_file(runs: Runs) -> None:
-    everywhere = runs.uris(EVERYWHERE)
-    rows = duckdb.execute(
-        f"SELECT image, probabilities FROM read_parquet('{runs.parts()}') WHERE list_contains(?, image)", [everywhere]
-    ).fetchall()
+    everywhere, predictions = runs.uris(EVERYWHERE), runs.predictions()
+    with duckdb.connect() as connection:
+        connection.register("predictions", predictions)
+        query = "SELECT image, probabilities FROM predictions WHERE list_contains(?, image)"
+        rows = connection.execute(query, [everywhere]).fetchall()
     assert sorted(image for image, _ in rows) == sorted(everywhere)
     for _, probabilities in rows:
         assert probabilities == pytest.approx(rows[0][1], abs=1e-6)
 
 
-def test_rows_name_the_requested_model_version(runs: Runs) -> None:
-    versions = duckdb.sql(f"SELECT DISTINCT model_version FROM read_parquet('{runs.parts()}')").fetchall()
-    assert versions == [(f"{runs.first.work.model.version}",)]
+@pytest.mark.parametrize("rows_of", [Runs.predictions, Runs.quarantine], ids=["predictions", "quarantine"])
+def test_rows_name_the_requested_model_version(runs: Runs, rows_of: Callable[[Runs], Any]) -> None:
+    versions = rows_of(runs).to_table(columns=["model_version"]).column("model_version").unique().to_pylist()
+    assert versions == [f"{runs.first.work.model.version}"]
 
 
 def test_parts_record_the_weights(runs: Runs) -> None:
-    metadata = pq.read_metadata(f"{runs.store}/{runs.batch.parts[0]}").metadata
+    [path, *_] = runs.predictions().files
+    metadata = pq.read_metadata(f"{runs.store.removeprefix('file://')}/{table_folder(TABLE)}/{path}").metadata
     assert metadata[b"weights_sha256"].decode() == runs.first.work.model.weights_sha256
 
 
@@ -275,7 +305,7 @@ def test_parts_record_the_weights(runs: Runs) -> None:
 
 
 def test_second_run_finds_nothing_new(runs: Runs) -> None:
-    assert (runs.again.manifests, runs.again.work.plans) == ([], [])
+    assert (runs.again.batches, runs.again.work.plans) == ([], [])
 
 
 def test_second_run_counts_the_images_that_are_done(runs: Runs) -> None:
@@ -283,61 +313,17 @@ def test_second_run_counts_the_images_that_are_done(runs: Runs) -> None:
 
 
 def test_only_the_new_file_becomes_a_batch(runs: Runs) -> None:
-    [manifest] = runs.with_another.manifests
-    rows = pq.read_table(f"{runs.store}/{manifest.parts[0]}", columns=["image"]).column("image").to_pylist()
-    assert (manifest.planned, rows) == (1, runs.uris(["loose/new.png"]))
+    [books] = runs.with_another.batches
+    assert (books.planned, list(labels(runs.predictions(books)))) == (1, runs.uris(["loose/new.png"]))
 
 
 def test_batches_are_committed_in_the_order_of_the_runs(runs: Runs, session_store: str) -> None:
-    store = open_store(session_store)
-    assert committed_batches(store, TABLE) == [*runs.first.manifests, *runs.with_another.manifests]
+    committed = read_books(open_store(session_store), TABLE)
+    assert committed == [*runs.first.batches, *runs.with_another.batches]
+    assert [books.number for books in committed] == [1, 2]
 
 
-def test_batch_log_marks_the_batches_as_committed(runs: Runs, session_store: str) -> None:
-    assert [entry.committed for entry in read_batch_log(open_store(session_store), TABLE).batches] == [True, True]
-
-
-# Readers
-
-
-def read_with_duckdb(glob: str) -> list[str]:
-    return [image for (image,) in duckdb.sql(f"SELECT image FROM read_parquet('{glob}')").fetchall()]
-
-
-def read_with_polars(glob: str) -> list[str]:
-    import polars
-
-    images: list[str] = polars.read_parquet(glob)["image"].to_list()
-    return images
-
-
-def read_with_pandas(glob: str) -> list[str]:
-    import pandas
-
-    frames = [pandas.read_parquet(path) for path in sorted(Path("/").glob(glob.lstrip("/")))]
-    images: list[str] = pandas.concat(frames)["image"].tolist()
-    return images
-
-
-def read_with_arrow(glob: str) -> list[str]:
-    from pyarrow import dataset
-
-    paths = [str(path) for path in sorted(Path("/").glob(glob.lstrip("/")))]
-    images: list[str] = dataset.dataset(paths).to_table().column("image").to_pylist()
-    return images
-
-
-READERS = [read_with_duckdb, read_with_polars, read_with_pandas, read_with_arrow]
-
-
-@pytest.mark.parametrize("read", READERS)
-def test_one_glob_reads_the_rows_of_all_batches(runs: Runs, read: Callable[[str], list[str]]) -> None:
+def test_table_holds_the_rows_of_all_batches(runs: Runs) -> None:
     expected = [uri for uri, image in runs.expected.items() if image.reason is None]
-    found = read(f"{runs.store}/predictions/{TABLE}/batch=*/part-*.parquet")
-    assert Counter(found) == Counter([*expected, *runs.uris(["loose/new.png"])])
-
-
-@pytest.mark.parametrize("read", READERS)
-def test_one_glob_reads_the_quarantine_of_all_batches(runs: Runs, read: Callable[[str], list[str]]) -> None:
-    expected = [uri for uri, image in runs.expected.items() if image.reason is not None]
-    assert Counter(read(f"{runs.store}/predictions/{TABLE}/batch=*/_errors/part-*.parquet")) == Counter(expected)
+    rows = runs.predictions(*runs.first.batches, *runs.with_another.batches)
+    assert sorted(labels(rows)) == sorted([*expected, *runs.uris(["loose/new.png"])])

@@ -40,7 +40,8 @@ from infra.orchestration.one_at_a_time import one_at_a_time
 from infra.storage.checkpoints import WEIGHTS, write_checkpoint
 from infra.storage.model_registry import ModelRegistry
 from infra.storage.object_store import ObjectStore, open_store
-from infra.storage.prediction_table import BatchPlan, ShardBooks
+from infra.storage.tables.plan import BatchPlan
+from infra.storage.tables.records import ShardRecord
 from tasks.classification.actor import shard_name
 from tasks.classification.classify import BatchProgress
 from tasks.step import step
@@ -208,16 +209,16 @@ def test_embedded_server_runs_its_background_tasks(client: SyncPrefectClient) ->
 
 
 def test_progress_of_a_batch_includes_shards_in_progress(running_services: None) -> None:
-    plan = BatchPlan(table="mine", batch="b", model_version="1", options={}, shards=3, planned=3_000)
+    plan = BatchPlan(table="mine", batch="b", number=1, model_version="1", options={}, shards=3, planned=3_000)
     board = ProgressBoard()
     board.clear()
-    with BatchProgress(plan, [ShardBooks(shard=2, planned=1_000, predicted=1_000, quarantined=0)]) as progress:
+    with BatchProgress(plan, [ShardRecord(shard=2, planned=1_000, predicted=1_000, quarantined=0)]) as progress:
         board.advance(shard_name(plan, 0), 400)
         board.advance(shard_name(plan, 2), 900)  # this shard is already done
         board.advance("other/1", 50)  # this shard belongs to another batch
         assert until(lambda: board.read().get("images") == 1_400, 10)
         assert board.read()["shards_done"] == 1
-        progress.add(ShardBooks(shard=0, planned=1_000, predicted=990, quarantined=10))
+        progress.add(ShardRecord(shard=0, planned=1_000, predicted=990, quarantined=10))
         assert until(lambda: board.read()["images"] == 2_000, 10)
         assert "2/3 shards, 2,000/3,000 images, 10 quarantined" in board.read()["text"]
         assert shard_name(plan, 0) not in board.shards()

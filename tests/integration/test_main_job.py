@@ -14,10 +14,12 @@ import pytest
 
 from flows.parameters import ClassifyParameters
 from fmnist_model.classes import CLASS_NAMES
-from infra.storage.batch_log import committed_batches
 from infra.storage.checkpoints import list_checkpoints, read_files, read_record
+from infra.storage.keys import quarantine_folder, table_folder
 from infra.storage.model_registry import ModelRegistry
 from infra.storage.object_store import open_store
+from infra.storage.tables.books import BatchBooks, read_books
+from infra.storage.tables.delta import DeltaSnapshot, open_delta
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +28,24 @@ def summary(main_job: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def parts(summary: Any, session_store: str) -> str:
-    """Return a glob of the batch's parts, for DuckDB."""
-    [manifest] = summary.classification.manifests
-    return f"{session_store.removeprefix('file://')}/predictions/{manifest.table}/batch={manifest.batch}/part-*.parquet"
+def rows(summary: Any, session_store: str) -> Any:
+    """Return the batch's rows as an Arrow dataset."""
+    [books] = summary.classification.batches
+    return table_of(session_store, books).dataset([books.batch])
+
+
+def table_of(store: str, books: BatchBooks, *, quarantine: bool = False) -> DeltaSnapshot:
+    folder = quarantine_folder(books.table) if quarantine else table_folder(books.table)
+    snapshot = open_delta(open_store(store), folder)
+    assert snapshot is not None
+    return snapshot
+
+
+def query(sql: str, rows: Any) -> list[Any]:
+    """Run a query on rows, which it calls `rows`."""
+    with duckdb.connect() as connection:
+        connection.register("rows", rows)
+        return connection.execute(sql).fetchall()
 
 
 def test_network_classifies_88_percent_of_the_test_images(summary: Any) -> None:
@@ -41,35 +57,36 @@ def test_training_used_two_workers(summary: Any) -> None:
     assert summary.training.run.workers == 2
 
 
-def test_predictions_have_the_accuracy_of_the_training_flow(summary: Any, parts: str, session_store: str) -> None:
+def test_predictions_have_the_accuracy_of_the_training_flow(summary: Any, rows: Any, session_store: str) -> None:
     test_files = session_store.removeprefix("file://") + "/datasets/fashion-mnist/test/*.parquet"
-    correct, images = duckdb.sql(f"""
+    sql = f"""
         WITH labels AS (
             SELECT 'file://' || filename || '#row=' || file_row_number AS image, label
             FROM read_parquet('{test_files}', filename = true, file_row_number = true))
         SELECT count(*) FILTER (predicted_class = labels.label), count(*)
-        FROM read_parquet('{parts}') JOIN labels USING (image)
-    """).fetchall()[0]
+        FROM rows JOIN labels USING (image)
+    """
+    [(correct, images)] = query(sql, rows)
     assert (correct, images) == (summary.training.result.correct, 10_000)
     assert (summary.checked.correct, summary.checked.images) == (correct, images)
 
 
-def test_every_test_image_has_one_row(parts: str) -> None:
-    rows, images = duckdb.sql(f"SELECT count(*), count(DISTINCT image) FROM read_parquet('{parts}')").fetchall()[0]
-    assert rows == images == 10_000
+def test_every_test_image_has_one_row(rows: Any) -> None:
+    [(count, images)] = query("SELECT count(*), count(DISTINCT image) FROM rows", rows)
+    assert count == images == 10_000
 
 
-def test_columns_of_a_row_are_consistent(parts: str) -> None:
+def test_columns_of_a_row_are_consistent(rows: Any) -> None:
     names = "[" + ", ".join(f"'{name}'" for name in CLASS_NAMES) + "]"
-    bad = duckdb.sql(f"""
-        SELECT count(*) FROM read_parquet('{parts}')
+    sql = f"""
+        SELECT count(*) FROM rows
         WHERE abs(list_sum(probabilities) - 1) > 1e-5
            OR confidence <> list_max(probabilities)
            OR probabilities[predicted_class + 1] <> confidence
            OR {names}[predicted_class + 1] <> predicted_label
            OR model_version <> '1'
-    """).fetchall()[0][0]
-    assert bad == 0
+    """
+    assert query(sql, rows) == [(0,)]
 
 
 def test_best_and_last_checkpoints_are_kept_undamaged(summary: Any, session_store: str) -> None:
@@ -135,12 +152,14 @@ def test_version_is_champion_and_records_its_test_metrics(summary: Any, session_
     assert version.data_version.startswith("fashion-mnist@")
 
 
-def test_rows_are_calibrated_with_the_versions_temperature(summary: Any, parts: str, session_store: str) -> None:
-    [manifest] = summary.classification.manifests
-    metadata = pq.read_metadata(f"{session_store.removeprefix('file://')}/{manifest.parts[0]}").metadata
-    assert float(metadata[b"temperature"]) == manifest.model["temperature"] == summary.training.result.temperature
+def test_rows_are_calibrated_with_the_versions_temperature(summary: Any, rows: Any, session_store: str) -> None:
+    [books] = summary.classification.batches
+    [part, *_] = table_of(session_store, books).part_names()[books.batch]
+    path = f"{session_store.removeprefix('file://')}/{table_folder(books.table)}/{part}"
+    metadata = pq.read_metadata(path).metadata
+    assert float(metadata[b"temperature"]) == books.temperature == summary.training.result.temperature
     reliability = summary.training.result.evaluation.reliability
-    [mean] = duckdb.sql(f"SELECT avg(confidence) FROM read_parquet('{parts}')").fetchall()[0]
+    [(mean,)] = query("SELECT avg(confidence) FROM rows", rows)
     assert mean == pytest.approx(np.nansum(reliability.counts * reliability.confidence) / 10_000, abs=1e-6)
 
 
@@ -175,9 +194,9 @@ def test_second_classification_does_nothing(summary: Any, session_store: str) ->
 
     uris = [open_store(session_store).uri(key) for key in summary.training.dataset.splits["test"].parts]
     again = classify(ClassifyParameters(inputs=uris, table="fashion-mnist-test"))
-    assert again.manifests == []
+    assert again.batches == []
     assert again.work.already_done == 10_000
-    assert len(committed_batches(open_store(session_store), "fashion-mnist-test")) == 1
+    assert len(read_books(open_store(session_store), "fashion-mnist-test")) == 1
 
 
 def test_only_new_files_become_a_batch(summary: Any, tmp_path: Path, session_store: str) -> None:
@@ -187,25 +206,25 @@ def test_only_new_files_become_a_batch(summary: Any, tmp_path: Path, session_sto
     first = classify(ClassifyParameters(inputs=[str(tmp_path)], table="pictures"))
     save_pictures(session_store, tmp_path, [2])
     second = classify(ClassifyParameters(inputs=[str(tmp_path)], table="pictures"))
-    assert [manifest.predicted for manifest in first.manifests] == [2]
-    assert [manifest.predicted for manifest in second.manifests] == [1]
-    [row] = pq.read_table(f"{session_store.removeprefix('file://')}/{second.manifests[0].parts[0]}").to_pylist()
+    assert [books.predicted for books in first.batches] == [2]
+    assert [books.predicted for books in second.batches] == [1]
+    [books] = second.batches
+    [row] = table_of(session_store, books).dataset([books.batch]).to_table().to_pylist()
     assert row["image"] == f"file://{tmp_path}/2.png"
 
 
 def test_image_file_gets_the_same_prediction_as_the_image_in_parquet(
-    summary: Any, tmp_path: Path, session_store: str, parts: str
+    summary: Any, tmp_path: Path, session_store: str, rows: Any
 ) -> None:
     from flows.classify import classify
 
     save_pictures(session_store, tmp_path, [5])
-    [manifest] = classify(ClassifyParameters(inputs=[str(tmp_path / "5.png")], table="one-picture")).manifests
-    [from_file] = pq.read_table(f"{session_store.removeprefix('file://')}/{manifest.parts[0]}").to_pylist()
-    [in_parquet] = (
-        duckdb.sql(f"SELECT * FROM read_parquet('{parts}') WHERE image LIKE '%#row=5'").to_arrow_table().to_pylist()
-    )
-    assert from_file["predicted_class"] == in_parquet["predicted_class"]
-    assert from_file["probabilities"] == pytest.approx(in_parquet["probabilities"], abs=1e-6)
+    [books] = classify(ClassifyParameters(inputs=[str(tmp_path / "5.png")], table="one-picture")).batches
+    [from_file] = table_of(session_store, books).dataset().to_table().to_pylist()
+    sql = "SELECT predicted_class, probabilities FROM rows WHERE image LIKE '%#row=5'"
+    [(predicted_class, probabilities)] = query(sql, rows)
+    assert from_file["predicted_class"] == predicted_class
+    assert from_file["probabilities"] == pytest.approx(probabilities, abs=1e-6)
 
 
 def test_undecodable_image_is_quarantined_and_fails_a_strict_batch(
@@ -220,11 +239,11 @@ def test_undecodable_image_is_quarantined_and_fails_a_strict_batch(
     with pytest.raises(TooManyErrors) as error:
         classify(parameters)
     assert "1 of 2" in str(error.value)
-    [manifest] = committed_batches(open_store(session_store), "broken")
-    assert (manifest.planned, manifest.predicted, manifest.quarantined) == (2, 1, 1)
-    [error] = pq.read_table(f"{session_store.removeprefix('file://')}/{manifest.error_parts[0]}").to_pylist()
-    assert error["image"].endswith("/broken.png")
-    assert "truncated" in error["reason"]
+    [books] = read_books(open_store(session_store), "broken")
+    assert (books.planned, books.predicted, books.quarantined) == (2, 1, 1)
+    [quarantined] = table_of(session_store, books, quarantine=True).dataset().to_table().to_pylist()
+    assert quarantined["image"].endswith("/broken.png")
+    assert quarantined["reason_kind"] == "truncated"
 
 
 def save_pictures(store: str, folder: Path, numbers: list[int]) -> None:
@@ -235,14 +254,13 @@ def save_pictures(store: str, folder: Path, numbers: list[int]) -> None:
         (folder / f"{number}.png").write_bytes(images[number].as_py()["bytes"])
 
 
-def test_manifest_is_json_and_records_the_model(summary: Any, session_store: str) -> None:
-    [manifest] = summary.classification.manifests
-    path = Path(
-        f"{session_store.removeprefix('file://')}/predictions/{manifest.table}/batch={manifest.batch}/_manifest.json"
-    )
-    recorded = json.loads(path.read_text())
-    assert recorded["planned"] == recorded["predicted"] == 10_000
-    assert recorded["model"]["version"] == 1
+def test_books_record_the_model(summary: Any, session_store: str) -> None:
+    [books] = read_books(open_store(session_store), "fashion-mnist-test")
+    assert [books] == summary.classification.batches
+    assert books.planned == books.predicted == 10_000
+    model = summary.classification.work.model
+    assert (books.model, books.model_version, books.run_id) == (model.name, "1", model.run_id)
+    assert books.weights_sha256 == model.weights_sha256
 
 
 def test_predictions_show_prints_the_same_accuracy(summary: Any, session_store: str) -> None:

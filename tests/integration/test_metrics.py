@@ -77,7 +77,7 @@ class Increase:
 
 @pytest.fixture(scope="module")
 def classified(main_job: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Return a batch's manifest and its increase of the metrics."""
+    """Return a batch's books and its increase of the metrics."""
     from flows.classify import classify
     from fmnist_model.images.decode import encode_png
 
@@ -86,27 +86,27 @@ def classified(main_job: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     save_files(folder, images | {"empty.png": b"", "text.png": b"no picture", "cut.png": images["7.png"][:-40]})
     increase = Increase()
     summary = classify(ClassifyParameters(inputs=[str(folder)], table="counted", max_error_share=1))
-    [manifest] = summary.manifests
+    [books] = summary.batches
     images = "ray_fmnist_images_total"
-    increase.wait_for(lambda: increase.of(images) >= manifest.planned and increase.left() == 0)
-    return manifest, increase
+    increase.wait_for(lambda: increase.of(images) >= books.planned and increase.left() == 0)
+    return books, increase
 
 
 def test_every_image_in_the_books_is_counted_once(classified: Any) -> None:
-    manifest, increase = classified
+    books, increase = classified
     images = "ray_fmnist_images_total"
-    assert manifest.planned == 43
-    assert increase.of(images) == manifest.planned
-    assert increase.of(images, outcome="predicted") == manifest.predicted == 40
-    assert increase.of(images, outcome="quarantined") == manifest.quarantined == 3
+    assert books.planned == 43
+    assert increase.of(images) == books.planned
+    assert increase.of(images, outcome="predicted") == books.predicted == 40
+    assert increase.of(images, outcome="quarantined") == books.quarantined == 3
     assert increase.of(images, reason="not an image") == 2
     assert increase.of(images, reason="truncated") == 1
 
 
 def test_every_shard_is_counted_once(classified: Any) -> None:
-    manifest, increase = classified
-    assert increase.of("ray_fmnist_shards_total") == len(manifest.parts)
-    assert increase.of("ray_fmnist_shards_total", outcome="done") == len(manifest.parts)
+    books, increase = classified
+    assert increase.of("ray_fmnist_shards_total") == books.shards
+    assert increase.of("ray_fmnist_shards_total", outcome="done") == books.shards
 
 
 @pytest.mark.parametrize("stage", ["read", "decode", "forward", "write"])

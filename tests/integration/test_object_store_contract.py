@@ -25,18 +25,6 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
-from infra.storage.batch_log import LoggedBatch, append_batch, committed_batches, mark_committed, read_batch_log
-from infra.storage.batch_plan import PLAN_SCHEMA, ShardInputs, find_plan, plan_files, write_plan
-from infra.storage.prediction_table import (
-    ShardBooks,
-    commit,
-    existing_parts,
-    list_tables,
-    open_part,
-    part_key,
-    read_books,
-    read_rows,
-)
 
 from infra.errors import RequestError
 from infra.storage.checkpoints import (
@@ -48,7 +36,7 @@ from infra.storage.checkpoints import (
     read_record,
     write_checkpoint,
 )
-from infra.storage.keys import checkpoint_folder
+from infra.storage.keys import checkpoint_folder, quarantine_folder, table_folder
 from infra.storage.model_registry import ModelRegistry
 from infra.storage.object_store import (
     DeltaLocation,
@@ -62,7 +50,12 @@ from infra.storage.object_store import (
     open_store,
 )
 from infra.storage.object_store.s3_configuration import CHECKSUM_VARIABLE, s3_connection, worker_environment
+from infra.storage.tables.batches import NumberedBatch, NumberTaken, list_batches, take_number
+from infra.storage.tables.books import list_tables, read_books
+from infra.storage.tables.plan import PLAN_SCHEMA, BatchPlan, ShardInputs, find_plan, plan_files, write_plan
+from infra.storage.tables.records import damaged_shards, read_records
 from tests.harness.s3_server import EACH_SERVER, Exchange, S3Server, faulty_proxy, free_port, isolate_aws, on_ceph
+from tests.unit.infra.storage.tables.finished_shards import commit, finish_batch, finish_shard, images, rows_of
 from tests.unit.tasks.classification.image_inputs import as_nobody
 
 pytest_plugins = ["tests.harness.gateways"]
@@ -800,13 +793,15 @@ PLANNED = pa.table(
 )
 
 
-def write_planned(store: ObjectStore, scratch: Path) -> Any:
+def write_planned(store: ObjectStore, scratch: Path, number: int = 1) -> BatchPlan:
     return write_plan(
         store,
         table="t",
+        number=number,
         model_version="1",
         options={"invert": "auto"},
         inputs=PLANNED.to_batches(),
+        superseded=0,
         scratch=scratch,
     )
 
@@ -829,63 +824,83 @@ def test_plan_is_copied_to_a_local_parquet_file(store: ObjectStore, tmp_path: Pa
 
 def test_batch_goes_from_plan_to_commit(store: ObjectStore, tmp_path: Path) -> None:
     plan = write_planned(store, tmp_path)
-    append_batch(store, read_batch_log(store, "t"), LoggedBatch(batch=plan.batch, model_version="1", options={}))
-    assert existing_parts(store, plan) == []
-    assert committed_batches(store, "t") == []
+    take_number(store, "t", numbered(plan))
+    assert (read_records(store, plan), read_books(store, "t")) == ({}, [])
 
-    rows = pa.table({"image": ["x", "y"]})
-    for shard, planned in enumerate([3, 2]):
-        assert read_books(store, plan, shard) is None
-        write_rows(store, part_key(plan, shard), rows, ShardBooks(shard, planned, planned, quarantined=0, seconds=1.5))
-    assert existing_parts(store, plan) == [0, 1]
-    found = [read_books(store, plan, shard) for shard in range(2)]
-    manifest = commit(store, plan, [books for books in found if books], model={"version": 1}, seconds=2.0)
-    mark_committed(store, "t", {plan.batch})
+    finish_batch(store, plan)
+    books = commit(store, plan)
 
-    assert commit(store, plan, [books for books in found if books], model={"version": 1}, seconds=3.0) == manifest
-    assert list_tables(store) == ["t"]
-    assert committed_batches(store, "t") == [manifest]
-    assert [entry.committed for entry in read_batch_log(store, "t").batches] == [True]
-    assert read_rows(store, [manifest]).equals(pa.concat_tables([rows, rows]))
+    assert commit(store, plan, seconds=3.0) == books
+    assert (list_tables(store), read_books(store, "t")) == (["t"], [books])
+    assert rows_of(store, table_folder("t")) == [*images(2, first=10), *images(1, first=13)]
+    assert rows_of(store, quarantine_folder("t")) == [*images(1, first=12), *images(1, first=14)]
 
 
-def write_rows(store: ObjectStore, key: str, rows: pa.Table, books: ShardBooks) -> None:
-    with open_part(store, key, rows.schema) as part:
-        for batch in rows.to_batches():
-            part.write(batch)
-        part.note(books)
+def numbered(plan: BatchPlan) -> NumberedBatch:
+    return NumberedBatch(number=plan.number, batch=plan.batch, model_version=plan.model_version, options=plan.options)
 
 
-def test_part_written_twice_has_the_same_bytes(store: ObjectStore) -> None:
-    written = []
-    for seconds in (1.0, 2.0):
-        write_rows(store, "part.parquet", pa.table({"image": ["x", "y"]}), ShardBooks(0, 2, 2, 0, seconds))
-        written.append(store.read("part.parquet"))
+def test_first_record_of_a_shard_counts(store: ObjectStore, tmp_path: Path) -> None:
+    plan = write_planned(store, tmp_path)
 
-    assert written[0] == written[1]
+    first = finish_shard(store, plan, 0, predicted=images(3), quarantined=[])
+    second = finish_shard(store, plan, 0, predicted=[], quarantined=images(3))
+
+    assert second == first
+    assert read_records(store, plan) == {0: first}
 
 
-def append_to_log(number: int, root: str) -> int:
-    """Append a batch to a log and mark it as committed. Return how often another writer came first."""
+def test_parts_are_intact_by_their_etags(store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = write_planned(store, tmp_path)
+    records = finish_batch(store, plan)
+
+    monkeypatch.setattr(store, "arrow", None)  # so that no part can be read
+
+    assert damaged_shards(store, plan, records.values()) == {}
+
+
+def test_part_that_was_replaced_is_damaged(store: ObjectStore, tmp_path: Path) -> None:
+    plan = write_planned(store, tmp_path)
+    records = finish_batch(store, plan)
+    [part] = records[1].parts
+    key = f"{table_folder('t')}/{part.name}"
+    data = store.read(key)
+
+    with store.publish(key) as stream:
+        stream.write(data[:20] + b"\xff" + data[21:])
+
+    assert damaged_shards(store, plan, records.values()) == {1: key}
+
+
+@pytest.mark.parametrize("size", [100, LARGE])
+def test_writer_learns_the_etag_of_its_object(store: ObjectStore, size: int) -> None:
+    with store.publish("object") as stream:
+        stream.write(bytes(size))
+
+    found = store.stat("object")
+    assert found is not None
+    assert stream.etag == found.etag
+
+
+def take_any_number(index: int, root: str) -> int:
+    """Take the next free number, and return it."""
     store = open_store(root)
-    for conflicts in range(1000):
-        entry = LoggedBatch(batch=f"{number}", model_version="1", options={})
+    for _ in range(1000):
+        number = max((entry.number for entry in list_batches(store, "t")), default=0) + 1
         try:
-            append_batch(store, read_batch_log(store, "t"), entry)
-        except SwapConflict:
+            take_number(store, "t", NumberedBatch(number=number, batch=f"{index}", model_version="1", options={}))
+        except NumberTaken:
             time.sleep(random.random() * 0.02)
-            continue
-        mark_committed(store, "t", {f"{number}"})
-        return conflicts
-    raise AssertionError(f"batch {number} was never appended")
+        else:
+            return number
+    raise AssertionError(f"batch {index} never got a number")
 
 
-def test_ten_processes_append_ten_batches_to_one_log(store: ObjectStore) -> None:
-    in_processes(10, append_to_log, store.root)
+def test_ten_processes_take_ten_numbers(store: ObjectStore) -> None:
+    numbers = in_processes(10, take_any_number, store.root)
 
-    logged = read_batch_log(store, "t").batches
-    assert sorted(entry.batch for entry in logged) == sorted(f"{number}" for number in range(10))
-    assert all(entry.committed for entry in logged)
+    assert sorted(numbers) == list(range(1, 11))
+    assert {entry.batch for entry in list_batches(store, "t")} == {f"{index}" for index in range(10)}
 
 
 # --- S3: a server that ignores conditions ---
