@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Literal
 
 from infra.storage.keys import (
@@ -87,10 +88,10 @@ def unreferenced_parts(
         folder: folder of the predictions or of the quarantine.
         before: skips parts that were written later.
     """
-    found = []
+    found, is_committed = [], cache(predictions.holds)  # each look reads the log
     for stat in store.list(f"{folder}/"):
         batch = batch_of_part(stat.key.removeprefix(f"{folder}/"))
-        if batch and predictions.holds(batch) and (before is None or stat.modified < before):
+        if batch and is_committed(batch) and (before is None or stat.modified < before):
             found.append((batch, stat))
     snapshot = open_delta(store, folder)
     held = {f"{folder}/{part.name}" for part in snapshot.parts()} if snapshot else set()
@@ -148,9 +149,6 @@ def _work_leftovers(
         elif all(stat.modified < before for stat in objects) and _lost_its_number(store, table, batch):
             folder = plan_key(table, batch).rpartition("/")[0]
             yield Leftovers("plan", folder, objects, "another planner took its number")
-    segments = [stat for stat in obsolete_segments(store, table) if stat.modified < before]
-    if segments:
-        yield Leftovers("index", index_folder(table), segments, "replaced by a larger segment")
 
 
 def _lost_its_number(store: ObjectStore, table: str, batch: str) -> bool:
