@@ -413,7 +413,7 @@ def test_prune_keeps_a_checkpoint_with_a_damaged_record(store: ObjectStore) -> N
 def test_prune_keeps_everything_else_in_the_store(store: ObjectStore) -> None:
     others = [
         "datasets/d/dataset.json",
-        "predictions/t/_delta_log/00000000000000000000.json",
+        "predictions/t/_reports/1/index.html",
         "predictions/t/_parts/batch=1/00000-0.parquet",
         "runs/run/metrics.parquet",
         "runs/run/checkpoints/notes.txt",
