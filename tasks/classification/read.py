@@ -44,7 +44,7 @@ class ReadImages:
     """URIs, `[n]`."""
     encoded: pa.Array
     """Input for `decode_images`, `[n]`, null for an image that could not be read."""
-    labels: pa.Int8Array
+    labels: pa.Int16Array
     """True classes, `[n]`, null if unknown."""
     reasons: dict[int, str] = field(default_factory=dict)
     """Reason by row, for each image that could not be read."""
@@ -96,7 +96,7 @@ def container_batches(opened: tuple[Any, Any], piece: Piece, options: ReadOption
         labels=labels,
     ):
         images = pc.binary_join_element_wise(pa.scalar(piece.uri), batch.fragments, "")
-        yield ReadImages(images, batch.encoded, batch.labels)
+        yield ReadImages(images, batch.encoded, batch.labels.cast(pa.int16()))
 
 
 def check_version(piece: Piece) -> None:
@@ -203,7 +203,7 @@ def _unreadable_rest(piece: Piece, done: int, reason: str) -> Iterator[ReadImage
 def _unreadable(images: pa.StringArray, reason: str) -> ReadImages:
     count = len(images)
     reasons = dict.fromkeys(range(count), reason)
-    return ReadImages(images, pa.nulls(count, pa.binary()), pa.nulls(count, pa.int8()), reasons)
+    return ReadImages(images, pa.nulls(count, pa.binary()), pa.nulls(count, pa.int16()), reasons)
 
 
 def _why_unreadable(uri: str, options: ReadOptions) -> str:

@@ -23,7 +23,7 @@ from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.tables.plan import BatchPlan, cut_into_shards, write_plan
 from infra.storage.tables.records import ShardRecord, create_record, read_record, read_records
 from tasks.classification.actor import ShardClassifier, ShardTask
-from tasks.classification.classify import _tasks
+from tasks.classification.classify import unfinished_shards
 from tasks.classification.options import ReadOptions
 from tasks.prometheus import IMAGES
 from tests.unit.tasks.classification.image_inputs import OPTIONS, picture, plan_of, png, save_files, save_tar
@@ -304,17 +304,17 @@ def test_successor_replaces_a_damaged_part(
         path = Path(store.uri(f"{folder}/t/{part.name}").removeprefix("file://"))
         path.write_bytes(bytes(part.size))
         left = dict(records)
-        assert _tasks(store, batch, left) == [ShardTask(bad, number)]
+        assert unfinished_shards(store, batch, left) == [ShardTask(bad, number)]
         assert left.keys() == records.keys() - {bad}
         records[bad] = actor.work(ShardTask(bad, number))
     assert read_records(store, batch) == records
     assert records[bad].number == 2
-    assert _tasks(store, batch, dict(records)) == []
+    assert unfinished_shards(store, batch, dict(records)) == []
 
 
 def test_shards_without_a_record_are_tasks(store: ObjectStore, model: ModelVersion, images: Path, tmp_path: Path):
     batch = plan(store, tmp_path, images, shard_work=1)
-    assert _tasks(store, batch, {}) == [ShardTask(shard) for shard in range(4)]
+    assert unfinished_shards(store, batch, {}) == [ShardTask(shard) for shard in range(4)]
 
 
 def test_quarantined_images_are_counted_by_kind(

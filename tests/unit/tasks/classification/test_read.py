@@ -46,7 +46,7 @@ class Found:
 
 def found_in(batch: ReadImages) -> list[Found]:
     assert len(batch.images) == len(batch.encoded) == len(batch.labels)
-    assert (batch.images.type, batch.labels.type) == (pa.string(), pa.int8())
+    assert (batch.images.type, batch.labels.type) == (pa.string(), pa.int16())
     decoded = decode_images(batch.encoded)
     pixels = dict(zip(decoded.rows.tolist(), decoded.pixels, strict=True))
     reasons = dict(decoded.rejected) | batch.reasons
