@@ -145,7 +145,7 @@ def count_newest(store: ObjectStore, table: str, batches: Sequence[BatchBooks]) 
 def summarize_rows(connection: "DuckDBPyConnection") -> PredictionSummary:
     """Count the predictions of the view `newest` by class, confidence and label."""
     cells = connection.execute(
-        "SELECT predicted_class, label, least(floor(confidence * $bins), $bins - 1)::INT, count(*), "
+        "SELECT predicted_class, label, least(floor(confidence::DOUBLE * $bins), $bins - 1)::INT, count(*), "
         "sum(confidence::DOUBLE) FROM newest GROUP BY ALL",
         {"bins": CONFIDENCE_BINS},
     ).fetchall()

@@ -5,8 +5,8 @@ records or adds parts that its attempts wrote. So a worker that was suspended an
 is in no snapshot, and its record is never read, even if it creates it again after it was removed. Both are found the
 next time.
 
-Compaction and deletion do add parts to committed batches. Such a part is invisible until it is committed, and looks as
-if it was left over. So before anything is removed, `fence` commits the table's maintenance transaction. Whoever wrote
+Compaction and deletion do add parts to committed batches. Such a part looks like a leftover until it is
+committed. So before anything is removed, `fence` commits the table's maintenance transaction. A process that wrote
 parts for an older snapshot then fails to commit them, and writes new ones.
 """
 

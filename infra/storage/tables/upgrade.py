@@ -179,7 +179,7 @@ class CanonicalUris:
 def count_superseded(store: ObjectStore, log: OldLog, uris: CanonicalUris, scratch: Path) -> dict[int, int]:
     """Count the files of each batch of which an earlier batch of the same model holds another version.
 
-    Files that a batch holds twice, under two spellings, count too: their rows need to be told apart.
+    Files that a batch holds under two spellings count too, because only one of their rows is the newest.
 
     Returns:
         The counts that aren't zero, by number of the batch.

@@ -158,8 +158,8 @@ def _slope(part: dict[str, Any], figure: Callable[[dict[str, Any]], float]) -> f
 
 def _range_bytes(comparison: dict[str, Any]) -> float:
     entry = comparison[_largest(comparison)]
-    besides = max(entry[query]["scratch_mib"] for query in ("compare", "sort")) - entry["listed_mib"]
-    return float(besides * 2**20 / min(entry["objects"], RANGE_FILES))
+    extra = max(entry[query]["scratch_mib"] for query in ("compare", "sort")) - entry["listed_mib"]
+    return float(extra * 2**20 / min(entry["objects"], RANGE_FILES))
 
 
 def _range(batch: "Loose") -> float:
@@ -355,7 +355,7 @@ def _slopes_table(results: dict[str, Any], s: Slopes) -> str:
         ("plan bytes", "object", _bytes(s.plan_bytes), "planning"),
         ("footer bytes", "65,536 objects", _bytes(s.footer_bytes), "planning"),
         ("listed: on disk", "object", _bytes(s.listed_bytes), "comparison"),
-        ("a range: on disk besides", "object of at most 5,000,000", _bytes(s.range_bytes), "comparison"),
+        ("a range: extra bytes on disk", "object of at most 5,000,000", _bytes(s.range_bytes), "comparison"),
         ("file: to plan a Parquet file", "file", _small(s.file_seconds), "shards"),
         ("CPU of an actor, 32 images a shard", "shard", _small(s.shard_seconds), "shards"),
         ("driver CPU: the task that hands out shards", "shard", _small(s.driver_cpu_seconds), "shards"),
