@@ -14,7 +14,7 @@ from infra.storage.format import check_table, ensure_format
 from infra.storage.keys import table_folder
 from infra.storage.model_registry import ModelRegistry, ModelVersion, read_weights
 from infra.storage.object_store import ObjectStore, open_store
-from infra.storage.tables.batches import read_catalog
+from infra.storage.tables.planning.batches import read_catalog
 from tasks.classification.inputs import check_inputs
 from tasks.classification.options import ReadOptions
 from tasks.classification.plan import check_options

@@ -17,8 +17,8 @@ from infra.settings import load_settings
 from infra.storage.object_store import ObjectStore, open_store
 
 if TYPE_CHECKING:
-    from infra.storage.tables.batches import NumberedBatch
     from infra.storage.tables.books import BatchBooks
+    from infra.storage.tables.planning.batches import NumberedBatch
     from tasks.classification.summarize import ClassMixShift
 
 predictions = App(name="predictions", help="Show prediction tables and their batches, and export predictions.")
@@ -138,7 +138,7 @@ def export(
 
 def _unfinished(store: ObjectStore, table: str, batches: "Sequence[BatchBooks]") -> "list[NumberedBatch] | None":
     """Return the unfinished batches, or None if the table has been copied without its plans."""
-    from infra.storage.tables.batches import unfinished_batches
+    from infra.storage.tables.planning.batches import unfinished_batches
 
     try:
         return unfinished_batches(store, table)

@@ -13,7 +13,7 @@ from infra.storage.object_store import open_store
 
 if TYPE_CHECKING:
     from infra.storage.tables.commit import PartSchemas
-    from infra.storage.tables.delete import Deleted
+    from infra.storage.tables.maintenance.delete import Deleted
 
 
 def compact_table(table: str, *, as_json: Json = False) -> None:
@@ -28,7 +28,7 @@ def compact_table(table: str, *, as_json: Json = False) -> None:
         Name of the prediction table.
     """
     from infra.storage.format import check_table
-    from infra.storage.tables.compact import compact
+    from infra.storage.tables.maintenance.compact import compact
 
     store = open_store(load_settings().store)
     check_table(store, table)
@@ -69,7 +69,7 @@ def delete_images(
     """
     from infra.errors import RequestError
     from infra.storage.format import check_table
-    from infra.storage.tables import delete
+    from infra.storage.tables.maintenance import delete
 
     store = open_store(load_settings().store)
     check_table(store, table)

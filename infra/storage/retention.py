@@ -2,7 +2,8 @@
 
 The record of a checkpoint is removed first. If the removal is interrupted, the remaining files count as a checkpoint
 that never completed, and the next removal takes them. Rows of prediction tables, datasets, versions, aliases and
-reports are never touched. `infra.storage.tables.leftovers` says why removing files of committed batches is safe.
+reports are never touched. `infra.storage.tables.maintenance.leftovers` says why removing files of committed batches
+is safe.
 """
 
 import math
@@ -32,8 +33,8 @@ from infra.storage.keys import (
 from infra.storage.model_registry import ALIASES, ModelNotFound, ModelRegistry
 from infra.storage.object_store import ObjectStat, ObjectStore
 from infra.storage.tables.books import list_tables
-from infra.storage.tables.leftovers import table_leftovers
-from infra.storage.tables.rewrite import remove_replaced_books
+from infra.storage.tables.maintenance.leftovers import table_leftovers
+from infra.storage.tables.maintenance.rewrite import remove_replaced_books
 
 METRICS = ("validation_loss", "loss")
 """Metrics that rank the checkpoints of a run. The first one recorded counts, and lower is better. A checkpoint that

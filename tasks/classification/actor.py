@@ -23,7 +23,7 @@ from infra.storage.keys import part_name, quarantine_folder, table_folder
 from infra.storage.model_registry import ModelVersion, read_weights
 from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.tables.parts import PartFile, PartWriter, open_part
-from infra.storage.tables.plan import BatchPlan, ShardInputs
+from infra.storage.tables.planning.plan import BatchPlan, ShardInputs
 from infra.storage.tables.records import ShardRecord, create_record, read_record
 from tasks.classification.options import ReadOptions
 from tasks.classification.read import ReadImages, read_shard

@@ -14,7 +14,7 @@ from infra.orchestration.flow_run import task_run_id
 from infra.settings import load_settings
 from infra.storage.model_registry import ModelVersion
 from infra.storage.object_store import ObjectStore, open_store
-from infra.storage.tables.plan import BatchPlan
+from infra.storage.tables.planning.plan import BatchPlan
 from infra.storage.tables.records import ShardRecord, damaged_shards, read_records
 from tasks.artifacts import run_log
 from tasks.classification.actor import ShardClassifier, ShardTask, shard_name

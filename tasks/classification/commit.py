@@ -11,7 +11,7 @@ from infra.storage.model_registry import ModelVersion
 from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.tables.books import BatchBooks
 from infra.storage.tables.commit import PartSchemas, commit_batch
-from infra.storage.tables.rewrite import tidy_books
+from infra.storage.tables.maintenance.rewrite import tidy_books
 from tasks.artifacts import run_log
 from tasks.classification.classify import ClassifiedBatch
 from tasks.classification.options import ReadOptions

@@ -19,9 +19,9 @@ from fmnist_model.reports.batch_page import ShownImage
 from infra.errors import JobError, RequestError
 from infra.storage.input_files import InputUnreadable
 from infra.storage.object_store import ObjectStore
-from infra.storage.tables.plan import BatchPlan, Piece, ShardInputs
+from infra.storage.tables.planning.plan import BatchPlan, Piece, ShardInputs
 from infra.storage.tables.records import LeastConfident, ShardRecord
-from tasks.classification.inputs import open_container
+from tasks.classification.containers import open_container
 from tasks.classification.options import ReadOptions
 from tasks.classification.read import ReadImages, check_version, container_batches, read_shard
 from tasks.classification.tally import least_confident

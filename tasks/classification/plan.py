@@ -13,9 +13,9 @@ from infra.storage.keys import plan_key
 from infra.storage.model_registry import ModelVersion
 from infra.storage.object_store import ObjectStore
 from infra.storage.retries import retry_on
-from infra.storage.tables.batches import Catalog, NumberedBatch, NumberTaken, read_catalog, take_number
-from infra.storage.tables.index_compaction import compact_index
-from infra.storage.tables.plan import (
+from infra.storage.tables.planning.batches import Catalog, NumberedBatch, NumberTaken, read_catalog, take_number
+from infra.storage.tables.planning.index_compaction import compact_index
+from infra.storage.tables.planning.plan import (
     CHUNK_ROWS,
     PIECE_SCHEMA,
     BatchPlan,
@@ -28,7 +28,7 @@ from infra.storage.tables.plan import (
     work_of,
     write_plan,
 )
-from infra.storage.tables.staged_inputs import PlannedFiles, StagedInputs
+from infra.storage.tables.planning.staged_inputs import PlannedFiles, StagedInputs
 from tasks.classification.inputs import list_files, pieces_of
 from tasks.classification.options import ReadOptions
 

@@ -15,8 +15,8 @@ from fmnist_model.formats import container_kind, pieces, read
 from fmnist_model.formats.interface import ContainerPiece, row_fragments
 from infra.errors import JobError, RequestError
 from infra.storage.input_files import CHANGED, VANISHED, InputUnreadable, read_input, stat_input
-from infra.storage.tables.plan import Piece
-from tasks.classification.inputs import open_container
+from infra.storage.tables.planning.plan import Piece
+from tasks.classification.containers import open_container
 from tasks.classification.options import ReadOptions
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from infra.storage.keys import part_name, quarantine_folder, table_folder
 from infra.storage.object_store import ObjectStore
 from infra.storage.tables import upgrade as old
 from infra.storage.tables.parts import PartFile, open_part
-from infra.storage.tables.plan import BatchPlan, find_plan
+from infra.storage.tables.planning.plan import BatchPlan, find_plan
 from infra.storage.tables.records import ShardRecord, create_record, read_records
 from tasks.classification.reasons import is_retryable, reason_kind
 from tasks.classification.tally import ShardTally

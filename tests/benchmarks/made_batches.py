@@ -19,10 +19,10 @@ from infra.provenance import Provenance
 from infra.storage.keys import part_name, quarantine_folder, table_folder
 from infra.storage.model_registry import ModelVersion
 from infra.storage.object_store import ObjectStore
-from infra.storage.tables.batches import NumberedBatch, take_number
 from infra.storage.tables.commit import PartSchemas
 from infra.storage.tables.parts import PartFile, open_part
-from infra.storage.tables.plan import PLAN_SCHEMA, BatchPlan, write_plan
+from infra.storage.tables.planning.batches import NumberedBatch, take_number
+from infra.storage.tables.planning.plan import PLAN_SCHEMA, BatchPlan, write_plan
 from infra.storage.tables.records import ShardRecord, create_record
 from tasks.classification.options import ReadOptions
 from tasks.classification.tally import ShardTally

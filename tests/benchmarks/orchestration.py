@@ -114,7 +114,7 @@ def classify_counted(folder: str, images: str, shard_images: int) -> None:
     prepare_environment()
     from infra.orchestration.server import prefect_server
     from infra.settings import load_settings
-    from infra.storage.tables import plan
+    from infra.storage.tables.planning import plan
 
     plan.SMALLEST_SHARD = plan.LARGEST_SHARD = shard_images * (1 + 784 / 2048)
     state = Path(folder) / f"state-{shard_images}"

@@ -37,7 +37,7 @@ def run(pool: str, folder: str, images: str, shard_images: int) -> None:
     from infra.cluster.resources import ActorResources
     from infra.storage.model_registry import ModelRegistry
     from infra.storage.object_store import open_store
-    from infra.storage.tables import plan as planning
+    from infra.storage.tables.planning import plan as planning
     from tasks.classification.actor import ShardClassifier, ShardTask
     from tasks.classification.options import ReadOptions
     from tasks.classification.plan import plan_inputs

@@ -86,8 +86,8 @@ def measure_show(batches: int) -> dict[str, Any]:
     from infra.storage.tables.compaction import compact_index
 
     from infra.storage.object_store import open_store
-    from infra.storage.tables.batches import read_catalog
     from infra.storage.tables.commit import commit_batch
+    from infra.storage.tables.planning.batches import read_catalog
     from tests.benchmarks import made_batches
 
     with tempfile.TemporaryDirectory() as folder:

@@ -5,7 +5,7 @@ import pyarrow as pa
 from infra.storage.model_registry import ModelVersion
 from infra.storage.object_store import open_store
 from infra.storage.tables.commit import PartSchemas, commit_batch
-from infra.storage.tables.plan import BatchPlan
+from infra.storage.tables.planning.plan import BatchPlan
 from infra.storage.tables.records import read_records
 
 

@@ -9,7 +9,7 @@ from unittest import mock
 import tasks.classification.actor
 from infra.storage.model_registry import ModelVersion
 from infra.storage.object_store import ObjectStore
-from infra.storage.tables.plan import BatchPlan
+from infra.storage.tables.planning.plan import BatchPlan
 from infra.storage.tables.records import ShardRecord
 from tasks.classification.actor import ShardClassifier, ShardTask
 

@@ -10,7 +10,7 @@ from infra.storage.checkpoints import write_checkpoint
 from infra.storage.model_registry import ModelRegistry, ModelVersion
 from infra.storage.object_store import ObjectStore
 from infra.storage.tables.books import BatchBooks
-from infra.storage.tables.plan import BatchPlan
+from infra.storage.tables.planning.plan import BatchPlan
 from infra.storage.tables.records import ShardRecord, read_records
 from tasks.classification.actor import ShardClassifier
 from tasks.classification.classify import ClassifiedBatch, unfinished_shards

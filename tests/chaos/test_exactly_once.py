@@ -30,11 +30,11 @@ from infra.storage.keys import quarantine_folder, table_folder
 from infra.storage.model_registry import ModelRegistry
 from infra.storage.object_store import open_store
 from infra.storage.object_store.local import LocalObjectStore
-from infra.storage.tables.batches import list_batches, take_number
 from infra.storage.tables.books import read_books
 from infra.storage.tables.commit import PartsDamaged, is_committed
 from infra.storage.tables.delta import DeltaSnapshot, open_delta
 from infra.storage.tables.newest import newest_rows
+from infra.storage.tables.planning.batches import list_batches, take_number
 from infra.storage.tables.records import read_records
 from tasks.classification.classify import unfinished_shards
 from tasks.classification.plan import PlannedWork

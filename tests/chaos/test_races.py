@@ -21,7 +21,7 @@ from infra.storage.model_registry import ModelRegistry, ModelVersion
 from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.tables.books import read_books
 from infra.storage.tables.commit import PartsDamaged
-from infra.storage.tables.plan import BatchPlan
+from infra.storage.tables.planning.plan import BatchPlan
 from infra.storage.tables.records import ShardRecord
 from tasks.classification.actor import ShardClassifier, ShardTask
 from tests.chaos.held_actor import STEPS, HeldActor, steps_can_be_held
@@ -130,7 +130,7 @@ def test_overtaken_multipart_upload_leaves_two_good_parts(
     with faulty_proxy(moto_server, before=hold_first_completion) as server:
         server.use(monkeypatch)
         monkeypatch.setattr("infra.storage.object_store.s3.PART_BYTES", 5 * 2**20)
-        monkeypatch.setattr("infra.storage.tables.plan.SMALLEST_SHARD", 1e9)
+        monkeypatch.setattr("infra.storage.tables.planning.plan.SMALLEST_SHARD", 1e9)
         store = server.new_store()
         plan, model = planned(store, images)
         late_records: list[ShardRecord] = []

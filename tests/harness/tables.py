@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 
 from infra.storage.keys import quarantine_folder, records_folder, table_folder
 from infra.storage.object_store import ObjectStore
-from infra.storage.tables.batches import NumberedBatch, list_batches
 from infra.storage.tables.books import read_books
 from infra.storage.tables.delta import open_delta
-from infra.storage.tables.plan import plan_files
+from infra.storage.tables.planning.batches import NumberedBatch, list_batches
+from infra.storage.tables.planning.plan import plan_files
 from infra.storage.tables.records import ShardRecord
 
 

@@ -16,10 +16,10 @@ import pytest
 
 from infra.storage.keys import quarantine_folder
 from infra.storage.object_store import ObjectStore, open_store
-from infra.storage.tables.batches import list_batches
 from infra.storage.tables.books import read_books
 from infra.storage.tables.delta import open_delta
-from infra.storage.tables.plan import ShardInputs
+from infra.storage.tables.planning.batches import list_batches
+from infra.storage.tables.planning.plan import ShardInputs
 from infra.storage.tables.records import read_records
 from tasks.classification.options import ReadOptions
 from tasks.classification.plan import plan_inputs

@@ -213,7 +213,7 @@ def runs(main_job: Any, session_store: str, tmp_path_factory: pytest.TempPathFac
         inputs=[str(inputs), str(folder / "elsewhere/list.csv")], table=TABLE, max_error_share=1
     )
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("infra.storage.tables.plan.SMALLEST_SHARD", 20)
+        patched.setattr("infra.storage.tables.planning.plan.SMALLEST_SHARD", 20)
         first, again = classify(parameters), classify(parameters)
         save(inputs, "loose/new.png", PICTURES[20])
         with_another = classify(parameters)

@@ -40,7 +40,7 @@ from infra.orchestration.one_at_a_time import one_at_a_time
 from infra.storage.checkpoints import WEIGHTS, write_checkpoint
 from infra.storage.model_registry import ModelRegistry
 from infra.storage.object_store import ObjectStore, open_store
-from infra.storage.tables.plan import BatchPlan
+from infra.storage.tables.planning.plan import BatchPlan
 from infra.storage.tables.records import ShardRecord
 from tasks.classification.actor import shard_name
 from tasks.classification.classify import BatchProgress

@@ -50,9 +50,9 @@ from infra.storage.object_store import (
     open_store,
 )
 from infra.storage.object_store.s3_configuration import CHECKSUM_VARIABLE, s3_connection, worker_environment
-from infra.storage.tables.batches import NumberedBatch, NumberTaken, list_batches, take_number
 from infra.storage.tables.books import list_tables, read_books
-from infra.storage.tables.plan import PLAN_SCHEMA, BatchPlan, ShardInputs, find_plan, plan_files, write_plan
+from infra.storage.tables.planning.batches import NumberedBatch, NumberTaken, list_batches, take_number
+from infra.storage.tables.planning.plan import PLAN_SCHEMA, BatchPlan, ShardInputs, find_plan, plan_files, write_plan
 from infra.storage.tables.records import damaged_shards, read_records
 from tests.harness.s3_server import EACH_SERVER, Exchange, S3Server, faulty_proxy, free_port, isolate_aws, on_ceph
 from tests.unit.infra.storage.tables.finished_shards import commit, finish_batch, finish_shard, images, rows_of

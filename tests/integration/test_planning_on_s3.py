@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from infra.storage.object_store import ObjectStore, open_store
-from infra.storage.tables.batches import read_catalog
-from infra.storage.tables.index_compaction import compact_index
+from infra.storage.tables.planning.batches import read_catalog
+from infra.storage.tables.planning.index_compaction import compact_index
 from tasks.classification.plan import plan_inputs
 from tests.harness.s3_server import Exchange, S3Server, faulty_proxy
 from tests.unit.infra.storage.tables.numbered_batches import add_batches, commit_batches

@@ -33,7 +33,7 @@ from infra.storage.tables.books import BatchBooks, read_books, write_books
 from infra.storage.tables.delta import ensure_delta, open_delta
 from infra.storage.tables.newest import TableSources, newest_query
 from infra.storage.tables.parts import PartFile, statistics_of
-from infra.storage.tables.plan import BatchPlan
+from infra.storage.tables.planning.plan import BatchPlan
 from tasks.classification.actor import ShardClassifier, ShardTask
 from tasks.classification.classify import ClassifiedBatch
 from tasks.classification.commit import commit_classified
@@ -362,8 +362,8 @@ def test_newer_file_replaces_its_migrated_rows(pipeline: Pipeline, command: Comm
 
 def write_number(pipeline: Pipeline) -> None:
     """Give the migrated batch its number and a plan without its files, so that planning continues after it."""
-    from infra.storage.tables.batches import NumberedBatch, take_number
-    from infra.storage.tables.plan import PLAN_SCHEMA
+    from infra.storage.tables.planning.batches import NumberedBatch, take_number
+    from infra.storage.tables.planning.plan import PLAN_SCHEMA
 
     plan = BatchPlan(
         table=TABLE, batch=MIGRATED, number=1, model_version="1", options=ReadOptions().to_record(), shards=1, planned=6

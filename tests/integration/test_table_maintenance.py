@@ -5,8 +5,8 @@ from datetime import timedelta
 from infra.storage.keys import quarantine_folder, table_folder
 from infra.storage.object_store import ObjectStore
 from infra.storage.retention import prune
-from infra.storage.tables.compact import compact
-from infra.storage.tables.delete import delete_images
+from infra.storage.tables.maintenance.compact import compact
+from infra.storage.tables.maintenance.delete import delete_images
 from tests.unit.infra.storage.tables.committed_tables import SCHEMAS, TABLE, commit, image, images, parts, uris
 
 pytest_plugins = ["tests.harness.gateways"]

@@ -18,7 +18,7 @@ from infra.storage.retries import retry_on
 from infra.storage.tables.books import BatchBooks, find_books, replace_books, write_books
 from infra.storage.tables.delta import ensure_delta, open_delta, retry_broken
 from infra.storage.tables.parts import PartFile
-from infra.storage.tables.plan import BatchPlan
+from infra.storage.tables.planning.plan import BatchPlan
 from infra.storage.tables.records import PredictionSummary, ShardRecord, damaged_shards, summed_reasons
 
 _MAX_REASONS = 50

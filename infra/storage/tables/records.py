@@ -25,7 +25,7 @@ from infra.storage.keys import (
 )
 from infra.storage.object_store import ObjectExists, ObjectNotFound, ObjectStat, ObjectStore
 from infra.storage.tables.parts import PartFile, is_intact
-from infra.storage.tables.plan import BatchPlan
+from infra.storage.tables.planning.plan import BatchPlan
 
 _READS_AT_ONCE = 16
 _Number = TypeVar("_Number", int, float)

@@ -37,9 +37,9 @@ from infra.storage.keys import (
     table_folder,
 )
 from infra.storage.object_store import ObjectNotFound, ObjectStore, SwapConflict
-from infra.storage.tables.batches import NumberedBatch, NumberTaken, list_batches, take_number
 from infra.storage.tables.parts import PartFile, statistics_of
-from infra.storage.tables.plan import CHUNK_ROWS, PLAN_SCHEMA, BatchPlan
+from infra.storage.tables.planning.batches import NumberedBatch, NumberTaken, list_batches, take_number
+from infra.storage.tables.planning.plan import CHUNK_ROWS, PLAN_SCHEMA, BatchPlan
 from infra.storage.uris import canonical_from_raw, percent_encode, real_folder
 
 _AT_ONCE = 8

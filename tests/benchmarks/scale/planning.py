@@ -26,8 +26,8 @@ def measure_planning(objects: int) -> dict[str, Any]:
 def measure_new_image(batches: int, files: int = 100) -> dict[str, Any]:
     """Plan one new image in a table with `batches` committed batches of `files` files each."""
     from infra.storage.object_store import open_store
-    from infra.storage.tables.batches import read_catalog
-    from infra.storage.tables.index_compaction import compact_index
+    from infra.storage.tables.planning.batches import read_catalog
+    from infra.storage.tables.planning.index_compaction import compact_index
     from tests.unit.infra.storage.tables.numbered_batches import add_batch, commit_batches
 
     with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +79,7 @@ def _plan_one(folder: str, results: Any) -> None:
 def _plan(folder: str, results: Any) -> None:
     """Plan everything in the bucket, and report seconds by stage, peak memory, peak disk use and plan size."""
     from infra.storage.object_store import open_store
-    from infra.storage.tables.staged_inputs import StagedInputs
+    from infra.storage.tables.planning.staged_inputs import StagedInputs
     from tasks.classification import plan as planning
     from tasks.classification.inputs import ReadOptions
     from tests.unit.tasks.classification.image_inputs import model_version
@@ -122,7 +122,7 @@ def _plan_object(store: Any, plan: Any) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     from infra.storage.keys import plan_key
-    from infra.storage.tables.plan import ShardInputs
+    from infra.storage.tables.planning.plan import ShardInputs
 
     key = plan_key(plan.table, plan.batch)
     filesystem, path = store.arrow(key)

@@ -68,8 +68,8 @@ def _counted(
 def _count_finding(root: str, table: str) -> Counter[str]:
     """Count the requests with which a run finds the finished shards of an unfinished batch, and checks their parts."""
     from infra.storage.object_store import open_store
-    from infra.storage.tables.batches import list_batches
-    from infra.storage.tables.plan import find_plan
+    from infra.storage.tables.planning.batches import list_batches
+    from infra.storage.tables.planning.plan import find_plan
     from infra.storage.tables.records import damaged_shards, read_records
 
     store = open_store(root)

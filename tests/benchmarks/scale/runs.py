@@ -108,8 +108,8 @@ def _prefect_rows(settings: dict[str, str]) -> dict[str, int]:
 def _kill_at_half(images: Path, table: str, settings: dict[str, str], shards: int) -> dict[str, Any]:
     """Kill the flow's process when half of the shards are done, then find these shards as the next run does."""
     from infra.storage.object_store import open_store
-    from infra.storage.tables.batches import list_batches
-    from infra.storage.tables.plan import find_plan
+    from infra.storage.tables.planning.batches import list_batches
+    from infra.storage.tables.planning.plan import find_plan
     from infra.storage.tables.records import damaged_shards, read_records
 
     command = [sys.executable, "-m", "tests.benchmarks.scale.runs", str(images), table, "files", "report"]
@@ -194,7 +194,7 @@ def _main(images: str, table: str, mode: str, reports: str) -> None:
     from flows.parameters import ClassifyParameters
     from infra.settings import load_settings
     from infra.storage.object_store import open_store
-    from infra.storage.tables import plan
+    from infra.storage.tables.planning import plan
 
     if mode == "files":  # makes every piece larger than a share
         plan.SMALLEST_SHARD = plan.LARGEST_SHARD = 1.0

@@ -33,8 +33,8 @@ def measure_batches(batches: int, store: str) -> dict[str, Any]:
 def _objects(objects: int) -> dict[str, Any]:
     import duckdb
 
-    from infra.storage.tables.plan import CHUNK_ROWS
-    from infra.storage.tables.staged_inputs import FILE_SCHEMA, PlannedFiles, StagedInputs
+    from infra.storage.tables.planning.plan import CHUNK_ROWS
+    from infra.storage.tables.planning.staged_inputs import FILE_SCHEMA, PlannedFiles, StagedInputs
 
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder) / "scratch"
@@ -71,9 +71,9 @@ def _objects(objects: int) -> dict[str, Any]:
 def _batches(count: int) -> dict[str, Any]:
     from infra.settings import load_settings
     from infra.storage.object_store import open_store
-    from infra.storage.tables.batches import read_catalog
-    from infra.storage.tables.index_compaction import compact_index
-    from infra.storage.tables.staged_inputs import StagedInputs
+    from infra.storage.tables.planning.batches import read_catalog
+    from infra.storage.tables.planning.index_compaction import compact_index
+    from infra.storage.tables.planning.staged_inputs import StagedInputs
     from tasks.classification import plan as planning
     from tasks.classification.inputs import list_files
     from tasks.classification.options import ReadOptions

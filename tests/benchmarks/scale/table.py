@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from infra.storage.tables.plan import CHUNK_ROWS, shard_work
-from infra.storage.tables.staged_inputs import RANGE_FILES
+from infra.storage.tables.planning.plan import CHUNK_ROWS, shard_work
+from infra.storage.tables.planning.staged_inputs import RANGE_FILES
 
 IMAGES = (10**6, 10**8, 10**9)
 WORKERS = (1, 10, 1_000)
@@ -16,7 +16,7 @@ FILE_IMAGES = 10_000
 """Images in a Parquet file."""
 _LOOSE_WORK = 1 + 600 / 2048 + 4
 _PIXELS_WORK = 1 + 784 / 2048
-"""Work per image, as `infra.storage.tables.plan.work_of` calculates it."""
+"""Work per image, as `infra.storage.tables.planning.plan.work_of` calculates it."""
 _TIER_1, _TIER_2 = 0.005 / 1_000, 0.0004 / 1_000
 """Dollars per request: a PUT, COPY, POST or LIST, and a GET or HEAD. S3 Standard, us-east-1. DELETE is free."""
 _PUT_LIMIT, _GET_LIMIT = 3_500, 5_500

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from fmnist_model.images.decode import encode_png
 from infra.provenance import Provenance
 from infra.storage.model_registry import ModelVersion
-from infra.storage.tables.plan import Piece, cut_into_shards
-from infra.storage.tables.staged_inputs import PlannedFiles, StagedInputs
+from infra.storage.tables.planning.plan import Piece, cut_into_shards
+from infra.storage.tables.planning.staged_inputs import PlannedFiles, StagedInputs
 from tasks.classification.inputs import list_files, pieces_of
 from tasks.classification.options import ReadOptions
 

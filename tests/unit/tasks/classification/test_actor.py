@@ -20,7 +20,7 @@ from infra.storage.checkpoints import write_checkpoint
 from infra.storage.keys import quarantine_folder, table_folder
 from infra.storage.model_registry import ModelRegistry, ModelVersion
 from infra.storage.object_store import ObjectStore, open_store
-from infra.storage.tables.plan import BatchPlan, cut_into_shards, write_plan
+from infra.storage.tables.planning.plan import BatchPlan, cut_into_shards, write_plan
 from infra.storage.tables.records import ShardRecord, create_record, read_record, read_records
 from tasks.classification.actor import ShardClassifier, ShardTask
 from tasks.classification.classify import unfinished_shards

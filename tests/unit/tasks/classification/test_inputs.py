@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fmnist_model.errors import InvalidDataset
 from infra.storage.input_files import NOT_THERE, InputNotFound, list_input_files
-from infra.storage.tables.plan import Piece
+from infra.storage.tables.planning.plan import Piece
 from infra.storage.uris import canonical_uri, local_path
 from tasks.classification.inputs import check_inputs, list_files, pieces_of
 from tasks.classification.options import ReadOptions

@@ -15,10 +15,10 @@ from fmnist_model.predictions import prediction_schema
 from infra.errors import JobStopped, RequestError
 from infra.storage.keys import number_key, plan_key, table_folder
 from infra.storage.object_store import ObjectStore, open_store
-from infra.storage.tables import index
-from infra.storage.tables.batches import NumberedBatch, NumberTaken, list_batches, read_catalog
 from infra.storage.tables.delta import ensure_delta
-from infra.storage.tables.plan import BatchPlan, ShardInputs, find_plan
+from infra.storage.tables.planning import index
+from infra.storage.tables.planning.batches import NumberedBatch, NumberTaken, list_batches, read_catalog
+from infra.storage.tables.planning.plan import BatchPlan, ShardInputs, find_plan
 from infra.storage.uris import canonical_uri
 from tasks.classification import plan as planning
 from tasks.classification.options import ReadOptions

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fmnist_model.images.decode import decode_images
 from infra.errors import RequestError
 from infra.storage.input_files import InputsUnavailable
-from infra.storage.tables.plan import Piece
+from infra.storage.tables.planning.plan import Piece
 from infra.storage.uris import canonical_uri, percent_encode
 from tasks.classification import read as reading
 from tasks.classification.options import ReadOptions

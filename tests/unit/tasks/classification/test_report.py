@@ -31,13 +31,13 @@ from fmnist_model.reports.markdown import code, escaped
 from infra.orchestration.events import BATCH_COMMITTED, BATCH_OVER_ERROR_SHARE, CLASS_MIX_MOVED
 from infra.storage.keys import part_name, plan_key, quarantine_folder, table_folder
 from infra.storage.object_store import ObjectStore, open_store
-from infra.storage.tables.batches import NumberedBatch, list_batches, take_number
 from infra.storage.tables.books import BatchBooks, list_tables, read_books
 from infra.storage.tables.delta import open_delta
 from infra.storage.tables.parts import PartFile, open_part
-from infra.storage.tables.plan import BatchPlan, Piece, ShardInputs, cut_into_shards, write_plan
+from infra.storage.tables.planning.batches import NumberedBatch, list_batches, take_number
+from infra.storage.tables.planning.plan import BatchPlan, Piece, ShardInputs, cut_into_shards, write_plan
+from infra.storage.tables.planning.staged_inputs import PlannedFiles, StagedInputs
 from infra.storage.tables.records import OTHER_REASONS, Reason, ShardRecord, create_record
-from infra.storage.tables.staged_inputs import PlannedFiles, StagedInputs
 from tasks.artifacts import show_markdown
 from tasks.classification.classify import ClassifiedBatch
 from tasks.classification.commit import TooManyErrors, check_error_share, commit_batches, commit_classified

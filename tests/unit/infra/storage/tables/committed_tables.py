@@ -26,12 +26,12 @@ from infra.provenance import Provenance
 from infra.storage.keys import part_name, quarantine_folder, table_folder
 from infra.storage.model_registry import ModelVersion
 from infra.storage.object_store import ObjectStore
-from infra.storage.tables.batches import NumberedBatch, take_number
 from infra.storage.tables.books import BatchBooks
 from infra.storage.tables.commit import PartSchemas, commit_batch
 from infra.storage.tables.delta import DeltaSnapshot, open_delta
 from infra.storage.tables.parts import PartFile, open_part
-from infra.storage.tables.plan import BatchPlan, Piece, cut_into_shards, write_plan
+from infra.storage.tables.planning.batches import NumberedBatch, take_number
+from infra.storage.tables.planning.plan import BatchPlan, Piece, cut_into_shards, write_plan
 from infra.storage.tables.records import LeastConfident, Reason, ShardRecord, create_record
 
 SCHEMAS = PartSchemas(prediction_schema(), quarantine_schema())

@@ -11,7 +11,7 @@ from infra.storage.tables.books import BatchBooks
 from infra.storage.tables.commit import PartSchemas, commit_batch
 from infra.storage.tables.delta import DeltaSnapshot, open_delta
 from infra.storage.tables.parts import PartFile, open_part
-from infra.storage.tables.plan import BatchPlan
+from infra.storage.tables.planning.plan import BatchPlan
 from infra.storage.tables.records import PredictionSummary, Reason, ShardRecord, create_record, read_records
 from tests.unit.tasks.classification.image_inputs import model_version
 

@@ -7,10 +7,10 @@ import pyarrow as pa
 
 from infra.storage.keys import part_name, table_folder
 from infra.storage.object_store import ObjectStore
-from infra.storage.tables.batches import NumberedBatch, take_number
 from infra.storage.tables.delta import ensure_delta
 from infra.storage.tables.parts import PartFile
-from infra.storage.tables.plan import Piece, cut_into_shards, write_plan
+from infra.storage.tables.planning.batches import NumberedBatch, take_number
+from infra.storage.tables.planning.plan import Piece, cut_into_shards, write_plan
 from tasks.classification.options import ReadOptions
 
 OPTIONS = ReadOptions().to_record()

@@ -13,7 +13,7 @@ from infra.storage.tables import commit as commits
 from infra.storage.tables.books import BatchBooks, find_books, read_books, replace_books, write_books
 from infra.storage.tables.commit import BooksDontBalance, BooksMissing, PartsDamaged, is_committed
 from infra.storage.tables.delta import DeltaSnapshot
-from infra.storage.tables.plan import BatchPlan
+from infra.storage.tables.planning.plan import BatchPlan
 from infra.storage.tables.records import ShardRecord, read_records
 from tests.unit.infra.storage.tables.finished_shards import (
     SCHEMAS,

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from infra.storage.tables.plan import CHUNK_ROWS
+from infra.storage.tables.planning.plan import CHUNK_ROWS
 
 FILE_SCHEMA = pa.schema(
     [
@@ -36,7 +36,7 @@ class PlannedFiles:
 
     model_version: str
     segments: Sequence[Path] = ()
-    """Segments of the index (`infra.storage.tables.index`), which also have rows of other models."""
+    """Segments of the index (`infra.storage.tables.planning.index`), which also have rows of other models."""
     unfinished: Sequence[int] = ()
     """Numbers of the batches in the segments that are not committed."""
     committed_plans: Sequence[Path] = ()

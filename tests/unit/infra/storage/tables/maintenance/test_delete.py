@@ -10,9 +10,9 @@ from infra.errors import RequestError
 from infra.storage.keys import plan_key, quarantine_folder, records_folder, report_key, table_folder, work_folder
 from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.tables.books import BatchBooks, read_books
-from infra.storage.tables.compact import compact
-from infra.storage.tables.delete import Deleted, delete_images
-from infra.storage.tables.image_match import image_match
+from infra.storage.tables.maintenance.compact import compact
+from infra.storage.tables.maintenance.delete import Deleted, delete_images
+from infra.storage.tables.maintenance.image_match import image_match
 from tests.unit.infra.storage.tables.committed_tables import (
     SCHEMAS,
     TABLE,

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from infra.storage.keys import index_key, plan_key
 from infra.storage.object_store import ObjectStore, open_store
-from infra.storage.tables import index_compaction
-from infra.storage.tables.batches import FOOTER, read_catalog
-from infra.storage.tables.index import (
+from infra.storage.tables.maintenance.leftovers import table_leftovers
+from infra.storage.tables.planning import index_compaction
+from infra.storage.tables.planning.batches import FOOTER, read_catalog
+from infra.storage.tables.planning.index import (
     BATCHES,
     FANOUT,
     INDEX_SCHEMA,
@@ -27,8 +28,7 @@ from infra.storage.tables.index import (
     list_segments,
     obsolete_segments,
 )
-from infra.storage.tables.index_compaction import compact_index
-from infra.storage.tables.leftovers import table_leftovers
+from infra.storage.tables.planning.index_compaction import compact_index
 from tests.unit.infra.storage.tables.numbered_batches import OPTIONS, add_batch, add_batches, commit_batches
 
 File = tuple[str, str, int]

@@ -7,7 +7,7 @@ A segment replaces the plans of its batches when the next batch is planned. Its 
 batches take at most 13 segments, each batch is copied into about `log(batches)` segments in all, and planners that
 compact at the same time write the same segments.
 
-A planner writes a segment when the last of its batches has its number: see `infra.storage.tables.index_compaction`. The
+A planner writes a segment when the last of its batches has its number: see `index_compaction.py`. The
 rows follow from the numbers of the batches, so writing a segment twice changes nothing. Planners never delete a
 segment, because another planner may be reading it. `fmnist store prune` deletes those that a larger segment has
 replaced (`obsolete_segments`).

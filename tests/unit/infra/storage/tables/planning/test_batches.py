@@ -12,8 +12,8 @@ import pytest
 from infra.errors import JobStopped, RequestError
 from infra.storage.keys import number_key
 from infra.storage.object_store import ObjectStat, ObjectStore, open_store
-from infra.storage.tables import batches as batches_module
-from infra.storage.tables.batches import (
+from infra.storage.tables.planning import batches as batches_module
+from infra.storage.tables.planning.batches import (
     NumberedBatch,
     NumberTaken,
     list_batches,
@@ -21,7 +21,7 @@ from infra.storage.tables.batches import (
     take_number,
     unfinished_batches,
 )
-from infra.storage.tables.index_compaction import compact_index
+from infra.storage.tables.planning.index_compaction import compact_index
 from tests.unit.infra.storage.tables.numbered_batches import OPTIONS, add_batch, add_batches, commit_batches
 
 

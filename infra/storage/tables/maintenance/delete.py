@@ -22,14 +22,12 @@ import pyarrow.parquet as pq
 from infra.errors import RequestError
 from infra.storage.keys import old_report_key, plan_key, quarantine_folder, records_folder, report_key, table_folder
 from infra.storage.object_store import ObjectNotFound, ObjectStat, ObjectStore, explained_delta
-from infra.storage.tables.batches import unfinished_batches
 from infra.storage.tables.books import BatchBooks, read_books
 from infra.storage.tables.commit import PartSchemas
 from infra.storage.tables.delta import DeltaSnapshot, TablePart, open_delta
-from infra.storage.tables.image_match import ImageMatch, image_match
-from infra.storage.tables.leftovers import fence, unreferenced_parts
-from infra.storage.tables.parts import PartFile
-from infra.storage.tables.rewrite import (
+from infra.storage.tables.maintenance.image_match import ImageMatch, image_match
+from infra.storage.tables.maintenance.leftovers import fence, unreferenced_parts
+from infra.storage.tables.maintenance.rewrite import (
     canonical_images,
     provenance_of,
     read_part,
@@ -38,6 +36,8 @@ from infra.storage.tables.rewrite import (
     rewrite_books,
     write_rows,
 )
+from infra.storage.tables.parts import PartFile
+from infra.storage.tables.planning.batches import unfinished_batches
 
 _SHOWN = 5
 

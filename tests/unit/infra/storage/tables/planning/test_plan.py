@@ -15,7 +15,7 @@ from pyarrow import fs
 from infra.errors import JobStopped
 from infra.storage.keys import plan_key
 from infra.storage.object_store import ObjectStore, open_store
-from infra.storage.tables.plan import (
+from infra.storage.tables.planning.plan import (
     LARGEST_SHARD,
     PIECE_SCHEMA,
     SHARDS,
@@ -209,7 +209,7 @@ def test_batch_id_does_not_depend_on_the_chunk_size(tmp_path: Path, monkeypatch:
     store = open_store(f"file://{tmp_path}/store")
     shards = list(cut_into_shards([loose(1000)], 1000))
     expected = write(store, tmp_path, shards).batch
-    monkeypatch.setattr("infra.storage.tables.plan.CHUNK_ROWS", 7)
+    monkeypatch.setattr("infra.storage.tables.planning.plan.CHUNK_ROWS", 7)
     assert write(store, tmp_path, shards).batch == expected
 
 
@@ -289,7 +289,7 @@ def test_shard_reads_its_inputs_across_row_groups(
     store = open_store(f"file://{folder}/store")
     shards = cut([pieces(some)], work)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("infra.storage.tables.plan.CHUNK_ROWS", chunk_rows)
+        patched.setattr("infra.storage.tables.planning.plan.CHUNK_ROWS", chunk_rows)
         plan = write(store, folder, shards.to_batches())
     filesystem, path = store.arrow(plan_key("t", plan.batch))
     assert pq.read_metadata(path, filesystem=filesystem).num_row_groups == -(-len(some) // chunk_rows)

@@ -30,10 +30,10 @@ from infra.storage.keys import (
     work_folder,
 )
 from infra.storage.object_store import ObjectNotFound, ObjectStat, ObjectStore
-from infra.storage.tables.batches import NumberedBatch
 from infra.storage.tables.delta import DeltaSnapshot, open_delta
-from infra.storage.tables.index import obsolete_segments
-from infra.storage.tables.rewrite import repeat_until_committed
+from infra.storage.tables.maintenance.rewrite import repeat_until_committed
+from infra.storage.tables.planning.batches import NumberedBatch
+from infra.storage.tables.planning.index import obsolete_segments
 
 _BATCH = re.compile(r"(\d{8,})-[0-9a-f]{16}")
 

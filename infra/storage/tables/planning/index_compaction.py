@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 
 from infra.storage.keys import plan_key
 from infra.storage.object_store import ObjectStore
-from infra.storage.tables.batches import FOOTER, Catalog, NumberedBatch, SegmentFooter, options_by_model
-from infra.storage.tables.index import INDEX_SCHEMA, SegmentRange, aligned_ranges
-from infra.storage.tables.plan import CHUNK_ROWS, local_files, rechunked
-from infra.storage.tables.staged_inputs import literal, query
+from infra.storage.tables.planning.batches import FOOTER, Catalog, NumberedBatch, SegmentFooter, options_by_model
+from infra.storage.tables.planning.index import INDEX_SCHEMA, SegmentRange, aligned_ranges
+from infra.storage.tables.planning.plan import CHUNK_ROWS, local_files, rechunked
+from infra.storage.tables.planning.staged_inputs import literal, query
 
 _log = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@
 A planner leaves out the images of all batches that it has read, and takes the next number. If another planner took
 that number meanwhile, it plans again. So an image is never in two batches of the same model.
 
-A planner doesn't read all these objects. The segments of the index (`infra.storage.tables.index`) replace the first
-ones, and fewer than `index.BATCHES` remain to be read one by one.
+A planner doesn't read all these objects. The segments of the index (`index.py`) replace the first ones, and
+fewer than `index.BATCHES` remain to be read one by one.
 """
 
 import re
@@ -22,7 +22,7 @@ from infra.errors import JobError, JobStopped
 from infra.storage.keys import index_key, number_key, number_of, numbers_folder, table_folder, work_folder
 from infra.storage.object_store import ObjectExists, ObjectNotFound, ObjectStore
 from infra.storage.tables.delta import PARTITION, DeltaSnapshot, open_delta
-from infra.storage.tables.index import SegmentRange, choose_segments, list_segments
+from infra.storage.tables.planning.index import SegmentRange, choose_segments, list_segments
 
 FOOTER = b"fmnist_segment"
 """Key of the `SegmentFooter` in the metadata of a segment's Parquet file."""

@@ -13,10 +13,10 @@ from infra.errors import RequestError
 from infra.storage.keys import books_folder, quarantine_folder, table_folder
 from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.tables.books import read_books
-from infra.storage.tables.compact import Compacted, compact
 from infra.storage.tables.delta import DeltaSnapshot
+from infra.storage.tables.maintenance.compact import Compacted, compact
+from infra.storage.tables.maintenance.rewrite import repeat_until_committed
 from infra.storage.tables.parts import PartFile, statistics_of
-from infra.storage.tables.rewrite import repeat_until_committed
 from tests.unit.infra.storage.tables.committed_tables import (
     SCHEMAS,
     TABLE,

@@ -11,11 +11,11 @@ import pytest
 from infra.storage.keys import plan_key, quarantine_folder, record_key, records_folder, table_folder
 from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.retention import Pruned, prune
-from infra.storage.tables.compact import compact
 from infra.storage.tables.delta import open_delta
-from infra.storage.tables.leftovers import fence
+from infra.storage.tables.maintenance.compact import compact
+from infra.storage.tables.maintenance.leftovers import fence
 from infra.storage.tables.parts import PartFile
-from infra.storage.tables.plan import BatchPlan, find_plan
+from infra.storage.tables.planning.plan import BatchPlan, find_plan
 from tests.unit.infra.storage.tables.committed_tables import (
     SCHEMAS,
     TABLE,

@@ -28,14 +28,14 @@ from infra.storage.object_store import ObjectStore
 from infra.storage.tables.books import BatchBooks, read_books
 from infra.storage.tables.commit import PartSchemas
 from infra.storage.tables.delta import DeltaSnapshot, TablePart, open_delta
-from infra.storage.tables.parts import PartFile
-from infra.storage.tables.rewrite import (
+from infra.storage.tables.maintenance.rewrite import (
     provenance_of,
     read_part,
     repeat_until_committed,
     rewrite_books,
     write_rows,
 )
+from infra.storage.tables.parts import PartFile
 
 PART_BYTES, PART_ROWS = 64 * 2**20, 1_000_000
 """Size of a part to aim for: whichever is reached first."""

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra.storage.tables import staged_inputs
-from infra.storage.tables.index import INDEX_SCHEMA
-from infra.storage.tables.staged_inputs import FILE_SCHEMA, PlannedFiles, StagedInputs
+from infra.storage.tables.planning import staged_inputs
+from infra.storage.tables.planning.index import INDEX_SCHEMA
+from infra.storage.tables.planning.staged_inputs import FILE_SCHEMA, PlannedFiles, StagedInputs
 
 File = tuple[str, str, int | None]
 """URI, fingerprint, label."""

@@ -1,0 +1,162 @@
+"""Input files in folders of this machine."""
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from fsspec.utils import glob_translate
+
+from infra.errors import RequestError
+from infra.storage.input_files.interface import (
+    DENIED,
+    GLOB_SIGN,
+    MACHINE_FAILURES,
+    VANISHED,
+    InputFile,
+    InputNotFound,
+    InputsUnavailable,
+    InputUnreadable,
+    check_version,
+    first_with_files,
+)
+from infra.storage.uris import local_path, percent_decode, percent_encode, possible_uris, real_folder
+
+
+def list_files(location: str, paths: list[str]) -> Iterator[InputFile]:
+    """List the files that a location names. The paths are its meanings, see `input_files.list_input_files`."""
+    named = next(filter(os.path.lexists, paths), None)
+    if named is None and GLOB_SIGN.search(location):
+        yield from first_with_files(_list_glob(location, *glob) for glob in _local_globs(location))
+        return
+    path = named or paths[0]
+    if Path(path).is_file():
+        yield _local_file(path, Path(path).stat())
+        return
+    for _, entry in _walk(_existing_folder(location, path), "", ()):
+        with suppress(FileNotFoundError):  # deleted while its folder was listed
+            yield _local_file(entry.path, entry.stat())
+
+
+def _local_globs(location: str) -> list[tuple[str, str]]:
+    """Return the folder to search and the pattern below it, for each meaning of a glob."""
+    start = GLOB_SIGN.split(location, maxsplit=1)[0].rfind("/") + 1
+    folders = [local_path(uri) for uri in possible_uris(location[:start] or ".")]
+    patterns = [location[start:]]
+    if location[:7].lower() == "file://":
+        patterns.insert(0, percent_decode(location[start:]))
+    return list(dict.fromkeys([(folders[0], patterns[0]), (folders[-1], patterns[-1])]))
+
+
+def _list_glob(location: str, folder: str, pattern: str) -> Iterator[InputFile]:
+    matches = re.compile(glob_translate(os.path.normpath(pattern))).fullmatch
+    for inside, entry in _walk(_existing_folder(location, folder), "", ()):
+        if matches(inside):
+            with suppress(FileNotFoundError):  # deleted while its folder was listed
+                yield _local_file(entry.path, entry.stat())
+
+
+def _existing_folder(location: str, path: str) -> str:
+    """Return the path of a folder without symbolic links."""
+    if not Path(path).is_dir():
+        raise InputNotFound(f"{location}: no such file or folder.")
+    return real_folder(path)
+
+
+def _walk(folder: str, inside: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
+    """List the files below a folder that aren't hidden. Links are followed, except to a folder that holds them.
+
+    Args:
+        folder: path of the folder without symbolic links.
+        inside: path of the folder in the listed one, as it is named there, empty or with a slash at the end.
+        above: device and inode of each folder above.
+
+    Yields:
+        The path of each file in the listed folder, as it is named there, and the file, whose own path has no linked
+        folder.
+    """
+    found = Path(folder).stat()
+    identity = (found.st_dev, found.st_ino)
+    if identity in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith((".", "_")):
+                continue
+            if entry.is_dir():
+                below = real_folder(entry.path) if entry.is_symlink() else entry.path
+                yield from _walk(below, f"{inside}{entry.name}/", (*above, identity))
+            elif entry.is_file():
+                yield f"{inside}{entry.name}", entry
+
+
+def _local_file(path: str, found: os.stat_result) -> InputFile:
+    os.fsencode(path).decode()  # raises if the name isn't UTF-8, and so can't be a URI
+    return InputFile(f"file://{percent_encode(path)}", found.st_size, local_fingerprint(found))
+
+
+def local_fingerprint(found: os.stat_result) -> str:
+    """Identify the version of a local file by its size and the time of its last change."""
+    return f"{found.st_size:x}-{found.st_mtime_ns:x}"
+
+
+def stat_file(uri: str) -> InputFile | None:
+    """Look up a file, see `input_files.stat_input`."""
+    path = _local_path(uri)
+    try:
+        with _clear_errors(uri):
+            return _local_file(path, Path(path).stat())
+    except InputUnreadable as reason:
+        if str(reason).startswith("vanished"):
+            return None
+        raise
+
+
+def read_file(uri: str, fingerprint: str, largest: int) -> bytes:
+    """Read a file, see `input_files.read_input`."""
+    path = _local_path(uri)
+    with _clear_errors(uri):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would block
+        try:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise InputUnreadable("unreadable: not a regular file")
+            check_version(local_fingerprint(found), fingerprint, found.st_size, largest)
+            return os.read(descriptor, found.st_size)
+        finally:
+            os.close(descriptor)
+
+
+def open_file(uri: str) -> Any:
+    """Open a file, see `input_files.open_input`."""
+    from pyarrow import fs
+
+    path = _local_path(uri)
+    with _clear_errors(uri):
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise InputUnreadable("unreadable: not a regular file")
+        return fs.LocalFileSystem().open_input_file(path)
+
+
+@contextmanager
+def _clear_errors(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputUnreadable(VANISHED) from None
+    except PermissionError:
+        raise InputUnreadable(DENIED) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in its name
+        if getattr(error, "errno", None) in MACHINE_FAILURES:
+            raise InputsUnavailable(f"{uri} can't be read: {error}.") from None
+        raise InputUnreadable(f"unreadable: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _local_path(uri: str) -> str:
+    try:
+        return local_path(uri)
+    except RequestError as error:
+        raise InputUnreadable(f"unreadable: {error}") from None

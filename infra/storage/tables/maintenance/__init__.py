@@ -1,0 +1,1 @@
+"""Maintenance of prediction tables: compact, delete rows, and remove leftovers."""

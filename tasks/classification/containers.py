@@ -1,0 +1,91 @@
+"""Containers: open one with its labels, and cut it into pieces."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import pyarrow as pa
+
+from fmnist_model.errors import InvalidDataset
+from fmnist_model.formats import pieces
+from fmnist_model.formats.idx_images import label_file_name
+from fmnist_model.formats.interface import ContainerPiece
+from infra.storage.input_files import InputUnreadable, open_input, stat_input
+from infra.storage.tables.planning.plan import Piece
+from tasks.classification.listed_file import ListedFile
+from tasks.classification.options import ReadOptions
+
+if TYPE_CHECKING:
+    from fmnist_model.formats import ContainerKind
+
+_PIECE_IMAGES, _PIECE_BYTES = 20_000, 256 * 2**20
+"""Approximate size of a piece of a container: whichever is reached first."""
+_DOWNLOAD_BYTES = 8 * 2**20
+"""Largest container on S3 to download as a whole. A request takes about as long as transferring this many bytes."""
+
+
+@contextmanager
+def open_container(uri: str, kind: str, *, download: bool = False) -> Iterator[tuple[Any, Any | None]]:
+    """Open a container, and the file with its labels if it has one.
+
+    Args:
+        uri: URI of the container.
+        kind: kind of container.
+        download: whether to download a small container from S3 in one request. Use it to read images, not to read the
+            footer alone.
+
+    Yields:
+        The container and its labels, as random-access `pyarrow.NativeFile`. The second is None without a label file.
+
+    Raises:
+        InputUnreadable: the file is gone, or reading it isn't permitted.
+        InputsUnavailable: S3 or this machine fails.
+    """
+    with ExitStack() as opened:
+        labels = _label_file(uri) if kind == "idx" else None
+        file = opened.enter_context(open_input(uri, fetch=_DOWNLOAD_BYTES if download else 0))
+        yield file, opened.enter_context(open_input(labels)) if labels else None
+
+
+def cut_container(file: ListedFile, options: ReadOptions) -> pa.RecordBatch:
+    """Cut a container into pieces, as rows of `PIECE_SCHEMA`. An unreadable one becomes one piece with one image."""
+    kind = file.kind
+    try:
+        found = list(container_pieces(file, options))
+    except (InputUnreadable, InvalidDataset):
+        kind, found = "unreadable", [ContainerPiece(0, 1, 0, 0)]
+    return Piece.to_arrow(
+        Piece(file.uri, file.fingerprint, kind, piece.first_row, piece.rows, piece.offset, piece.size)
+        for piece in found
+    )
+
+
+def container_pieces(file: ListedFile, options: ReadOptions) -> Iterator[ContainerPiece]:
+    """Cut a container into pieces.
+
+    Raises:
+        InputUnreadable: the file is gone, or reading it isn't permitted.
+        InvalidDataset: the container is damaged.
+    """
+    with open_container(file.uri, file.kind) as (opened, labels):
+        yield from pieces(
+            cast("ContainerKind", file.kind),
+            opened,
+            file.uri,
+            target_rows=_PIECE_IMAGES,
+            target_bytes=_PIECE_BYTES,
+            image_column=options.image_column,
+            label_column=options.label_column,
+            labels=labels,
+        )
+
+
+def _label_file(uri: str) -> str | None:
+    folder, _, name = uri.rpartition("/")
+    labels = label_file_name(name)
+    if labels is None:
+        return None
+    # One of the two files may be gzipped, and the other not.
+    other = labels.removesuffix(".gz") if labels.endswith(".gz") else f"{labels}.gz"
+    found = (f"{folder}/{candidate}" for candidate in (labels, other))
+    return next((candidate for candidate in found if stat_input(candidate)), None)
