@@ -240,7 +240,7 @@ def test_folder_links_are_resolved_once_per_folder(tmp_path: Path, monkeypatch: 
         resolved.append(folder)
         return os.path.realpath(folder)
 
-    monkeypatch.setattr("tasks.classification.inputs.real_folder", counted)
+    monkeypatch.setattr("tasks.classification.lists.real_folder", counted)
     names = [f"x/{number}.png" for number in range(100)]
     touch(tmp_path, *names)
     assert len(listed(save_list(tmp_path / "list.txt", [(name, None) for name in names]))) == 100
@@ -335,7 +335,7 @@ def save_container(folder: Path, kind: str, count: int) -> Path:
 
 @pytest.mark.parametrize("kind", ["tar", "parquet", "idx"])
 def test_pieces_of_a_container_contain_every_image_once(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tasks.classification.inputs._PIECE_IMAGES", 4)
+    monkeypatch.setattr("tasks.classification.containers._PIECE_IMAGES", 4)
     found = cut_files(save_container(tmp_path, kind, 10))
     ends = [piece.first_row + piece.rows for piece in found]
     assert len(found) >= 3
