@@ -161,7 +161,7 @@ def test_no_batch_exceeds_the_maximum(inputs: Path, batch_images: int):
 
 
 def test_part_of_a_plan_reads_only_its_images(inputs: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tasks.classification.inputs._PIECE_IMAGES", 1)
+    monkeypatch.setattr("tasks.classification.containers._PIECE_IMAGES", 1)
     plan = plan_of(inputs)
     assert len(plan) == len(NAMES)
     for row in range(len(plan)):
