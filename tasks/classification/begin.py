@@ -22,7 +22,9 @@ def resolve_model(reference: str) -> ModelVersion:
 
 
 @step("plan batch")
-def plan_batch(inputs: list[str], table: str, model: ModelVersion, options: ReadOptions) -> PlannedWork:
+def plan_batch(
+    inputs: list[str], table: str, model: ModelVersion, options: ReadOptions, *, retry_quarantined: bool = False
+) -> PlannedWork:
     """Plan a batch of the images that the table doesn't hold yet for this model.
 
     Unfinished batches of the same model are completed first, so their images count as planned.
@@ -32,6 +34,7 @@ def plan_batch(inputs: list[str], table: str, model: ModelVersion, options: Read
         table: name of the prediction table.
         model: the model version to classify with.
         options: options for reading the images.
+        retry_quarantined: try all files again that have images in quarantine, whatever the reason.
 
     Raises:
         InputNotFound: an input doesn't exist, or holds no images.
@@ -41,5 +44,11 @@ def plan_batch(inputs: list[str], table: str, model: ModelVersion, options: Read
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="planning-", dir=settings.state_dir) as scratch:
         return plan_inputs(
-            open_store(settings.store), inputs, table=table, model=model, options=options, scratch=Path(scratch)
+            open_store(settings.store),
+            inputs,
+            table=table,
+            model=model,
+            options=options,
+            scratch=Path(scratch),
+            retry_quarantined=retry_quarantined,
         )

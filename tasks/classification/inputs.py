@@ -11,7 +11,7 @@ from infra.storage.input_files import InputNotFound, InputUnreadable, list_input
 from infra.storage.tables.planning.plan import PIECE_SCHEMA
 from infra.storage.tables.planning.staged_inputs import FILE_SCHEMA
 from infra.storage.uris import possible_uris
-from tasks.classification.containers import container_pieces, cut_container
+from tasks.classification.containers import container_pieces, cut_container, planned_fingerprint
 from tasks.classification.listed_file import ListedFile, file_kind
 from tasks.classification.lists import files_in_list, is_list
 from tasks.classification.options import ReadOptions
@@ -109,7 +109,7 @@ def _files(location: str, options: ReadOptions) -> Iterator[ListedFile]:
         if is_list(file, location, named):
             yield from files_in_list(file, options)
         elif (kind := file_kind(file.uri)) is not None:
-            yield ListedFile(file.uri, file.fingerprint, kind, file.size)
+            yield ListedFile(file.uri, planned_fingerprint(file, kind), kind, file.size)
 
 
 def _image_pieces(files: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
