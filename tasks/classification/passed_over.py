@@ -17,7 +17,8 @@ _IMAGE_ENDINGS = IMAGE_SUFFIXES | {".heic", ".heif"}
 _MAX_EXAMPLES = 3
 _LONGEST_EXAMPLE = 200
 _MAX_IN_TEXT = 10
-_NOUN = re.compile(r"\b(?:file|folder|link|name|ending)\b")
+_NOUN = re.compile(r"\b(?:file|folder|link|name|ending|marker|object)(?=$| (?:without|not|in|of|that|named)\b)")
+_EXPECTED = re.compile(r"\.|hidden|metadata|folder marker|label file|other ending")
 _NOT_A_FILE = re.compile(r"\b(?:folder|link)\b")
 _LOCK = Lock()
 """One lock for all counts, because counts have to be pickled. Counting takes less than a microsecond."""
@@ -67,6 +68,10 @@ class PassedOver:
         with _LOCK:
             found = [PassedOverKind(kind, self._counts[kind], (*self._examples[kind],)) for kind in self._counts]
         return sorted(found, key=lambda entry: (entry.kind not in _IMAGE_ENDINGS, -entry.count, entry.kind))
+
+    def faults(self) -> list[PassedOverKind]:
+        """Return the kinds that are neither endings, hidden nor metadata, such as folders that can't be read."""
+        return [found for found in self.kinds() if not _EXPECTED.match(found.kind)]
 
     def to_record(self) -> dict[str, int]:
         """Return the counts by kind, as JSON values."""

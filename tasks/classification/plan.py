@@ -1,7 +1,7 @@
 """Plan a batch: list the inputs, drop what is already planned, and cut the rest into shards."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -31,6 +31,7 @@ from infra.storage.tables.planning.plan import (
 from infra.storage.tables.planning.staged_inputs import PlannedFiles, StagedInputs
 from tasks.classification.inputs import list_files, pieces_of
 from tasks.classification.options import ReadOptions
+from tasks.classification.passed_over import PassedOver
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class PlannedWork:
     model: ModelVersion
     already_done: int
     """Number of images among the inputs that committed batches of this table and model already contain."""
+    passed_over: PassedOver = field(default_factory=PassedOver)
+    """What the inputs hold besides images, by kind."""
 
 
 def plan_inputs(
@@ -70,9 +73,9 @@ def plan_inputs(
     store.check_conditional_writes()  # before any work
     check_table(store, table)
     check_options(read_catalog(store, table), str(model.version), options)
-    staged = StagedInputs(scratch)
-    staged.stage(list_files(inputs, options))
-    work, catalog = _plan_staged(store, staged, table=table, model=model, options=options, scratch=scratch)
+    staged, passed_over = StagedInputs(scratch), PassedOver()
+    staged.stage(list_files(inputs, options, passed_over))
+    work, catalog = _plan_staged(store, staged, passed_over, table=table, model=model, options=options, scratch=scratch)
     compact_index(store, catalog, scratch)
     return work
 
@@ -97,9 +100,18 @@ def check_options(catalog: Catalog, model_version: str, options: ReadOptions) ->
 
 @retry_on(NumberTaken, attempts=10, first_wait_seconds=0.1, longest_wait_seconds=2)
 def _plan_staged(
-    store: ObjectStore, staged: StagedInputs, *, table: str, model: ModelVersion, options: ReadOptions, scratch: Path
+    store: ObjectStore,
+    staged: StagedInputs,
+    listing: PassedOver,
+    *,
+    table: str,
+    model: ModelVersion,
+    options: ReadOptions,
+    scratch: Path,
 ) -> tuple[PlannedWork, Catalog]:
     """Plan the staged files, and return the catalog of the table after that."""
+    passed_over = PassedOver()  # a retry passes over the same containers again
+    passed_over.merge(listing)
     version = str(model.version)
     catalog = read_catalog(store, table)
     check_options(catalog, version, options)
@@ -107,7 +119,7 @@ def _plan_staged(
     plans = [_plan_of(store, table, entry) for entry in unfinished]
     compared = staged.compare(_planned_files(store, catalog, version, unfinished, scratch))
     pieces = scratch / "pieces.parquet"
-    work = _write_pieces(pieces, pieces_of(compared.new_files(), options))
+    work = _write_pieces(pieces, pieces_of(compared.new_files(), options, passed_over))
     if work:
         plan = write_plan(
             store,
@@ -125,7 +137,7 @@ def _plan_staged(
         take_number(store, table, entry)
         catalog = catalog.with_batch(entry)
         plans.append(plan)
-    return PlannedWork(plans=plans, model=model, already_done=compared.images_done), catalog
+    return PlannedWork(plans, model, already_done=compared.images_done, passed_over=passed_over), catalog
 
 
 def _planned_files(

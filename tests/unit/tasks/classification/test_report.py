@@ -43,6 +43,7 @@ from tasks.classification.classify import ClassifiedBatch
 from tasks.classification.commit import TooManyErrors, check_error_share, commit_batches, commit_classified
 from tasks.classification.gallery import _join_near, show_least_confident
 from tasks.classification.inputs import list_files, pieces_of
+from tasks.classification.passed_over import PassedOver
 from tasks.classification.plan import PlannedWork
 from tasks.classification.read import container_batches, read_shard
 from tasks.classification.reasons import is_retryable, reason_kind
@@ -361,8 +362,9 @@ def committed(store: ObjectStore, batch: ClassifiedBatch) -> Committed:
     return Committed(commit_classified(store, model_version(1), batch), batch)
 
 
-def write_reports(*batches: Committed) -> list[str]:
-    return write_batch_reports.fn([batch.books for batch in batches], [batch.classified for batch in batches])
+def write_reports(*batches: Committed, passed_over: PassedOver | None = None) -> list[str]:
+    books, classified = [batch.books for batch in batches], [batch.classified for batch in batches]
+    return write_batch_reports.fn(books, classified, passed_over or PassedOver())
 
 
 def loose(folder: Path, count: int) -> Path:
