@@ -1,6 +1,6 @@
 """Plan a batch: list the inputs, drop what is already planned, and cut the rest into shards."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from infra.storage.tables.planning.staged_inputs import PlannedFiles, StagedInpu
 from tasks.classification.inputs import list_files, pieces_of
 from tasks.classification.options import ReadOptions
 from tasks.classification.passed_over import PassedOver
+from tasks.classification.shared_folders import check_plan, check_readable
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,14 @@ class PlannedWork:
 
 
 def plan_inputs(
-    store: ObjectStore, inputs: list[str], *, table: str, model: ModelVersion, options: ReadOptions, scratch: Path
+    store: ObjectStore,
+    inputs: list[str],
+    *,
+    table: str,
+    model: ModelVersion,
+    options: ReadOptions,
+    scratch: Path,
+    readable_folders: Sequence[str] | None = None,
 ) -> PlannedWork:
     """Plan a batch of the images that the table doesn't hold yet for this model. Needs neither Ray nor Prefect.
 
@@ -63,10 +71,12 @@ def plan_inputs(
         model: the model version to classify with.
         options: options for reading the images.
         scratch: empty folder for what doesn't fit into memory.
+        readable_folders: local folders that all workers can read. By default all.
 
     Raises:
         InputNotFound: an input doesn't exist, or holds no images.
-        RequestError: the table has batches of this model whose images were read with other options.
+        RequestError: the table has batches of this model whose images were read with other options, or a worker can't
+            read a local input.
         JobStopped: the store lacks a plan, a part of the index, or the number of a batch.
         StoreMisconfigured: the store ignores conditional writes.
     """
@@ -74,8 +84,10 @@ def plan_inputs(
     check_table(store, table)
     check_options(read_catalog(store, table), str(model.version), options)
     staged, passed_over = StagedInputs(scratch), PassedOver()
-    staged.stage(list_files(inputs, options, passed_over))
+    staged.stage(check_readable(list_files(inputs, options, passed_over), readable_folders))
     work, catalog = _plan_staged(store, staged, passed_over, table=table, model=model, options=options, scratch=scratch)
+    for plan in work.plans:
+        check_plan(store, plan, readable_folders)
     compact_index(store, catalog, scratch)
     return work
 
