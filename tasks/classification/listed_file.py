@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from fmnist_model.formats import container_kind
-from fmnist_model.images.decode import is_image_name
+from fmnist_model.images.endings import is_image_name
 
 
 class ListedFile(NamedTuple):
