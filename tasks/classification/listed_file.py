@@ -4,10 +4,8 @@ import re
 from typing import NamedTuple
 
 from fmnist_model.formats import container_kind
-from fmnist_model.images.decode import is_image_name
+from fmnist_model.images.endings import UNSUPPORTED_IMAGE_SUFFIXES, is_image_name
 from infra.storage.uris import local_path
-
-UNSUPPORTED_IMAGE_SUFFIXES = frozenset({".heic", ".heif"})
 
 METADATA_FILE = "metadata file"
 LABEL_FILE = "label file"

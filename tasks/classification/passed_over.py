@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
 
-from fmnist_model.images.decode import IMAGE_SUFFIXES
+from fmnist_model.images.endings import IMAGE_SUFFIXES, UNSUPPORTED_IMAGE_SUFFIXES
 
 OTHER_ENDING = "other ending"
 """Kind of a file whose ending is too long or too rare to have a kind of its own."""
@@ -13,7 +13,7 @@ OTHER_ENDING = "other ending"
 _ENDING = re.compile(r"\.[\w+-]{1,12}")
 _MAX_ENDINGS = 100
 """Endings that are counted one by one. More would need memory without a limit."""
-_IMAGE_ENDINGS = IMAGE_SUFFIXES | {".heic", ".heif"}
+_IMAGE_ENDINGS = IMAGE_SUFFIXES | UNSUPPORTED_IMAGE_SUFFIXES
 _MAX_EXAMPLES = 3
 _LONGEST_EXAMPLE = 200
 _MAX_IN_TEXT = 10
