@@ -103,6 +103,8 @@ def print_classification(summary: ClassificationSummary, settings: Settings) -> 
             soft_wrap=True,
             markup=False,
         )
+        for fault in _faults(summary.work.passed_over):
+            console.print(f"  {fault}", highlight=False, soft_wrap=True, markup=False)
         return
     _print_rows(console, "Classification", _classification_rows(summary, settings))
     console.print("Query the predictions in DuckDB:", highlight=False)
@@ -199,10 +201,13 @@ def _classification_rows(summary: ClassificationSummary, settings: Settings) -> 
 
 
 def _passed_over_rows(passed_over: PassedOver) -> list[tuple[str, str]]:
-    """Show the counts, and an example of each kind that may be a mistake."""
     text = passed_over.text()
-    faults = [("", escape(f"{found.kind}: {found.examples[0]}")) for found in passed_over.faults()]
-    return [("inputs", text), *faults] if text else []
+    return [("inputs", text), *(("", escape(fault)) for fault in _faults(passed_over))] if text else []
+
+
+def _faults(passed_over: PassedOver) -> list[str]:
+    """Name an example of each kind that may be a mistake."""
+    return [f"{found.kind}: {found.examples[0]}" for found in passed_over.faults()]
 
 
 def _print_rows(console: Console, title: str, rows: list[tuple[str, str]]) -> None:

@@ -2,17 +2,26 @@
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 
 import pyarrow as pa
 
 from infra.errors import RequestError
-from infra.storage.input_files import InputNotFound, InputUnreadable, list_input_files
+from infra.storage.input_files import InputNotFound, InputUnreadable, list_input_files, stat_input
 from infra.storage.tables.planning.plan import PIECE_SCHEMA
 from infra.storage.tables.planning.staged_inputs import FILE_SCHEMA
 from infra.storage.uris import possible_uris
 from tasks.classification.containers import container_pieces, cut_container
-from tasks.classification.listed_file import ListedFile, file_kind, named_kind, passed_over_kind, path_or_uri
+from tasks.classification.listed_file import (
+    LABEL_FILE,
+    ListedFile,
+    file_kind,
+    images_of_labels,
+    named_kind,
+    passed_over_kind,
+    path_or_uri,
+)
 from tasks.classification.lists import files_in_list, is_list
 from tasks.classification.options import ReadOptions
 from tasks.classification.passed_over import PassedOver
@@ -129,8 +138,17 @@ def _files(location: str, options: ReadOptions, passed_over: PassedOver) -> Iter
             yield from files_in_list(file, options)
         elif kind := (named_kind if file.uri in named else file_kind)(file.uri):
             yield ListedFile(file.uri, file.fingerprint, kind, file.size)
-        else:
+        elif not _holds_used_labels(file.uri):
             passed_over.add(passed_over_kind(file.uri), path_or_uri(file.uri))
+
+
+def _holds_used_labels(uri: str) -> bool:
+    """Return whether a file holds the labels of an IDX file next to it, which are read together with the images."""
+    if passed_over_kind(uri) != LABEL_FILE:
+        return False
+    with suppress(InputUnreadable):
+        return any(stat_input(images) for images in images_of_labels(uri))
+    return False
 
 
 def _image_pieces(files: pa.RecordBatch) -> Iterator[pa.RecordBatch]:

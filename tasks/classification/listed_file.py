@@ -74,6 +74,18 @@ def passed_over_kind(uri: str) -> str:
     return f".{ending}" if has_ending else ""
 
 
+def images_of_labels(uri: str) -> list[str]:
+    """Return the URIs of the IDX files that a label file can belong to, see `idx_images.label_file_name`."""
+    folder, _, name = uri.rpartition("/")
+    images = re.sub("label", _image_word, re.sub("idx1", "idx3", name, flags=re.IGNORECASE), flags=re.IGNORECASE)
+    other = images.removesuffix(".gz") if images.endswith(".gz") else f"{images}.gz"
+    return [f"{folder}/{images}", f"{folder}/{other}"]
+
+
+def _image_word(found: re.Match[str]) -> str:
+    return "IMAGE" if found[0].isupper() else "image"
+
+
 def path_or_uri(uri: str) -> str:
     """Return the path of a local file, or the URI of another."""
     return local_path(uri) if uri.startswith("file://") else uri

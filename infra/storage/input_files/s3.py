@@ -62,8 +62,10 @@ def _usable(
     listed: Iterable[tuple[str, InputFile]], bucket: str, base: str, pass_over: PassOver
 ) -> Iterator[InputFile]:
     """Yield the objects whose keys below the base don't say that they hold no image. Count each folder once."""
-    last = ""
+    last = None
     for key, file in listed:
+        if key == base and not file.size:  # it marks the listed folder itself
+            continue
         reason = object_kind(key[len(base) :], file.size)
         if reason is None:
             yield file

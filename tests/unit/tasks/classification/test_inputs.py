@@ -103,6 +103,7 @@ def test_name_without_an_ending_can_be_that_of_an_image(tmp_path: Path, name: st
         ("notes.docx", ".docx"),
         ("Thumbs.db", ".db"),
         ("a.HEIC", ".heic"),
+        ("_DSC0003.NEF", ".nef"),
         ("_stats.json", ".json"),
         ("_metadata.crc", ".crc"),
         ("a.b\x1b[31m", "other ending"),
@@ -125,6 +126,23 @@ def test_other_files_in_a_folder_are_passed_over_and_counted(tmp_path: Path, nam
     passed_over = PassedOver()
     assert names(listed(tmp_path, passed_over=passed_over), tmp_path) == ["a.png"]
     assert passed_over.to_record() == {kind: 1}
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
+        ("train-images-idx3-ubyte", "train-labels-idx1-ubyte.gz"),
+        ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte"),
+        ("IMAGES.IDX", "LABELS.IDX"),
+        ("my-image.idx3", "my-label.idx1"),
+    ],
+)
+def test_label_file_of_an_idx_file_is_used_and_not_passed_over(tmp_path: Path, images: str, labels: str):
+    touch(tmp_path, images, labels, "other-labels.idx1")
+    passed_over = PassedOver()
+    assert names(listed(tmp_path, passed_over=passed_over), tmp_path) == [images]
+    assert [found.examples for found in passed_over.kinds()] == [(f"{tmp_path}/other-labels.idx1",)]
 
 
 def test_passed_over_file_is_shown_with_its_path(tmp_path: Path):
