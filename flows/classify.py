@@ -30,7 +30,7 @@ def classify(parameters: ClassifyParameters = ClassifyParameters()) -> Classific
             return completed_with(ClassificationSummary(table, work, batches=[]))
         classified = classify_shards(work, parameters.resources)
         batches = commit_batches(work, classified)
-        reports = write_batch_reports(batches, classified)
+        reports = write_batch_reports(batches, classified, work.passed_over)
         check_error_share(batches, parameters.max_error_share)
         return completed_with(ClassificationSummary(table, work, batches, reports))
 

@@ -39,6 +39,10 @@ class ClassificationSummary:
 
     def in_words(self) -> str:
         """Summarize the result in one line."""
+        passed_over = self.work.passed_over.text()
+        return f"{self._counts()} {passed_over}." if passed_over else self._counts()
+
+    def _counts(self) -> str:
         model = f"model version {self.work.model.version}"
         if not self.batches:
             return f"Nothing new: {self._done_in_words()} {model}."

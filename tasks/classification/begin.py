@@ -8,6 +8,7 @@ from infra.storage.model_registry import ModelRegistry, ModelVersion
 from infra.storage.object_store import open_store
 from tasks.classification.options import ReadOptions
 from tasks.classification.plan import PlannedWork, plan_inputs
+from tasks.classification.shared_folders import readable_folders
 from tasks.step import step
 
 
@@ -38,7 +39,8 @@ def plan_batch(
 
     Raises:
         InputNotFound: an input doesn't exist, or holds no images.
-        RequestError: the table has batches of this model whose images were read with other options.
+        RequestError: the table has batches of this model whose images were read with other options, or an input is
+            local and the cluster has several machines.
     """
     settings = load_settings()
     settings.state_dir.mkdir(parents=True, exist_ok=True)
@@ -51,4 +53,5 @@ def plan_batch(
             options=options,
             scratch=Path(scratch),
             retry_quarantined=retry_quarantined,
+            readable_folders=readable_folders(settings),
         )

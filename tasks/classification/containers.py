@@ -13,14 +13,16 @@ from fmnist_model.formats.interface import ContainerPiece
 from infra.storage.input_files import InputFile, InputUnreadable, open_input, stat_input
 from infra.storage.tables.planning.plan import Piece
 from infra.storage.tables.planning.staged_inputs import WITH_LABELS
-from tasks.classification.listed_file import ListedFile
+from tasks.classification.listed_file import ListedFile, path_or_uri
 from tasks.classification.options import ReadOptions
+from tasks.classification.passed_over import PassedOver
 
 if TYPE_CHECKING:
     from fmnist_model.formats import ContainerKind
 
 _PIECE_IMAGES, _PIECE_BYTES = 20_000, 256 * 2**20
 """Approximate size of a piece of a container: whichever is reached first."""
+_NAMES = {"parquet": "Parquet", "tar": "tar", "idx": "IDX"}
 _DOWNLOAD_BYTES = 8 * 2**20
 """Largest container on S3 to download as a whole. A request takes about as long as transferring this many bytes."""
 
@@ -48,13 +50,18 @@ def open_container(uri: str, kind: str, *, download: bool = False) -> Iterator[t
         yield file, opened.enter_context(open_input(labels.uri)) if labels else None
 
 
-def cut_container(file: ListedFile, options: ReadOptions) -> pa.RecordBatch:
-    """Cut a container into pieces, as rows of `PIECE_SCHEMA`. An unreadable one becomes one piece with one image."""
+def cut_container(file: ListedFile, options: ReadOptions, passed_over: PassedOver) -> pa.RecordBatch:
+    """Cut a container into pieces, as rows of `PIECE_SCHEMA`.
+
+    An unreadable one becomes one piece with one image. One without images is passed over.
+    """
     kind = file.kind
     try:
         found = list(container_pieces(file, options))
     except (InputUnreadable, InvalidDataset):
         kind, found = "unreadable", [ContainerPiece(0, 1, 0, 0)]
+    if not found:
+        passed_over.add(f"{_NAMES[file.kind]} file without images", path_or_uri(file.uri))
     return Piece.to_arrow(
         Piece(file.uri, file.fingerprint, kind, piece.first_row, piece.rows, piece.offset, piece.size)
         for piece in found

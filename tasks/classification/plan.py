@@ -1,7 +1,7 @@
 """Plan a batch: list the inputs, drop what is already planned, and cut the rest into shards."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,10 +29,12 @@ from infra.storage.tables.planning.plan import (
     write_plan,
 )
 from infra.storage.tables.planning.quarantined_files import write_quarantined_files
-from infra.storage.tables.planning.staged_inputs import DoneImages, PlannedFiles, StagedInputs
+from infra.storage.tables.planning.staged_inputs import Comparison, DoneImages, PlannedFiles, StagedInputs
 from tasks.classification.inputs import list_files, pieces_of
 from tasks.classification.options import ReadOptions
+from tasks.classification.passed_over import PassedOver
 from tasks.classification.retries import look_at
+from tasks.classification.shared_folders import check_plan, check_readable
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class PlannedWork:
     model: ModelVersion
     done: DoneImages
     """Images among the inputs that committed batches of this table and model already hold."""
+    passed_over: PassedOver = field(default_factory=PassedOver)
+    """What the inputs hold besides images, by kind."""
 
 
 def plan_inputs(
@@ -55,6 +59,7 @@ def plan_inputs(
     options: ReadOptions,
     scratch: Path,
     retry_quarantined: bool = False,
+    readable_folders: Sequence[str] | None = None,
 ) -> PlannedWork:
     """Plan a batch of the images that the table doesn't hold yet for this model. Needs neither Ray nor Prefect.
 
@@ -74,19 +79,24 @@ def plan_inputs(
         options: options for reading the images.
         scratch: empty folder for what doesn't fit into memory.
         retry_quarantined: try all files again that have images in quarantine, whatever the reason.
+        readable_folders: local folders that all workers can read. By default all.
 
     Raises:
         InputNotFound: an input doesn't exist, or holds no images.
-        RequestError: the table has batches of this model whose images were read with other options.
+        RequestError: the table has batches of this model whose images were read with other options, or a worker can't
+            read a local input.
         JobStopped: the store lacks a plan, a part of the index, or the number of a batch.
         StoreMisconfigured: the store ignores conditional writes.
     """
     store.check_conditional_writes()  # before any work
     check_table(store, table)
     check_options(read_catalog(store, table), str(model.version), options)
-    staged = StagedInputs(scratch)
-    staged.stage(list_files(inputs, options))
-    work, catalog = _Planner(store, table, model, options, scratch).plan(staged, retry_all=retry_quarantined)
+    staged, passed_over = StagedInputs(scratch), PassedOver()
+    staged.stage(check_readable(list_files(inputs, options, passed_over), readable_folders))
+    planner = _Planner(store, table, model, options, scratch)
+    work, catalog = planner.plan(staged, passed_over, retry_all=retry_quarantined)
+    for plan in work.plans:
+        check_plan(store, plan, readable_folders)
     compact_index(store, catalog, scratch)
     return work
 
@@ -124,8 +134,10 @@ class _Planner:
         return str(self.model.version)
 
     @retry_on(NumberTaken, attempts=10, first_wait_seconds=0.1, longest_wait_seconds=2)
-    def plan(self, staged: StagedInputs, *, retry_all: bool) -> tuple[PlannedWork, Catalog]:
+    def plan(self, staged: StagedInputs, listing: PassedOver, *, retry_all: bool) -> tuple[PlannedWork, Catalog]:
         """Plan the staged files, and return the catalog of the table after that."""
+        passed_over = PassedOver()  # a retry passes over the same containers again
+        passed_over.merge(listing)
         catalog = read_catalog(self.store, self.table)
         check_options(catalog, self._version, self.options)
         unfinished = [entry for entry in catalog.unfinished if entry.model_version == self._version]
@@ -133,18 +145,21 @@ class _Planner:
         compared = staged.compare(self._planned_files(catalog), retry_all=retry_all)
         retries = compared.retries(lambda files: look_at(files, self.options))
         for files, is_retry in ((compared.new_files(), False), (retries, True)):
-            plan = self._plan_batch(catalog, files, superseded=compared.superseded, is_retry=is_retry)
+            counted = _Counted(files)
+            pieces = pieces_of(counted, self.options, passed_over)
+            superseded = counted if is_retry else compared
+            plan = self._plan_batch(catalog, pieces, superseded, is_retry=is_retry)
             if plan is not None:
                 catalog = self._take_number(catalog, plan)
                 plans.append(plan)
-        return PlannedWork(plans=plans, model=self.model, done=compared.done), catalog
+        return PlannedWork(plans=plans, model=self.model, done=compared.done, passed_over=passed_over), catalog
 
     def _plan_batch(
-        self, catalog: Catalog, files: Iterator[pa.RecordBatch], *, superseded: int, is_retry: bool
+        self, catalog: Catalog, pieces: Iterator[pa.RecordBatch], superseded: "Comparison | _Counted", *, is_retry: bool
     ) -> BatchPlan | None:
-        """Write the plan of a batch of these files, or return None if they hold no images."""
-        pieces, counted = self.scratch / "pieces.parquet", _Counted(files)
-        work = _write_pieces(pieces, pieces_of(counted, self.options))
+        """Write the plan of a batch of these pieces, or return None if there are none."""
+        path = self.scratch / "pieces.parquet"
+        work = _write_pieces(path, pieces)
         if not work:
             return None
         return write_plan(
@@ -153,8 +168,8 @@ class _Planner:
             number=catalog.next_number,
             model_version=self._version,
             options=self.options.to_record(),
-            inputs=cut_into_shards(_read(pieces), shard_work(work)),
-            superseded=counted.files if is_retry else superseded,
+            inputs=cut_into_shards(_read(path), shard_work(work)),
+            superseded=superseded.superseded,
             scratch=self.scratch,
             is_retry=is_retry,
         )
@@ -187,12 +202,12 @@ class _Counted:
 
     def __init__(self, files: Iterator[pa.RecordBatch]) -> None:
         self._of = files
-        self.files = 0
-        """Number of files that have passed."""
+        self.superseded = 0
+        """Number of files that have passed. A batch holds another version of each."""
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         for batch in self._of:
-            self.files += len(batch)
+            self.superseded += len(batch)
             yield batch
 
 

@@ -8,6 +8,7 @@ from infra.storage.input_files import NOT_THERE, can_be_read
 from tasks.classification.containers import cut_container
 from tasks.classification.listed_file import ListedFile
 from tasks.classification.options import ReadOptions
+from tasks.classification.passed_over import PassedOver
 
 _LOOKS_AT_ONCE = 16
 
@@ -35,5 +36,5 @@ def _is_readable(file: ListedFile, options: ReadOptions) -> bool:
         return False
     if file.kind == "image":
         return True
-    kinds = cut_container(file, options).column("kind").to_pylist()
+    kinds = cut_container(file, options, PassedOver()).column("kind").to_pylist()
     return bool(kinds) and "unreadable" not in kinds

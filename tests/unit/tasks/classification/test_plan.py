@@ -441,3 +441,36 @@ def test_many_concurrent_planners_plan_every_image_exactly_once(table: Table, tm
         list(threads.map(plan, inputs))
     requested = sorted({number for numbers in inputs for number in numbers.tolist()})
     assert table.planned() == [f"file://{tmp_path}/images/{number:02d}.png" for number in requested]
+
+
+# What is passed over
+
+
+def test_plan_counts_what_was_passed_over_in_folders_and_containers(table: Table, images: Path):
+    touch(images, "notes.docx", ".hidden.png")
+    save_parquet(images / "empty.parquet", [])
+    work = table.plan(images)
+    assert work.passed_over.to_record() == {".docx": 1, "Parquet file without images": 1, "hidden file": 1}
+
+
+def test_run_with_nothing_new_counts_what_was_passed_over(table: Table, images: Path):
+    touch(images, "notes.docx")
+    table.commit(table.plan(images).plans[0])
+    work = table.plan(images)
+    assert (work.plans, work.passed_over.to_record()) == ([], {".docx": 1})
+
+
+def test_container_is_counted_once_if_another_run_takes_the_number(
+    table: Table, images: Path, monkeypatch: pytest.MonkeyPatch
+):
+    save_parquet(images / "empty.parquet", [])
+    taken = iter([True, False])
+    take = planning.take_number
+
+    def contended(store: ObjectStore, name: str, entry: NumberedBatch) -> None:
+        if next(taken):
+            raise NumberTaken
+        take(store, name, entry)
+
+    monkeypatch.setattr(planning, "take_number", contended)
+    assert table.plan(images).passed_over.to_record() == {"Parquet file without images": 1}
