@@ -28,7 +28,8 @@ from fmnist_model.formats.labels import (
     parse_labels,
 )
 from fmnist_model.formats.parquet import clear_parquet_errors
-from fmnist_model.images.decode import holds_images, is_image_name
+from fmnist_model.images.decode import holds_images
+from fmnist_model.images.endings import is_image_name
 
 LOCATION_COLUMNS = ("uri", "url", "path", "file", "image", "filename", "file_name")
 """Names of the column with the locations, in order of preference. Matching ignores case."""

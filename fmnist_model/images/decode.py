@@ -22,9 +22,6 @@ from fmnist_model.errors import InvalidDataset, describe_unexpected, one_line
 if TYPE_CHECKING:
     from PIL.Image import Image, Transpose
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-"""Suffixes of image files in lower case. Matching ignores case."""
-
 Invert = Literal["auto", "always", "never"]
 """Which images to replace by their negative, because the model knows only light objects on a dark background.
 
@@ -293,12 +290,6 @@ def holds_images(kind: pa.DataType) -> bool:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return bool(pa.types.is_uint8(kind.value_type))
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def is_image_name(name: str) -> bool:
-    """Return whether a file name, path or URI has the suffix of an image file."""
-    stem, dot, suffix = name.rpartition(".")  # pathlib takes ten times as long, which matters for millions of names
-    return dot + suffix.lower() in IMAGE_SUFFIXES and stem[-1:] not in ("", "/")
 
 
 def huggingface_schema() -> pa.Schema:
