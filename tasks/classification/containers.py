@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 
-from fmnist_model.errors import InvalidDataset
+from fmnist_model.errors import NoImages
 from fmnist_model.formats import pieces
 from fmnist_model.formats.idx_images import label_file_name
 from fmnist_model.formats.interface import ContainerPiece
-from infra.storage.input_files import InputFile, InputUnreadable, open_input, stat_input
+from infra.errors import JobError, RequestError
+from infra.storage.input_files import InputFile, InputsUnavailable, InputUnreadable, open_input, stat_input
+from infra.storage.input_files.interface import MACHINE_FAILURES
 from infra.storage.tables.planning.plan import Piece
 from infra.storage.tables.planning.staged_inputs import WITH_LABELS
 from tasks.classification.listed_file import ListedFile, path_or_uri
@@ -58,7 +60,12 @@ def cut_container(file: ListedFile, options: ReadOptions, passed_over: PassedOve
     kind = file.kind
     try:
         found = list(container_pieces(file, options))
-    except (InputUnreadable, InvalidDataset):
+    except NoImages:
+        found = []
+    except (RequestError, JobError):  # of the account or the store
+        raise
+    except Exception as error:  # noqa: BLE001 (one container must not stop the others)
+        raise_if_machine_failed(error, file.uri)
         kind, found = "unreadable", [ContainerPiece(0, 1, 0, 0)]
     if not found:
         passed_over.add(f"{_NAMES[file.kind]} file without images", path_or_uri(file.uri))
@@ -68,11 +75,22 @@ def cut_container(file: ListedFile, options: ReadOptions, passed_over: PassedOve
     )
 
 
+def raise_if_machine_failed(error: Exception, uri: str) -> None:
+    """Raise a failure to read a file again if this machine or the store is to blame, and not the file.
+
+    Raises:
+        InputsUnavailable: the error is such a failure.
+    """
+    if isinstance(error, OSError) and (error.errno in MACHINE_FAILURES or "AWS Error" in str(error)):
+        raise InputsUnavailable(f"{uri} can't be read: {error}.") from None
+
+
 def container_pieces(file: ListedFile, options: ReadOptions) -> Iterator[ContainerPiece]:
     """Cut a container into pieces.
 
     Raises:
         InputUnreadable: the file is gone, or reading it isn't permitted.
+        NoImages: the file can be read, but holds no images.
         InvalidDataset: the container is damaged.
     """
     with open_container(file.uri, file.kind) as (opened, labels):

@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fmnist_model.errors import InvalidDataset, describe_unexpected
+from fmnist_model.errors import InvalidDataset, describe_unexpected, one_line
 from fmnist_model.formats import container_kind, pieces, read
 from fmnist_model.formats.interface import ContainerPiece, row_fragments
 from infra.errors import JobError, RequestError
 from infra.storage.input_files import CHANGED, VANISHED, InputUnreadable, read_input, stat_input
 from infra.storage.tables.planning.plan import Piece
 from infra.storage.tables.planning.staged_inputs import WITH_LABELS
-from tasks.classification.containers import open_container, planned_fingerprint
+from tasks.classification.containers import open_container, planned_fingerprint, raise_if_machine_failed
 from tasks.classification.options import ReadOptions
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ def container_batches(opened: tuple[Any, Any], piece: Piece, options: ReadOption
         labels=labels,
     ):
         images = pc.binary_join_element_wise(pa.scalar(piece.uri), batch.fragments, "")
-        yield ReadImages(images, batch.encoded, batch.labels)
+        found = ReadImages(images, batch.encoded, batch.labels, dict(batch.reasons))
+        yield from read_paths(found, batch.paths, piece.uri) if batch.paths else [found]
 
 
 def check_version(piece: Piece) -> None:
@@ -178,9 +179,10 @@ def _read_container(piece: Piece, options: ReadOptions) -> Iterator[ReadImages]:
                     raise InputUnreadable(CHANGED)
                 yield batch
                 done += len(batch.images)
-    except _STORE_FAILURES:
+    except (RequestError, JobError):  # of the account or the store
         raise
     except Exception as error:  # noqa: BLE001 (one file must not stop the others)
+        raise_if_machine_failed(error, piece.uri)
         yield from _unreadable_rest(piece, done, _reason(error, piece.uri))
 
 
@@ -190,6 +192,8 @@ def _reason(error: Exception, uri: str) -> str:
         return str(error)
     if isinstance(error, InvalidDataset):
         return f"damaged: {str(error).removeprefix(f'{uri}: ')}"
+    if isinstance(error, OSError):
+        return f"unreadable: {error.strerror or one_line(error)}"
     return describe_unexpected(error)
 
 
@@ -222,4 +226,9 @@ def _why_unreadable(uri: str, options: ReadOptions) -> str:
         return f"unreadable: {error}"
     except InputUnreadable as reason:
         return str(reason)
+    except (RequestError, JobError):  # of the account or the store
+        raise
+    except Exception as error:  # noqa: BLE001 (one file must not stop the others)
+        raise_if_machine_failed(error, uri)
+        return f"unreadable: {describe_unexpected(error).removeprefix('damaged: ')}"
     return "changed: the file could not be read when it was planned, and the next run classifies it"
