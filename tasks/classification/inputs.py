@@ -12,8 +12,8 @@ from infra.storage.tables.planning.plan import PIECE_SCHEMA
 from infra.storage.tables.planning.staged_inputs import FILE_SCHEMA
 from infra.storage.uris import possible_uris
 from tasks.classification.containers import container_pieces, cut_container
-from tasks.classification.listed_file import ListedFile, file_kind
-from tasks.classification.lists import files_in_list, is_list
+from tasks.classification.listed_file import UNUSABLE, ListedFile, file_kind
+from tasks.classification.lists import check_list, files_in_list, is_list
 from tasks.classification.options import ReadOptions
 
 _BATCH_FILES = 16_384
@@ -44,7 +44,7 @@ def list_files(locations: Iterable[str], options: ReadOptions) -> Iterator[pa.Re
         if not found:
             raise InputNotFound(
                 f"{location} holds no images: neither image files nor containers (Parquet, tar, IDX). To classify the "
-                "images in a list, give the path of the list itself (.txt, .csv, .tsv or .parquet)."
+                "images in a list, give the path of the list itself (.txt, .csv, .tsv, .jsonl or .parquet)."
             )
 
 
@@ -63,7 +63,7 @@ def pieces_of(files: Iterable[pa.RecordBatch], options: ReadOptions) -> Iterator
     with ThreadPoolExecutor(_THREADS) as threads:
         for batch in files:
             kinds = batch.column("kind").to_pylist()
-            containers = [row for row, kind in enumerate(kinds) if kind != "image"]
+            containers = [row for row, kind in enumerate(kinds) if kind not in ("image", UNUSABLE)]
             cut = threads.map(lambda row, batch=batch: cut_container(_listed_file(batch, row), options), containers)
             position = 0
             for row, found in zip(containers, cut, strict=True):
@@ -79,15 +79,30 @@ def check_inputs(locations: Iterable[str], options: ReadOptions) -> None:
     Raises:
         InputNotFound: a location doesn't exist, or holds no images.
         InvalidDataset: the first container of a location is damaged.
-        RequestError: the first container of a location can't be opened.
+        RequestError: the first container of a location can't be opened, or nothing that a list names exists.
     """
     for location in locations:
+        if _checked_list(location, options):
+            continue
         first = _listed_file(next(list_files([location], options)), 0)
         if first.kind != "image":
             try:
                 next(container_pieces(first, options), None)
             except InputUnreadable as reason:
                 raise RequestError(f"{first.uri} can't be read: {reason}.") from None
+
+
+def _checked_list(location: str, options: ReadOptions) -> bool:
+    """Check the first list of a location. Return False if its first file isn't a list."""
+    file = next(list_input_files(location), None)
+    if file is None or not is_list(file, location, _named(location), options):
+        return False
+    check_list(file, options)
+    return True
+
+
+def _named(location: str) -> list[str]:
+    return possible_uris(location) if location.lower().endswith(".parquet") else []
 
 
 def _listed_file(files: pa.RecordBatch, row: int) -> ListedFile:
@@ -104,9 +119,9 @@ def _to_batches(files: Iterator[ListedFile]) -> Iterator[pa.RecordBatch]:
 
 
 def _files(location: str, options: ReadOptions) -> Iterator[ListedFile]:
-    named = possible_uris(location) if location.lower().endswith(".parquet") else []
+    named = _named(location)
     for file in list_input_files(location):
-        if is_list(file, location, named):
+        if is_list(file, location, named, options):
             yield from files_in_list(file, options)
         elif (kind := file_kind(file.uri)) is not None:
             yield ListedFile(file.uri, file.fingerprint, kind, file.size)

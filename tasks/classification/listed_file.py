@@ -5,6 +5,9 @@ from typing import NamedTuple
 from fmnist_model.formats import container_kind
 from fmnist_model.images.decode import is_image_name
 
+UNUSABLE = "unusable"
+"""Kind of a list's entry that can't be read, as planning found out. Its fingerprint is the reason for quarantine."""
+
 
 class ListedFile(NamedTuple):
     """A row of `FILE_SCHEMA`."""

@@ -12,6 +12,7 @@ from infra.errors import RequestError
 from infra.storage.input_files import local, s3
 from infra.storage.input_files.interface import (
     CHANGED,
+    FOLDER,
     MACHINE_FAILURES,
     NOT_THERE,
     VANISHED,
@@ -27,6 +28,7 @@ from infra.storage.uris import bucket_and_key, local_path, possible_uris
 
 __all__ = [
     "CHANGED",
+    "FOLDER",
     "NOT_THERE",
     "VANISHED",
     "InputFile",
@@ -34,6 +36,7 @@ __all__ = [
     "InputUnreadable",
     "InputsUnavailable",
     "filesystem_of",
+    "is_folder",
     "list_input_files",
     "local_fingerprint",
     "open_input",
@@ -86,11 +89,20 @@ def stat_input(uri: str) -> InputFile | None:
     """Look up a file by its canonical URI, or return None if it doesn't exist.
 
     Raises:
-        InputUnreadable: permission is denied, or the URI is malformed.
+        InputUnreadable: permission is denied, the URI is malformed, or it names a folder or another thing than a file.
         InputsUnavailable: S3 or this machine fails.
         RequestError: S3 is misconfigured.
     """
     return s3.stat_file(uri) if _is_on_s3(uri) else local.stat_file(uri)
+
+
+def is_folder(uri: str) -> bool:
+    """Return whether a canonical URI names a folder, or on S3 the start of keys up to a slash.
+
+    Raises:
+        InputUnreadable, InputsUnavailable, RequestError: see `stat_input`.
+    """
+    return s3.is_folder(uri) if _is_on_s3(uri) else local.is_folder(uri)
 
 
 def read_input(uri: str, fingerprint: str, largest: int) -> bytes:
