@@ -20,7 +20,7 @@ from infra.storage.input_files import (
     InputFile,
     InputNotFound,
     InputUnreadable,
-    is_folder,
+    list_input_files,
     open_input,
     stat_input,
 )
@@ -46,6 +46,7 @@ _REASONS_IF_THERE = ("permission:", "archived:", "refused:")
 
 _SECRET = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/@]*@")
 _OTHER_SCHEME = re.compile(r"(?!(?:file|s3[an]?):)([A-Za-z][A-Za-z0-9+.-]+:(?=//|image/))", re.IGNORECASE)
+_GLOB_SIGN = re.compile(r"[*?\[]")
 _FRAGMENT = re.compile(r"#(?:row=\d+|member=.*)\Z", re.DOTALL)
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|.*\\")
 
@@ -230,7 +231,7 @@ def _has_known_ending(uri: str) -> bool:
 def _why_missing(entry: ListEntry, places: list[_Place]) -> str:
     """Return a reason if an entry can't name a file. Empty if its file is just not there."""
     location = entry.readings[0].location.strip()
-    if any(is_folder(place.uri) for place in places):
+    if any(_is_folder_on_s3(place.uri) for place in places):
         return FOLDER
     if _FRAGMENT.search(location):
         return "unsupported: it names an image in a container. List the container itself"
@@ -239,6 +240,15 @@ def _why_missing(entry: ListEntry, places: list[_Place]) -> str:
     if location.startswith("~"):
         return "vanished: the file did not exist when it was planned. In a list, ~ is not the home folder"
     return ""
+
+
+def _is_folder_on_s3(uri: str) -> bool:
+    if not uri.startswith("s3://") or _GLOB_SIGN.search(uri):
+        return False
+    try:
+        return next(list_input_files(f"{uri.rstrip('/')}/"), None) is not None
+    except RequestError:  # there is no such folder, or it may not be listed
+        return False
 
 
 def _nothing_exists(list_uri: str, checked: list[_Found]) -> str:

@@ -48,12 +48,16 @@ class RawEntry(NamedTuple):
 
 def damaged(row: int, problem: str) -> RawEntry:
     """Return the entry for a line that can't be parsed."""
-    return RawEntry(row, reason=f"damaged: line {row:,} of the list {problem}")
+    return RawEntry(row, reason=f"damaged: line {row:,} of the list {_one_line(problem)}")
 
 
 def missing(row: int, place: str, problem: str = "has no location") -> RawEntry:
     """Return the entry for a line or row without a location. `place` is `line` or `row`."""
-    return RawEntry(row, reason=f"missing: {place} {row:,} of the list {problem}")
+    return RawEntry(row, reason=f"missing: {place} {row:,} of the list {_one_line(problem)}")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def parsed(entries: Iterable[RawEntry]) -> Iterator[list[ListEntry]]:

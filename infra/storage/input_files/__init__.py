@@ -36,7 +36,6 @@ __all__ = [
     "InputUnreadable",
     "InputsUnavailable",
     "filesystem_of",
-    "is_folder",
     "list_input_files",
     "local_fingerprint",
     "open_input",
@@ -94,15 +93,6 @@ def stat_input(uri: str) -> InputFile | None:
         RequestError: S3 is misconfigured.
     """
     return s3.stat_file(uri) if _is_on_s3(uri) else local.stat_file(uri)
-
-
-def is_folder(uri: str) -> bool:
-    """Return whether a canonical URI names a folder, or on S3 the start of keys up to a slash.
-
-    Raises:
-        InputUnreadable, InputsUnavailable, RequestError: see `stat_input`.
-    """
-    return s3.is_folder(uri) if _is_on_s3(uri) else local.is_folder(uri)
 
 
 def read_input(uri: str, fingerprint: str, largest: int) -> bytes:

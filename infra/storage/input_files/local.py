@@ -118,11 +118,6 @@ def stat_file(uri: str) -> InputFile | None:
         raise
 
 
-def is_folder(uri: str) -> bool:
-    """Return whether there is such a folder, see `input_files.is_folder`."""
-    return os.path.isdir(_local_path(uri))  # noqa: PTH112 (Path.is_dir raises if permission is denied)
-
-
 def read_file(uri: str, fingerprint: str, largest: int) -> bytes:
     """Read a file, see `input_files.read_input`."""
     path = _local_path(uri)

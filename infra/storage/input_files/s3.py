@@ -110,15 +110,6 @@ def stat_file(uri: str) -> InputFile | None:
         return _named_object(s3_connection().client, bucket, key)
 
 
-def is_folder(uri: str) -> bool:
-    """Return whether objects have keys below this one, see `input_files.is_folder`."""
-    bucket, key = _place(uri)
-    with _clear_errors(uri, bucket):
-        from infra.storage.object_store.s3_configuration import s3_connection
-
-        return _holds_any(s3_connection().client, bucket, f"{key.rstrip('/')}/" if key else "")
-
-
 def read_file(uri: str, fingerprint: str, largest: int) -> bytes:
     """Read an object, see `input_files.read_input`."""
     from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
