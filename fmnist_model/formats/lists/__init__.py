@@ -62,11 +62,11 @@ def read_list(
     first = list(islice(lines, 10))
     lines = chain(first, lines)
     if ending in _JSON_ENDINGS:
-        yield from parsed(read_json_lines(lines, origin, **columns))
+        yield from parsed(read_json_lines(lines, origin, **columns), origin)
     elif ending in _USUAL_DELIMITERS or may_be_delimited(first):
-        yield from parsed(read_delimited(lines, origin, usual=_USUAL_DELIMITERS.get(ending, ","), **columns))
+        yield from parsed(read_delimited(lines, origin, usual=_USUAL_DELIMITERS.get(ending, ","), **columns), origin)
     elif label_column is None:
-        yield from parsed(read_text(lines))
+        yield from parsed(read_text(lines), origin)
     else:
         raise InvalidDataset(
             f"{origin} is a text file, so it has no column '{label_column}'. Use CSV or Parquet for labels."

@@ -60,12 +60,12 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def parsed(entries: Iterable[RawEntry]) -> Iterator[list[ListEntry]]:
-    """Parse the labels of entries, and check their locations, in batches."""
+def parsed(entries: Iterable[RawEntry], origin: str) -> Iterator[list[ListEntry]]:
+    """Parse the labels of entries, and check their locations, in batches. `origin` is the list's URI, for log lines."""
     remaining = iter(entries)
     while batch := list(islice(remaining, BATCH_ENTRIES)):
         texts = [label for entry in batch for _, label in entry.readings]
-        labels = iter(_parse(texts))
+        labels = iter(_parse(texts, origin))
         yield [
             checked(entry, tuple(Reading(location, next(labels)) for location, _ in entry.readings)) for entry in batch
         ]
@@ -93,8 +93,8 @@ def _problem(location: str, row: int) -> str:
     return ""
 
 
-def _parse(texts: list[str | None]) -> list[int | None]:
+def _parse(texts: list[str | None], origin: str) -> list[int | None]:
     if not any(texts):
         return [None] * len(texts)
-    labels: list[int | None] = parse_labels(pa.array(texts, pa.string())).to_pylist()
+    labels: list[int | None] = parse_labels(pa.array(texts, pa.string()), origin=origin).to_pylist()
     return labels

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fmnist_model.formats.forward import BLOCK_BYTES
-from fmnist_model.formats.labels import find_label_column, holds_labels, holds_text, parse_labels
+from fmnist_model.formats.labels import class_names_of, find_label_column, holds_labels, holds_text, parse_labels
 from fmnist_model.formats.lists.columns import (
     LIST_LABEL_COLUMNS,
     LOCATION_COLUMNS,
@@ -94,9 +94,12 @@ def read_parquet(
             raise no_location_column(origin, [f"{field.name} ({field.type})" for field in parquet.schema_arrow])
         location, label = names[columns.location], None if columns.label is None else names[columns.label]
         selected = [location] if label is None else [location, label]
+        names_of_classes = class_names_of(parquet.schema_arrow, label)
         held: list[ListEntry] = []
         for batch in _batches(file, parquet, location, selected):
-            labels = [None] * len(batch) if label is None else parse_labels(batch.column(label)).to_pylist()
+            labels: list[int | None] = [None] * len(batch)
+            if label is not None:
+                labels = parse_labels(batch.column(label), names=names_of_classes, origin=origin).to_pylist()
             texts = _texts(batch.column(location))
             held += [
                 checked(missing(number, "row") if text is None else RawEntry(number), (Reading(text or "", one),))

@@ -17,8 +17,9 @@ from fmnist_model.formats.lists.columns import LOCATION_COLUMNS, first_of
 from fmnist_model.formats.lists.entry import RawEntry, damaged
 from fmnist_model.formats.lists.lines import Line
 
-_NUMBER = r"[+-]?\d{1,9}(?:\.\d{0,9})?"
-_LABEL = rf"(?:{_NUMBER}|{'|'.join(map(re.escape, CLASS_NAMES))})"
+_NAMES = (*CLASS_NAMES, "T-shirt", "top")
+_NAME = "|".join(r"[\s_/-]?".join(re.findall(r"[^\W_]+", name)) for name in _NAMES)
+_LABEL = rf"[+-]?\d{{1,9}}(?:\.\d{{0,9}})?|{_NAME}|nan|none|null|n/a"
 _LAST_FIELD = re.compile(rf"[\s,;|]+(\"?)({_LABEL})\1\s*\Z", re.IGNORECASE)
 _ONLY_LABEL = re.compile(rf"\s*\"?({_LABEL})\"?\s*", re.IGNORECASE)
 _QUOTED = re.compile(r"""\s*(["'])(.+)\1\s*""")

@@ -66,7 +66,7 @@ def test_column_of_paths_is_preferred_to_one_of_urls(first: str, second: str):
 
 
 def test_index_that_pandas_writes_is_ignored():
-    assert firsts(",path,label\n0,a.png,3.0\n", "list.csv")[0][0] == "a.png"
+    assert firsts(",path,label\n0,a.png,3.0\n", "list.csv") == [("a.png", 3)]
 
 
 def test_comments_before_the_header_are_skipped():

@@ -26,7 +26,19 @@ def test_location_is_found_by_its_key(name: str, key: str):
 @pytest.mark.parametrize("key", ["label", "Label", "class", "target", "category", "y", "class_name"])
 @pytest.mark.parametrize(
     ("value", "label"),
-    [(3, 3), ("3", 3), ("Bag", 8), (None, None), (17, None), ("cat", None), ([1, 2], None), (True, None)],
+    [
+        (3, 3),
+        (3.0, 3),
+        (1e3, None),
+        (float("nan"), None),
+        ("3", 3),
+        ("Bag", 8),
+        (None, None),
+        (17, None),
+        ("cat", None),
+        ([1, 2], None),
+        (True, None),
+    ],
 )
 def test_label_is_found_by_its_key(key: str, value: Any, label: int | None):
     assert firsts(text_of({key: value, "path": "a.png"}), "list.jsonl") == [("a.png", label)]

@@ -118,6 +118,11 @@ def test_column_of_labels_is_found_by_name(name: str):
     assert firsts(data, "list.parquet") == [("a.png", 8), ("b.png", 3)]
 
 
+def test_labels_with_gaps_are_read():
+    data = parquet_file({"path": ["a.png", "b.png", "c.png"], "label": [0.0, None, 3.0]})
+    assert firsts(data, "list.parquet") == [("a.png", 0), ("b.png", None), ("c.png", 3)]
+
+
 def test_row_counts_across_row_groups():
     data = parquet_file({"path": ["a.png"] * 25}, row_group_size=10)
     assert [entry.row for entry in entries(data, "list.parquet")] == list(range(25))
