@@ -57,7 +57,8 @@ def to_eight_bits(loaded: LoadedPicture) -> "Image":
     if picture.mode in ("I", "F") or (loaded.file.signed and picture.mode == "L"):
         return _scaled(loaded)
     if bits == 16 and picture.mode in ("RGB", "RGBA", "LA", "La"):
-        brightest = max(high for _, high in picture.getextrema()[: 3 if picture.mode.startswith("RGB") else 1])
+        colours = picture.getbands()[: 3 if picture.mode.startswith("RGB") else 1]
+        brightest = max(int(np.max(picture.getchannel(colour).getextrema())) for colour in colours)
         if brightest < _DARKEST_WHITE >> 8:
             raise ImageRejected(_too_dark("4,095"))
     return picture

@@ -135,7 +135,7 @@ class _Directory:
         """Return the file with another first directory, and no further ones."""
         offset = len(data) + len(data) % 2
         header, width = self.layout.header, struct.calcsize(self.layout.offset)
-        parts = [
+        parts: list[bytes | memoryview] = [
             memoryview(data)[:header],
             struct.pack(self.order + self.layout.offset, offset),
             memoryview(data)[header + width :],
