@@ -1,5 +1,6 @@
 """Plan a batch: list the inputs, drop what is already planned, and cut the rest into shards."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fmnist_model.images import TRANSFORM_VERSION
 from infra.errors import JobStopped, RequestError
 from infra.storage.format import check_table, claim_table
 from infra.storage.keys import plan_key
@@ -35,6 +37,8 @@ from tasks.classification.options import ReadOptions
 from tasks.classification.passed_over import PassedOver
 from tasks.classification.retries import look_at
 from tasks.classification.shared_folders import check_plan, check_readable
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,9 @@ def plan_inputs(
     """
     store.check_conditional_writes()  # before any work
     check_table(store, table)
-    check_options(read_catalog(store, table), str(model.version), options)
+    before = read_catalog(store, table)
+    check_options(before, str(model.version), options)
+    _log_transform(before, str(model.version))
     staged, passed_over = StagedInputs(scratch), PassedOver()
     staged.stage(check_readable(list_files(inputs, options, passed_over), readable_folders))
     planner = _Planner(store, table, model, options, scratch)
@@ -104,18 +110,32 @@ def plan_inputs(
 def check_options(catalog: Catalog, model_version: str, options: ReadOptions) -> None:
     """Check that the table's images were all read with the same options for this model.
 
+    The transform is no option. A table goes on with a newer one, and its rows say which one decoded them.
+
     Raises:
         RequestError: an earlier batch used other options. The message names them.
     """
     earlier = catalog.options.get(model_version)
     if earlier is None:
         return
-    before = ReadOptions().to_record() | earlier
-    differing = [f"{name} {before[name]}" for name, value in options.to_record().items() if before[name] != value]
+    before = ReadOptions().model_dump() | earlier
+    differing = [f"{name} {before[name]}" for name, value in options.model_dump().items() if before[name] != value]
     if differing:
         raise RequestError(
             f"Table {catalog.table} already holds predictions of model version {model_version} made with "
             f"{', '.join(differing)}. Use the same options, or another table."
+        )
+
+
+def _log_transform(catalog: Catalog, model_version: str) -> None:
+    """Say that the table's older batches were decoded by another version of the transform."""
+    earlier = catalog.options.get(model_version, {}).get("transform", 1)
+    if model_version in catalog.options and earlier != TRANSFORM_VERSION:
+        _log.info(
+            "Table %s has images that were decoded by transform %s. New images are decoded by transform %s.",
+            catalog.table,
+            earlier,
+            TRANSFORM_VERSION,
         )
 
 
