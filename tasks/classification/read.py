@@ -97,7 +97,7 @@ def container_batches(opened: tuple[Any, Any], piece: Piece, options: ReadOption
         labels=labels,
     ):
         images = pc.binary_join_element_wise(pa.scalar(piece.uri), batch.fragments, "")
-        yield ReadImages(images, batch.encoded, batch.labels.cast(pa.int16()))
+        yield ReadImages(images, batch.encoded, batch.labels)
 
 
 def check_version(piece: Piece) -> None:
