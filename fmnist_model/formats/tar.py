@@ -27,7 +27,7 @@ from fmnist_model.formats.forward import BLOCK_BYTES, ForwardBytes, is_gzipped, 
 from fmnist_model.formats.interface import BATCH_BYTES, ContainerPiece, ImageBatch, member_fragment
 from fmnist_model.formats.labels import parse_label
 from fmnist_model.formats.tar_headers import tar_members
-from fmnist_model.images.decode import is_image_name
+from fmnist_model.images.endings import is_image_name
 
 MAX_IMAGE_BYTES = 512 * 2**20
 """Maximum number of bytes to read of a member, the size of 64 megapixels in 16-bit RGBA.
