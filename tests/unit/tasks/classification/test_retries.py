@@ -104,6 +104,19 @@ def listed(images: Path) -> Path:
     return path
 
 
+def test_unusable_entries_of_a_list_make_one_batch(table: Table, images: Path):
+    path = images.parent / "list.csv"
+    path.write_text("path,label\nimages/a.png,3\nimages,1\ngs://bucket/b.png,1\n,1\n")
+    assert table.run(path) == [(1, 3)]
+    with path.open("a") as opened:
+        opened.write("~/c.png,1\n")
+    assert table.run(path) == [(0, 1)]
+    assert table.run(path) == []
+    done = table.plan(path).done
+    assert (done.images, done.quarantined) == (5, 4)
+    assert set(table.newest()[1]) == {"images", "b.png", "line=5", "c.png"}
+
+
 def test_image_that_a_list_names_is_predicted_when_it_appears(table: Table, images: Path, listed: Path):
     assert table.run(listed) == [(1, 1)]
     save_files(images, {"late.png": png(7)})
