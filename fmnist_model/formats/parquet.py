@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fmnist_model.errors import InvalidDataset
+from fmnist_model.errors import InvalidDataset, one_line
 from fmnist_model.formats.interface import BATCH_BYTES, ContainerPiece, ImageBatch, even_cuts, row_fragments
 from fmnist_model.formats.labels import class_names_of, describe_columns, find_label_column, parse_labels
 from fmnist_model.images.decode import holds_images
@@ -125,7 +125,9 @@ def clear_parquet_errors(origin: str) -> Iterator[None]:
         # Let errors of the store pass. pyarrow reports damage as an OSError too, but without an errno.
         if isinstance(error, OSError) and (error.errno is not None or "AWS Error" in str(error)):
             raise
-        raise InvalidDataset(f"{origin} can't be read as Parquet: {error}. Restore or remove the file.") from None
+        raise InvalidDataset(
+            f"{origin} can't be read as Parquet: {one_line(error)}. Restore or remove the file."
+        ) from None
 
 
 class _Columns:
