@@ -15,6 +15,9 @@ from collections.abc import Callable, Iterable
 from infra.errors import RequestError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_ACCESS_POINT = re.compile(
+    r"(arn:[^/:]+:s3[^/:]*:[^/:]*:[^/:]*:(?:outpost[/:][^/:]+[/:])?accesspoint[/:][^/:]+)(?:/|$)"
+)
 _TO_ENCODE = re.compile(r"[%#?\x00-\x1f\x7f-\x9f]")
 _TO_ENCODE_IN_OTHER_SCHEMES = re.compile(r"[#\x00-\x1f\x7f-\x9f]")
 _ENCODED = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
@@ -102,12 +105,15 @@ def local_path(uri: str) -> str:
 
 
 def bucket_and_key(uri: str) -> tuple[str, str]:
-    """Return the bucket and the key of a canonical S3 URI.
+    """Return the bucket and the key of a canonical S3 URI. The bucket can be the ARN of an access point.
 
     Raises:
         RequestError: the URI has no valid bucket, or contains a user or password.
     """
-    bucket, _, key = uri.partition("://")[2].partition("/")
+    place = uri.partition("://")[2]
+    if access_point := _ACCESS_POINT.match(place):
+        return access_point[1], percent_decode(place[access_point.end() :])
+    bucket, _, key = place.partition("/")
     if "@" in bucket or ":" in bucket:
         # The URI isn't repeated, because it may hold a secret.
         raise RequestError("An s3:// input has a user or password in it. Use the AWS SDK's own settings instead.")

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fmnist_model.formats.uri_list import is_list_name, is_uri_list, read_list, resolve
-from infra.storage.input_files import NOT_THERE, InputFile, InputUnreadable, filesystem_of, stat_input
-from infra.storage.uris import possible_uris, real_folder
+from infra.storage.input_files import NOT_THERE, InputFile, InputUnreadable, open_input, stat_input
+from infra.storage.uris import local_path, percent_decode, possible_uris, real_folder
 from tasks.classification.listed_file import ListedFile, file_kind
 from tasks.classification.options import ReadOptions
 
@@ -26,21 +26,26 @@ def is_list(file: InputFile, location: str, named: list[str]) -> bool:
         return is_list_name(file.uri)
     if file.uri not in named:
         return False
-    filesystem, path = filesystem_of(file.uri)
     try:
-        return is_uri_list(pq.read_schema(path, filesystem=filesystem))
-    except (pa.ArrowException, OSError, UnicodeDecodeError):  # the container's reader reports the error
+        with open_input(file.uri) as opened:
+            return is_uri_list(pq.read_schema(opened))
+    except (
+        pa.ArrowException,
+        OSError,
+        UnicodeDecodeError,
+        InputUnreadable,
+    ):  # the container's reader reports the error
         return False
 
 
 def files_in_list(file: InputFile, options: ReadOptions) -> Iterator[ListedFile]:
     """Look up the files that a list names, in the order of the list."""
-    filesystem, path = filesystem_of(file.uri)
-    list_location = path if path.startswith("/") else f"s3://{path}"
+    # `resolve` takes the decoded location.
+    list_location = percent_decode(file.uri) if file.uri.startswith("s3://") else local_path(file.uri)
     cached_folder = lru_cache(_FOLDERS)(real_folder)
     label_column = options.label_column if file.uri.lower().endswith((".csv", ".tsv", ".parquet")) else None
-    with filesystem.open_input_file(path) as opened, ThreadPoolExecutor(_THREADS) as threads:
-        for entries in read_list(opened, path.rpartition("/")[2], file.uri, label_column=label_column):
+    with open_input(file.uri) as opened, ThreadPoolExecutor(_THREADS) as threads:
+        for entries in read_list(opened, list_location.rpartition("/")[2], file.uri, label_column=label_column):
             listed = [
                 possible_uris(resolve(location, list_location), resolve_folder=cached_folder)
                 for location in entries.locations
