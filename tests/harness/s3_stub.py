@@ -8,6 +8,7 @@ https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html#API_GetObject
 import hashlib
 import re
 import ssl
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -57,6 +58,8 @@ class Answer:
     status: int
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
+    cut_at: int | None = None
+    """Bytes of the body to send before the connection is closed."""
 
 
 Rule = Callable[[Request], Answer | None]
@@ -81,11 +84,15 @@ class S3Stub:
     """Buckets in memory. A rule that returns an answer comes before them."""
 
     def __init__(self) -> None:
+        self.endpoint = ""
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
         self.objects: dict[tuple[str, str], bytes] = {}
         """Contents by bucket and key. A bucket exists if it has objects."""
         self.rules: list[Rule] = []
         self.requests: list[Request] = []
-        self.endpoint = ""
 
     def use(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Point this process to the stub."""
@@ -168,15 +175,15 @@ def s3_stub(tls: ssl.SSLContext | None = None) -> Iterator[S3Stub]:
             self.send_header("Content-Length", str(len(answer.body)))
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(answer.body)
+                self.wfile.write(answer.body[: answer.cut_at])
+            self.close_connection = answer.cut_at is not None
 
         do_GET = do_HEAD = _reply  # noqa: N815 (named by the base class)
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (named by the base class)
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), Handler)
     if tls:
         server.socket = tls.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -186,3 +193,11 @@ def s3_stub(tls: ssl.SSLContext | None = None) -> Iterator[S3Stub]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a client that stopped reading
+            super().handle_error(request, client_address)
