@@ -434,4 +434,5 @@ def _client_config(configuration: S3Configuration, *, is_signed: bool) -> Any:
         max_pool_connections=32,
         tcp_keepalive=True,
         signature_version=None if is_signed else UNSIGNED,
+        ignore_configured_endpoint_urls=True,  # `_endpoint_url` has found the right one
     )
