@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from botocore.session import Session
 
 _EXPIRED = frozenset(
-    {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken", "InvalidTokenId"}
+    [
+        *("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"),
+        *("InvalidAccessKeyId", "InvalidToken", "InvalidTokenId"),
+    ]
 )
 """Codes of S3 for credentials that were valid once, or may become valid."""
 
@@ -47,7 +50,7 @@ class FileCredentials(Credentials):
                 found = self._load()
             except BotoCoreError:
                 return
-            if found is not None:
+            if found is not None and found.method == self.method:  # not those of the machine's role
                 self._current, self._versions = found.get_frozen_credentials(), versions
 
     def _file_versions(self) -> list[tuple[int, int, int] | None]:
