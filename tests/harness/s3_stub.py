@@ -7,7 +7,6 @@ https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html#API_GetObject
 
 import hashlib
 import re
-import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -157,7 +156,7 @@ def etag(data: bytes) -> str:
 
 
 @contextmanager
-def s3_stub(tls: ssl.SSLContext | None = None) -> Iterator[S3Stub]:
+def s3_stub() -> Iterator[S3Stub]:
     """Run a stub on a free port of 127.0.0.1."""
     stub = S3Stub()
 
@@ -184,10 +183,8 @@ def s3_stub(tls: ssl.SSLContext | None = None) -> Iterator[S3Stub]:
             pass
 
     server = _Server(("127.0.0.1", 0), Handler)
-    if tls:
-        server.socket = tls.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    stub.endpoint = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"
+    stub.endpoint = f"http://127.0.0.1:{server.server_port}"
     try:
         yield stub
     finally:

@@ -11,6 +11,7 @@ import threading
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import urlsplit
 
@@ -109,13 +110,15 @@ class S3Connection:
     def __init__(self, settings: InputSettings | None = None) -> None:
         """Open a connection to the store, or with `settings` to the inputs."""
         import boto3
-        from botocore.exceptions import InvalidEndpointConfigurationError, NoCredentialsError
+        from botocore.exceptions import InvalidConfigError, InvalidEndpointConfigurationError, NoCredentialsError
 
         from infra.storage.object_store.s3_credentials import follow_credentials
 
         self.settings = settings or InputSettings()
         session = _open_session(self.settings)
         self.configuration = _resolve(session, self.settings)
+        if self.configuration.ca_bundle and not Path(self.configuration.ca_bundle).exists():
+            raise InvalidConfigError(error_msg=f"AWS_CA_BUNDLE names {self.configuration.ca_bundle}, which is missing")
         session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_moment)
         self._credentials: Credentials | None = None
         if not self.settings.is_unsigned:
@@ -434,5 +437,6 @@ def _client_config(configuration: S3Configuration, *, is_signed: bool) -> Any:
         max_pool_connections=32,
         tcp_keepalive=True,
         signature_version=None if is_signed else UNSIGNED,
-        ignore_configured_endpoint_urls=True,  # `_endpoint_url` has found the right one
+        # `_endpoint_url` has found the right one.
+        ignore_configured_endpoint_urls=True,  # type: ignore[call-arg]  # the stubs lack it
     )
