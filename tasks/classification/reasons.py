@@ -2,8 +2,21 @@
 
 import re
 
+CRASHED = "crashed"
+"""Kind of an image that kills the process that decodes it."""
 _KINDS = frozenset(
-    ["changed", "damaged", "missing", "not an image", "permission", "too large", "truncated", "unreadable", "vanished"]
+    [
+        "changed",
+        CRASHED,
+        "damaged",
+        "missing",
+        "not an image",
+        "permission",
+        "too large",
+        "truncated",
+        "unreadable",
+        "vanished",
+    ]
 )
 _OF_THE_PLACE = frozenset(["changed", "permission", "unreadable", "vanished"])
 _LONGEST = 200
