@@ -101,7 +101,7 @@ def plan_inputs(
     staged.stage(check_readable(list_files(inputs, options, passed_over), readable_folders))
     planner = _Planner(store, table, model, options, scratch)
     work, catalog = planner.plan(staged, passed_over, retry_all=retry_quarantined)
-    if not work.plans and not work.done.images and not catalog.unfinished:
+    if not (work.plans or work.done.images) and work.passed_over.to_record():
         raise no_images(", ".join(inputs), work.passed_over)
     for plan in work.plans:
         check_plan(store, plan, readable_folders)
