@@ -146,7 +146,7 @@ def _job(title: str) -> Iterator[Callable[..., Timeline]]:
     from flows.cli.progress_line import ProgressLine, progress_line
 
     console = Console(stderr=True)
-    console.print(f"[bold]{title}[/bold]", highlight=False)
+    console.print(f"[bold]{title}[/bold]", highlight=False, soft_wrap=True)
     lines: list[ProgressLine] = []
     with ExitStack() as stack:
 

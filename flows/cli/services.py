@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ def prepare_environment(*, console: bool = False) -> None:
     for name, value in (_ENVIRONMENT if console else _ENVIRONMENT | _QUIET).items():
         os.environ.setdefault(name, value)
     adapt_environment()
+    # Prefect's client needs no folder of its own. The home folder may be read-only.
+    warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")
 
 
 def prepare_prefect(home: Path) -> None:

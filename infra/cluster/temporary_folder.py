@@ -29,7 +29,7 @@ class RayFolder:
         """Return the arguments for `ray.init`."""
         if self.short is None:
             return {}
-        return {"_temp_dir": str(self.short), "_object_spilling_directory": str(self.chosen)}
+        return {"_temp_dir": str(self.short), "object_spilling_directory": str(self.chosen)}
 
 
 def ray_folder(*, dashboard: bool = False) -> RayFolder:
@@ -80,4 +80,5 @@ def _private_folder(parent: Path, longest: int) -> Path | None:
         return None
     # Another user may have created it, to read what Ray writes.
     is_private = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
-    return folder if is_private and os.access(folder, os.W_OK) else None
+    # Ray opens the folder that it gets to everybody, so it gets one inside.
+    return folder / "ray" if is_private and os.access(folder, os.W_OK) else None
