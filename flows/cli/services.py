@@ -48,6 +48,9 @@ def prepare_environment(*, console: bool = False) -> None:
     for name, value in (_ENVIRONMENT if console else _ENVIRONMENT | _QUIET).items():
         os.environ.setdefault(name, value)
     adapt_environment()
+    if "error" in os.environ.get("PYTHONWARNINGS", ""):
+        del os.environ["PYTHONWARNINGS"]  # a warning of some library must not end the command
+        warnings.simplefilter("ignore")
     # Prefect's client needs no folder of its own. The home folder may be read-only.
     warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")
 
