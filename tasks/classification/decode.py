@@ -7,7 +7,8 @@ import pyarrow as pa
 
 from fmnist_model.classes import IMAGE_SIZE
 from fmnist_model.errors import describe_unexpected
-from fmnist_model.images.decode import DecodedImages, Invert, decode_images
+from fmnist_model.images.decode import Invert, decode_images
+from fmnist_model.images.decoded import DecodedImages
 
 
 def decode_batch(encoded: pa.Array, *, invert: Invert) -> DecodedImages:

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from infra.storage.input_files.interface import (
     InputUnreadable,
     check_version,
 )
+from infra.storage.input_files.passed_over import PassOver, object_kind
 from infra.storage.object_store.s3_configuration import MAX_ATTEMPTS
 from infra.storage.uris import bucket_and_key, percent_encode
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 
-def list_files(location: str, bucket: str, path: str) -> Iterator[InputFile]:
+def list_files(location: str, bucket: str, path: str, pass_over: PassOver) -> Iterator[InputFile]:
     """List the objects that a location names, see `input_files.list_input_files`."""
     with _clear_errors(location, bucket):
         from infra.storage.object_store.s3_configuration import s3_connection
@@ -38,14 +39,12 @@ def list_files(location: str, bucket: str, path: str) -> Iterator[InputFile]:
             return
         folder = f"{path.rstrip('/')}/" if path else ""
         if _holds_any(client, bucket, folder):
-            for key, file in _listed(client, bucket, folder):
-                if not _is_hidden(key[len(folder) :]):
-                    yield file
+            yield from _usable(_listed(client, bucket, folder), f"s3://{bucket}/", folder, pass_over)
             return
-        yield from _list_s3_glob(location, bucket, path)
+        yield from _list_s3_glob(location, bucket, path, pass_over)
 
 
-def _list_s3_glob(location: str, bucket: str, path: str) -> Iterator[InputFile]:
+def _list_s3_glob(location: str, bucket: str, path: str, pass_over: PassOver) -> Iterator[InputFile]:
     from infra.storage.object_store.s3_configuration import s3_connection
 
     client = s3_connection().client
@@ -55,9 +54,26 @@ def _list_s3_glob(location: str, bucket: str, path: str) -> Iterator[InputFile]:
     if not GLOB_SIGN.search(location) or literal == path or (base and not _holds_any(client, bucket, base)):
         raise InputNotFound(f"{location}: no such object or prefix.")
     pattern = re.compile(glob_translate(path))
-    for key, file in _listed(client, bucket, literal):
-        if not _is_hidden(key[len(base) :]) and pattern.fullmatch(key):
+    matches = (found for found in _listed(client, bucket, literal) if pattern.fullmatch(found[0]))
+    yield from _usable(matches, f"s3://{bucket}/", base, pass_over)
+
+
+def _usable(
+    listed: Iterable[tuple[str, InputFile]], bucket: str, base: str, pass_over: PassOver
+) -> Iterator[InputFile]:
+    """Yield the objects whose keys below the base don't say that they hold no image. Count each folder once."""
+    last = None
+    for key, file in listed:
+        if key == base and not file.size:  # it marks the listed folder itself
+            continue
+        reason = object_kind(key[len(base) :], file.size)
+        if reason is None:
             yield file
+            continue
+        kind, blamed = reason
+        if blamed != last:
+            pass_over(kind, f"{bucket}{base}{blamed}")
+        last = blamed
 
 
 def _named_object(client: "S3Client", bucket: str, key: str) -> InputFile | None:
@@ -83,8 +99,7 @@ def _holds_any(client: "S3Client", bucket: str, prefix: str) -> bool:
 def _listed(client: "S3Client", bucket: str, prefix: str) -> Iterator[tuple[str, InputFile]]:
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
         for found in page.get("Contents", []):
-            if not found["Key"].endswith("/"):  # some tools create such objects as folders
-                yield found["Key"], _s3_file(bucket, found["Key"], found["Size"], found["ETag"])
+            yield found["Key"], _s3_file(bucket, found["Key"], found["Size"], found["ETag"])
 
 
 def _s3_file(bucket: str, key: str, size: int, etag: str) -> InputFile:
@@ -95,10 +110,6 @@ def s3_fingerprint(size: int, etag: str) -> str:
     """Identify the version of an S3 object by its size and ETag."""
     bare = etag.strip('"')
     return f"{size:x}-{bare}"
-
-
-def _is_hidden(inside: str) -> bool:
-    return inside.startswith((".", "_")) or "/." in inside or "/_" in inside
 
 
 def stat_file(uri: str) -> InputFile | None:
