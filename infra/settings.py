@@ -1,12 +1,13 @@
 """Settings: where things are. They come from the environment or a `.env` file, never from a flow's parameters."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from infra.errors import RequestError
 
@@ -29,6 +30,16 @@ def _store_uri(value: str) -> str:
         raise ValueError(f"{value} names the host {host}; a file URI has three slashes: file:///{rest}")
     # The path isn't percent-encoded, unlike the paths in URIs of images.
     return f"file://{_absolute('/' + rest.partition('/')[2])}"
+
+
+def _folders(value: str | Sequence[Path]) -> Sequence[Path]:
+    if not isinstance(value, str):
+        return value
+    folders = [Path(folder) for folder in value.split(":") if folder]
+    for folder in folders:
+        if not folder.is_absolute():
+            raise ValueError(f"{folder} is not an absolute path; separate several paths with a colon")
+    return folders
 
 
 def _endpoint_url(value: str | None) -> str | None:
@@ -60,6 +71,9 @@ class Settings(BaseSettings):
 
     ray_max_gpus: int = Field(default=0, ge=0)
     """Number of GPUs that the cluster can grow to if work waits for them. 0 means that it doesn't grow."""
+
+    shared_folders: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_folders)] = ()
+    """Folders of inputs that all machines of the cluster mount at the same path, separated by colons."""
 
     s3_timeout_seconds: float = Field(default=20, ge=0.1, le=3600)
     """Timeout between two bytes of an S3 answer, after which the request is retried. Raise it for a slow server."""
@@ -93,10 +107,12 @@ def load_settings() -> Settings:
     """Read the settings.
 
     Raises:
-        RequestError: a setting has an invalid value.
+        RequestError: a setting has an invalid value, or the file `.env` can't be read.
     """
     try:
         return Settings()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f".env: {Path('.env').absolute()} can't be read: {error}.") from None
     except ValidationError as error:
         first = error.errors()[0]
         raise RequestError(f"FMNIST_{str(first['loc'][0]).upper()}: {first['msg']}") from None

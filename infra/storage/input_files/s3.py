@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from infra.storage.input_files.interface import (
     InputUnreadable,
     check_version,
 )
+from infra.storage.input_files.passed_over import PassOver, object_kind
 from infra.storage.object_store.s3_configuration import MAX_ATTEMPTS
 from infra.storage.uris import bucket_and_key, percent_encode
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from infra.storage.object_store.s3_configuration import S3Connection
 
 
-def list_files(location: str, bucket: str, path: str) -> Iterator[InputFile]:
+def list_files(location: str, bucket: str, path: str, pass_over: PassOver) -> Iterator[InputFile]:
     """List the objects that a location names, see `input_files.list_input_files`."""
     with _clear_errors(location, bucket):
         connection = _connection()
@@ -39,14 +40,13 @@ def list_files(location: str, bucket: str, path: str) -> Iterator[InputFile]:
             return
         folder = next((folder for folder in _folders(path) if _holds_any(connection, bucket, folder)), None)
         if folder is not None:
-            for key, file in _listed(connection, bucket, folder):
-                if not _is_hidden(key[len(folder) :]):
-                    yield file
+            listed = _listed(connection, bucket, folder)
+            yield from _usable(listed, f"s3://{bucket}/", folder, pass_over)
             return
         if named is not None:  # an empty object, and not one that some tools create for a folder
             yield named
             return
-        yield from _list_s3_glob(location, bucket, path)
+        yield from _list_s3_glob(location, bucket, path, pass_over)
 
 
 def _folders(path: str) -> list[str]:
@@ -56,7 +56,7 @@ def _folders(path: str) -> list[str]:
     return list(dict.fromkeys([path, f"{path.rstrip('/')}/"]))
 
 
-def _list_s3_glob(location: str, bucket: str, path: str) -> Iterator[InputFile]:
+def _list_s3_glob(location: str, bucket: str, path: str, pass_over: PassOver) -> Iterator[InputFile]:
     connection = _connection()
     literal = GLOB_SIGN.split(path, maxsplit=1)[0]
     base = literal[: literal.rfind("/") + 1]
@@ -64,9 +64,26 @@ def _list_s3_glob(location: str, bucket: str, path: str) -> Iterator[InputFile]:
     if not GLOB_SIGN.search(location) or literal == path or (base and not _holds_any(connection, bucket, base)):
         raise InputNotFound(f"{location}: no such object or prefix.")
     pattern = re.compile(glob_translate(path))
-    for key, file in _listed(connection, bucket, literal):
-        if not _is_hidden(key[len(base) :]) and pattern.fullmatch(key):
+    matches = (found for found in _listed(connection, bucket, literal) if pattern.fullmatch(found[0]))
+    yield from _usable(matches, f"s3://{bucket}/", base, pass_over)
+
+
+def _usable(
+    listed: Iterable[tuple[str, InputFile]], bucket: str, base: str, pass_over: PassOver
+) -> Iterator[InputFile]:
+    """Yield the objects whose keys below the base don't say that they hold no image. Count each folder once."""
+    last = None
+    for key, file in listed:
+        if key == base and not file.size:  # it marks the listed folder itself
+            continue
+        reason = object_kind(key[len(base) :], file.size)
+        if reason is None:
             yield file
+            continue
+        kind, blamed = reason
+        if blamed != last:
+            pass_over(kind, f"{bucket}{base}{blamed}")
+        last = blamed
 
 
 def _named_object(connection: "S3Connection", bucket: str, key: str) -> InputFile | None:
@@ -97,13 +114,7 @@ def _listed(connection: "S3Connection", bucket: str, prefix: str) -> Iterator[tu
     pages = connection.client.get_paginator("list_objects_v2")
     for page in pages.paginate(Bucket=bucket, Prefix=prefix, **connection.reading_options):
         for found in page.get("Contents", []):
-            if not _is_folder(found["Key"], found["Size"]):
-                yield found["Key"], _s3_file(bucket, found["Key"], found["Size"], found["ETag"])
-
-
-def _is_folder(key: str, size: int) -> bool:
-    """Whether an object only stands for a folder. S3's console creates `a/`, and Hadoop `a_$folder$`."""
-    return key.endswith("/") or (size == 0 and key.endswith("_$folder$"))
+            yield found["Key"], _s3_file(bucket, found["Key"], found["Size"], found["ETag"])
 
 
 def _s3_file(bucket: str, key: str, size: int, etag: str) -> InputFile:
@@ -114,10 +125,6 @@ def s3_fingerprint(size: int, etag: str) -> str:
     """Identify the version of an S3 object by its size and ETag."""
     bare = etag.strip('"')
     return f"{size:x}-{bare}"
-
-
-def _is_hidden(inside: str) -> bool:
-    return inside.startswith((".", "_")) or "/." in inside or "/_" in inside
 
 
 def stat_file(uri: str) -> InputFile | None:
