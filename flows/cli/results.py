@@ -64,7 +64,9 @@ def classification_record(summary: ClassificationSummary, settings: Settings) ->
         "planned": sum(books.planned for books in batches),
         "predicted": sum(books.predicted for books in batches),
         "quarantined": sum(books.quarantined for books in batches),
-        "already_done": summary.work.already_done,
+        "already_done": summary.work.done.images,
+        "already_predicted": summary.work.done.images - summary.work.done.quarantined,
+        "already_quarantined": summary.work.done.quarantined,
         "passed_over": summary.work.passed_over.to_record(),
         "seconds": round(seconds, 3),
         "images_per_second": round(handled / seconds) if seconds else 0,
@@ -187,6 +189,8 @@ def _calibration(result: TestResult) -> str:
 def _classification_rows(summary: ClassificationSummary, settings: Settings) -> list[tuple[str, str]]:
     record = classification_record(summary, settings)
     already = f", {record['already_done']:,} already in the table" if record["already_done"] else ""
+    if record["already_quarantined"]:
+        already += f" ({record['already_quarantined']:,} of them in quarantine)"
     return [
         ("model", f"version {record['model_version']}"),
         ("images", f"{record['predicted']:,} predicted, {record['quarantined']:,} quarantined{already}"),

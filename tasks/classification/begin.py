@@ -23,7 +23,9 @@ def resolve_model(reference: str) -> ModelVersion:
 
 
 @step("plan batch")
-def plan_batch(inputs: list[str], table: str, model: ModelVersion, options: ReadOptions) -> PlannedWork:
+def plan_batch(
+    inputs: list[str], table: str, model: ModelVersion, options: ReadOptions, *, retry_quarantined: bool = False
+) -> PlannedWork:
     """Plan a batch of the images that the table doesn't hold yet for this model.
 
     Unfinished batches of the same model are completed first, so their images count as planned.
@@ -33,6 +35,7 @@ def plan_batch(inputs: list[str], table: str, model: ModelVersion, options: Read
         table: name of the prediction table.
         model: the model version to classify with.
         options: options for reading the images.
+        retry_quarantined: try all files again that have images in quarantine, whatever the reason.
 
     Raises:
         InputNotFound: an input doesn't exist, or holds no images.
@@ -49,5 +52,6 @@ def plan_batch(inputs: list[str], table: str, model: ModelVersion, options: Read
             model=model,
             options=options,
             scratch=Path(scratch),
+            retry_quarantined=retry_quarantined,
             readable_folders=readable_folders(settings),
         )

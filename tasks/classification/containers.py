@@ -1,7 +1,7 @@
 """Containers: open one with its labels, and cut it into pieces."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
@@ -10,8 +10,9 @@ from fmnist_model.errors import InvalidDataset
 from fmnist_model.formats import pieces
 from fmnist_model.formats.idx_images import label_file_name
 from fmnist_model.formats.interface import ContainerPiece
-from infra.storage.input_files import InputUnreadable, open_input, stat_input
+from infra.storage.input_files import InputFile, InputUnreadable, open_input, stat_input
 from infra.storage.tables.planning.plan import Piece
+from infra.storage.tables.planning.staged_inputs import WITH_LABELS
 from tasks.classification.listed_file import ListedFile, path_or_uri
 from tasks.classification.options import ReadOptions
 from tasks.classification.passed_over import PassedOver
@@ -46,7 +47,7 @@ def open_container(uri: str, kind: str, *, download: bool = False) -> Iterator[t
     with ExitStack() as opened:
         labels = _label_file(uri) if kind == "idx" else None
         file = opened.enter_context(open_input(uri, fetch=_DOWNLOAD_BYTES if download else 0))
-        yield file, opened.enter_context(open_input(labels)) if labels else None
+        yield file, opened.enter_context(open_input(labels.uri)) if labels else None
 
 
 def cut_container(file: ListedFile, options: ReadOptions, passed_over: PassedOver) -> pa.RecordBatch:
@@ -87,12 +88,28 @@ def container_pieces(file: ListedFile, options: ReadOptions) -> Iterator[Contain
         )
 
 
-def _label_file(uri: str) -> str | None:
+def planned_fingerprint(file: InputFile, kind: str) -> str:
+    """Return the fingerprint of a file as it is planned. That of an IDX file includes its label file's.
+
+    So the images get their labels when the label file appears or changes.
+
+    Raises:
+        InputsUnavailable: S3 or this machine fails.
+    """
+    if kind != "idx":
+        return file.fingerprint
+    labels = None
+    with suppress(InputUnreadable):  # reading the images reports it
+        labels = _label_file(file.uri)
+    return f"{file.fingerprint}{WITH_LABELS}{labels.fingerprint if labels else ''}"
+
+
+def _label_file(uri: str) -> InputFile | None:
     folder, _, name = uri.rpartition("/")
     labels = label_file_name(name)
     if labels is None:
         return None
     # One of the two files may be gzipped, and the other not.
     other = labels.removesuffix(".gz") if labels.endswith(".gz") else f"{labels}.gz"
-    found = (f"{folder}/{candidate}" for candidate in (labels, other))
-    return next((candidate for candidate in found if stat_input(candidate)), None)
+    found = (stat_input(f"{folder}/{candidate}") for candidate in (labels, other))
+    return next((file for file in found if file), None)

@@ -12,7 +12,7 @@ from infra.storage.input_files import InputNotFound, InputUnreadable, list_input
 from infra.storage.tables.planning.plan import PIECE_SCHEMA
 from infra.storage.tables.planning.staged_inputs import FILE_SCHEMA
 from infra.storage.uris import possible_uris
-from tasks.classification.containers import container_pieces, cut_container
+from tasks.classification.containers import container_pieces, cut_container, planned_fingerprint
 from tasks.classification.listed_file import (
     LABEL_FILE,
     ListedFile,
@@ -137,7 +137,7 @@ def _files(location: str, options: ReadOptions, passed_over: PassedOver) -> Iter
         if is_list(file, location, named_parquet):
             yield from files_in_list(file, options)
         elif kind := (named_kind if file.uri in named else file_kind)(file.uri):
-            yield ListedFile(file.uri, file.fingerprint, kind, file.size)
+            yield ListedFile(file.uri, planned_fingerprint(file, kind), kind, file.size)
         elif not _holds_used_labels(file.uri):
             passed_over.add(passed_over_kind(file.uri), path_or_uri(file.uri))
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from fmnist_model.formats.uri_list import is_list_name, is_uri_list, read_list, resolve
 from infra.storage.input_files import NOT_THERE, InputFile, InputUnreadable, filesystem_of, stat_input
 from infra.storage.uris import possible_uris, real_folder
+from tasks.classification.containers import planned_fingerprint
 from tasks.classification.listed_file import ListedFile, file_kind
 from tasks.classification.options import ReadOptions
 
@@ -47,7 +48,7 @@ def files_in_list(file: InputFile, options: ReadOptions) -> Iterator[ListedFile]
             ]
             for (uri, found), label in zip(threads.map(_find, listed), entries.labels, strict=True):
                 kind = (file_kind(uri) or "image") if found else "image"
-                fingerprint, size = (found.fingerprint, found.size) if found else (NOT_THERE, 0)
+                fingerprint, size = (planned_fingerprint(found, kind), found.size) if found else (NOT_THERE, 0)
                 yield ListedFile(uri, fingerprint, kind, size, label)
 
 

@@ -28,10 +28,12 @@ from infra.storage.tables.planning.plan import (
     work_of,
     write_plan,
 )
-from infra.storage.tables.planning.staged_inputs import PlannedFiles, StagedInputs
+from infra.storage.tables.planning.quarantined_files import write_quarantined_files
+from infra.storage.tables.planning.staged_inputs import DoneImages, PlannedFiles, StagedInputs
 from tasks.classification.inputs import list_files, pieces_of
 from tasks.classification.options import ReadOptions
 from tasks.classification.passed_over import PassedOver
+from tasks.classification.retries import look_at
 from tasks.classification.shared_folders import check_plan, check_readable
 
 
@@ -42,8 +44,8 @@ class PlannedWork:
     plans: list[BatchPlan]
     """Batches left unfinished by earlier runs, then a batch of new images. Empty if there is nothing to do."""
     model: ModelVersion
-    already_done: int
-    """Number of images among the inputs that committed batches of this table and model already contain."""
+    done: DoneImages
+    """Images among the inputs that committed batches of this table and model already hold."""
     passed_over: PassedOver = field(default_factory=PassedOver)
     """What the inputs hold besides images, by kind."""
 
@@ -56,11 +58,16 @@ def plan_inputs(
     model: ModelVersion,
     options: ReadOptions,
     scratch: Path,
+    retry_quarantined: bool = False,
     readable_folders: Sequence[str] | None = None,
 ) -> PlannedWork:
     """Plan a batch of the images that the table doesn't hold yet for this model. Needs neither Ray nor Prefect.
 
-    Unfinished batches of the same model are completed first, so their images count as planned. The work for the table
+    Unfinished batches of the same model are completed first, so their images count as planned. Files with images in
+    quarantine for a reason of their place get a batch of their own, if they have changed or can be read now. Such a
+    file is planned as a whole, like a new version of it. So its older rows don't count any more.
+
+    The work for the table
     doesn't grow with the number of its batches. On S3, planning one new image in a table of up to 10,000 committed
     batches takes at most 200 requests, plus those for listing the inputs and for Delta's log.
 
@@ -71,6 +78,7 @@ def plan_inputs(
         model: the model version to classify with.
         options: options for reading the images.
         scratch: empty folder for what doesn't fit into memory.
+        retry_quarantined: try all files again that have images in quarantine, whatever the reason.
         readable_folders: local folders that all workers can read. By default all.
 
     Raises:
@@ -85,7 +93,8 @@ def plan_inputs(
     check_options(read_catalog(store, table), str(model.version), options)
     staged, passed_over = StagedInputs(scratch), PassedOver()
     staged.stage(check_readable(list_files(inputs, options, passed_over), readable_folders))
-    work, catalog = _plan_staged(store, staged, passed_over, table=table, model=model, options=options, scratch=scratch)
+    planner = _Planner(store, table, model, options, scratch)
+    work, catalog = planner.plan(staged, passed_over, retry_all=retry_quarantined)
     for plan in work.plans:
         check_plan(store, plan, readable_folders)
     compact_index(store, catalog, scratch)
@@ -110,61 +119,99 @@ def check_options(catalog: Catalog, model_version: str, options: ReadOptions) ->
         )
 
 
-@retry_on(NumberTaken, attempts=10, first_wait_seconds=0.1, longest_wait_seconds=2)
-def _plan_staged(
-    store: ObjectStore,
-    staged: StagedInputs,
-    listing: PassedOver,
-    *,
-    table: str,
-    model: ModelVersion,
-    options: ReadOptions,
-    scratch: Path,
-) -> tuple[PlannedWork, Catalog]:
-    """Plan the staged files, and return the catalog of the table after that."""
-    passed_over = PassedOver()  # a retry passes over the same containers again
-    passed_over.merge(listing)
-    version = str(model.version)
-    catalog = read_catalog(store, table)
-    check_options(catalog, version, options)
-    unfinished = [entry for entry in catalog.unfinished if entry.model_version == version]
-    plans = [_plan_of(store, table, entry) for entry in unfinished]
-    compared = staged.compare(_planned_files(store, catalog, version, unfinished, scratch))
-    pieces = scratch / "pieces.parquet"
-    work = _write_pieces(pieces, pieces_of(compared.new_files(), options, passed_over))
-    if work:
-        plan = write_plan(
-            store,
-            table=table,
+@dataclass(frozen=True)
+class _Planner:
+    """Plans batches of one table and model."""
+
+    store: ObjectStore
+    table: str
+    model: ModelVersion
+    options: ReadOptions
+    scratch: Path
+
+    @property
+    def _version(self) -> str:
+        return str(self.model.version)
+
+    @retry_on(NumberTaken, attempts=10, first_wait_seconds=0.1, longest_wait_seconds=2)
+    def plan(self, staged: StagedInputs, listing: PassedOver, *, retry_all: bool) -> tuple[PlannedWork, Catalog]:
+        """Plan the staged files, and return the catalog of the table after that."""
+        passed_over = PassedOver()  # another attempt passes over the same containers
+        passed_over.merge(listing)
+        catalog = read_catalog(self.store, self.table)
+        check_options(catalog, self._version, self.options)
+        unfinished = [entry for entry in catalog.unfinished if entry.model_version == self._version]
+        plans = [_plan_of(self.store, self.table, entry) for entry in unfinished]
+        compared = staged.compare(self._planned_files(catalog), retry_all=retry_all)
+        retries = compared.retries(lambda files: look_at(files, self.options))
+        for files, is_retry in ((compared.new_files(), False), (retries, True)):
+            plan = self._plan_batch(catalog, files, passed_over, superseded=compared.superseded, is_retry=is_retry)
+            if plan is not None:
+                catalog = self._take_number(catalog, plan)
+                plans.append(plan)
+        return PlannedWork(plans, self.model, done=compared.done, passed_over=passed_over), catalog
+
+    def _plan_batch(
+        self,
+        catalog: Catalog,
+        files: Iterator[pa.RecordBatch],
+        passed_over: PassedOver,
+        *,
+        superseded: int,
+        is_retry: bool,
+    ) -> BatchPlan | None:
+        """Write the plan of a batch of these files, or return None if they hold no images."""
+        pieces, counted = self.scratch / "pieces.parquet", _Counted(files)
+        work = _write_pieces(pieces, pieces_of(counted, self.options, passed_over))
+        if not work:
+            return None
+        return write_plan(
+            self.store,
+            table=self.table,
             number=catalog.next_number,
-            model_version=version,
-            options=options.to_record(),
+            model_version=self._version,
+            options=self.options.to_record(),
             inputs=cut_into_shards(_read(pieces), shard_work(work)),
-            superseded=compared.superseded,
-            scratch=scratch,
+            superseded=counted.files if is_retry else superseded,
+            scratch=self.scratch,
+            is_retry=is_retry,
         )
-        # The plan has to exist first: any run may pick up a batch as soon as it has its number.
-        entry = NumberedBatch(number=plan.number, batch=plan.batch, model_version=version, options=plan.options)
-        claim_table(store, table)
-        take_number(store, table, entry)
-        catalog = catalog.with_batch(entry)
-        plans.append(plan)
-    return PlannedWork(plans, model, already_done=compared.images_done, passed_over=passed_over), catalog
+
+    def _take_number(self, catalog: Catalog, plan: BatchPlan) -> Catalog:
+        """Give a planned batch its number. Its plan has to exist first, because any run may pick up the batch then."""
+        entry = NumberedBatch(
+            number=plan.number, batch=plan.batch, model_version=plan.model_version, options=plan.options
+        )
+        claim_table(self.store, self.table)
+        take_number(self.store, self.table, entry)
+        return catalog.with_batch(entry)
+
+    def _planned_files(self, catalog: Catalog) -> PlannedFiles:
+        """Bring to this machine what tells which files the batches of the model hold."""
+        tail = [entry for entry in catalog.tail if entry.model_version == self._version]
+        plans = plan_files(self.store, self.table, [entry.batch for entry in tail], self.scratch)
+        segments = [segment.range.key(self.table) for segment in catalog.segments]
+        return PlannedFiles(
+            model_version=self._version,
+            segments=local_files(self.store, segments, self.scratch),
+            unfinished=[entry.number for entry in catalog.unfinished],
+            plans={entry.number: path for entry, path in zip(tail, plans, strict=True)},
+            quarantined=write_quarantined_files(self.store, self.table, self._version, self.scratch),
+        )
 
 
-def _planned_files(
-    store: ObjectStore, catalog: Catalog, model_version: str, unfinished: list[NumberedBatch], scratch: Path
-) -> PlannedFiles:
-    """Bring to this machine what tells which files the batches of a model hold."""
-    tail = [entry.batch for entry in catalog.tail if entry.model_version == model_version]
-    open_batches = {entry.batch for entry in unfinished}
-    return PlannedFiles(
-        model_version=model_version,
-        segments=local_files(store, [segment.range.key(catalog.table) for segment in catalog.segments], scratch),
-        unfinished=[entry.number for entry in unfinished],
-        committed_plans=plan_files(store, catalog.table, [b for b in tail if b not in open_batches], scratch),
-        unfinished_plans=plan_files(store, catalog.table, [b for b in tail if b in open_batches], scratch),
-    )
+class _Counted:
+    """Files that are counted as they pass."""
+
+    def __init__(self, files: Iterator[pa.RecordBatch]) -> None:
+        self._of = files
+        self.files = 0
+        """Number of files that have passed."""
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        for batch in self._of:
+            self.files += len(batch)
+            yield batch
 
 
 def _plan_of(store: ObjectStore, table: str, entry: NumberedBatch) -> BatchPlan:

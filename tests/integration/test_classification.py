@@ -338,7 +338,7 @@ def test_second_run_finds_nothing_new(runs: Runs) -> None:
 
 
 def test_second_run_counts_the_images_that_are_done(runs: Runs) -> None:
-    assert runs.again.work.already_done == len(runs.expected)
+    assert runs.again.work.done.images == len(runs.expected)
 
 
 def test_only_the_new_file_becomes_a_batch(runs: Runs) -> None:

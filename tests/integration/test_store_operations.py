@@ -1341,7 +1341,7 @@ def test_unfinished_plan_of_images_on_s3_is_found_again(
         )
 
     assert [plan.planned for plan in work[0].plans] == [11]
-    assert (work[1].plans, work[1].already_done) == (work[0].plans, 0)
+    assert (work[1].plans, work[1].done.images) == (work[0].plans, 0)
 
 
 def test_list_on_s3_names_images_by_path_and_by_uri(s3_store: ObjectStore, pictures: str) -> None:

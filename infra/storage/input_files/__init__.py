@@ -34,6 +34,7 @@ __all__ = [
     "InputNotFound",
     "InputUnreadable",
     "InputsUnavailable",
+    "can_be_read",
     "filesystem_of",
     "list_input_files",
     "local_fingerprint",
@@ -128,6 +129,24 @@ def open_input(uri: str, *, fetch: int = 0) -> Any:
         RequestError: S3 is misconfigured.
     """
     return s3.open_file(uri, fetch) if _is_on_s3(uri) else local.open_file(uri)
+
+
+def can_be_read(uri: str) -> bool:
+    """Return whether the first byte of a file can be read. This also shows archived objects and missing permissions.
+
+    Args:
+        uri: canonical URI of the file.
+
+    Raises:
+        InputsUnavailable: S3 or this machine fails.
+        RequestError: S3 is misconfigured.
+    """
+    try:
+        with open_input(uri) as file:
+            file.read(1)
+    except InputUnreadable:
+        return False
+    return True
 
 
 def _is_on_s3(uri: str) -> bool:

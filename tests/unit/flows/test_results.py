@@ -8,6 +8,7 @@ from flows.cli.results import classification_record, print_classification
 from infra.provenance import Provenance
 from infra.settings import Settings
 from infra.storage.tables.books import BatchBooks
+from infra.storage.tables.planning.staged_inputs import DoneImages
 from infra.storage.tables.records import PredictionSummary
 from tasks.classification.passed_over import PassedOver
 from tasks.classification.plan import PlannedWork
@@ -16,7 +17,7 @@ from tests.unit.tasks.classification.image_inputs import model_version
 
 
 def summary_of(passed_over: PassedOver, *, batches: int) -> ClassificationSummary:
-    work = PlannedWork([], model_version(1), already_done=3, passed_over=passed_over)
+    work = PlannedWork([], model_version(1), done=DoneImages(3), passed_over=passed_over)
     books = BatchBooks(
         table="mine",
         batch="00000001-0123456789abcdef",

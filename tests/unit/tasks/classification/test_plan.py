@@ -118,12 +118,12 @@ def test_second_run_plans_nothing_and_counts_finished_images(table: Table, image
     save_tar(images / "d.tar", [(f"{number}.png", b"") for number in range(5)])
     table.commit(table.plan(images).plans[0])
     work = table.plan(images)
-    assert (work.plans, work.already_done) == ([], 8)
+    assert (work.plans, work.done.images) == ([], 8)
 
 
 def test_finished_images_are_counted_only_among_the_inputs(table: Table, images: Path):
     table.commit(table.plan(images).plans[0])
-    assert table.plan(images / "a.png").already_done == 1
+    assert table.plan(images / "a.png").done.images == 1
 
 
 def test_batch_contains_only_the_new_file(table: Table, images: Path):
@@ -131,7 +131,7 @@ def test_batch_contains_only_the_new_file(table: Table, images: Path):
     touch(images, "new.png")
     work = table.plan(images)
     assert [table.planned_in(plan.batch) for plan in work.plans] == [[f"file://{images}/new.png"]]
-    assert work.already_done == 3
+    assert work.done.images == 3
 
 
 def test_changed_file_is_planned_again(table: Table, images: Path):
@@ -154,7 +154,7 @@ def test_another_model_version_plans_all_images(table: Table, images: Path):
     table.commit(first[0])
     work = table.plan(images, version=2)
     assert [(plan.planned, plan.model_version) for plan in work.plans] == [(3, "2")]
-    assert (work.already_done, work.plans[0].batch == first[0].batch) == (0, False)
+    assert (work.done.images, work.plans[0].batch == first[0].batch) == (0, False)
 
 
 def test_unfinished_batch_is_planned_first(table: Table, images: Path):
@@ -183,7 +183,7 @@ def test_finished_batch_is_not_planned_again(table: Table, images: Path):
 
 def test_container_without_images_is_not_planned(table: Table, tmp_path: Path):
     work = table.plan(save_parquet(tmp_path / "a.parquet", []))
-    assert (work.plans, work.already_done, table.batches()) == ([], 0, [])
+    assert (work.plans, work.done.images, table.batches()) == ([], 0, [])
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_files_of_another_model_are_not_superseded(table: Table, images: Path):
 def test_images_of_an_unfinished_batch_are_not_done(table: Table, images: Path):
     table.plan(images)
     work = table.plan(images)
-    assert (len(work.plans), work.already_done) == (1, 0)
+    assert (len(work.plans), work.done.images) == (1, 0)
 
 
 def test_planning_needs_neither_ray_nor_prefect(tmp_path: Path, images: Path):
@@ -403,7 +403,7 @@ def test_files_in_segments_count_as_planned_and_done(table: Table, tmp_path: Pat
         table.commit(plan)
     assert [segment.range for segment in read_catalog(table.store, "t").segments] == [index.SegmentRange(1, 8)]
     work = table.plan(tmp_path / "images")
-    assert (work.plans, work.already_done) == ([], 9)
+    assert (work.plans, work.done.images) == ([], 9)
 
 
 @pytest.mark.usefixtures("small_segments")
@@ -415,7 +415,7 @@ def test_unfinished_batch_in_a_segment_is_planned_first(table: Table, tmp_path: 
             table.commit(plan)
     assert [segment.range for segment in read_catalog(table.store, "t").segments] == [index.SegmentRange(1, 4)]
     work = table.plan(tmp_path / "images")
-    assert ([plan.number for plan in work.plans], work.already_done) == ([2], 3)
+    assert ([plan.number for plan in work.plans], work.done.images) == ([2], 3)
 
 
 @pytest.mark.usefixtures("small_segments")

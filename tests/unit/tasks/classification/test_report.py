@@ -38,7 +38,7 @@ from infra.storage.tables.delta import open_delta
 from infra.storage.tables.parts import PartFile, open_part
 from infra.storage.tables.planning.batches import NumberedBatch, list_batches, take_number
 from infra.storage.tables.planning.plan import BatchPlan, Piece, ShardInputs, cut_into_shards, write_plan
-from infra.storage.tables.planning.staged_inputs import PlannedFiles, StagedInputs
+from infra.storage.tables.planning.staged_inputs import DoneImages, PlannedFiles, StagedInputs
 from infra.storage.tables.records import OTHER_REASONS, Reason, ShardRecord, create_record
 from tasks.artifacts import show_markdown
 from tasks.classification.classify import ClassifiedBatch
@@ -636,7 +636,7 @@ def test_commit_and_error_share_emit_events(
     store: ObjectStore, tmp_path: Path, events: list[tuple[str, str, dict[str, Any]]]
 ) -> None:
     batch = classified(store, tmp_path / "scratch", loose(tmp_path / "in", 4), broken=["1.png"])
-    work = PlannedWork(plans=[batch.plan], model=model_version(1), already_done=0)
+    work = PlannedWork(plans=[batch.plan], model=model_version(1), done=DoneImages())
     books = commit_batches.fn(work, [batch])
     check_error_share.fn(books, 0.25)
     [(event, resource, payload)] = events
