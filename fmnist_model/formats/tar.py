@@ -254,7 +254,7 @@ class _Batch:
         # Join the bytes instead of using pa.array, whose builder over-allocates by doubling its buffer.
         buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(self._encoded))]
         encoded = pa.Array.from_buffers(pa.binary(), len(self), buffers)
-        batch = ImageBatch(pa.array(self._fragments, pa.string()), encoded, pa.array(self._labels, pa.int8()))
+        batch = ImageBatch(pa.array(self._fragments, pa.string()), encoded, pa.array(self._labels, pa.int16()))
         self._fragments, self._encoded, self._labels = [], [], []
         self.bytes = 0
         return batch

@@ -4,6 +4,9 @@ A canonical URI is `file:///folder/name` or `s3://bucket/key`. It percent-encode
 and nothing else: `file:///shoes/größe 36 %231.jpg`. So a `#` always starts a fragment, `#row=` or `#member=`, which
 names an image in the file.
 
+Other programs write `file:/folder/name` (Java), `s3a://`, `s3n://` (Spark and Hadoop), or encode more characters. Such
+spellings are accepted.
+
 The folder of a local file is absolute and has no symbolic links. The file's own name is kept, even if it is a link. An
 S3 key is never normalized, because `a//b` and `a/./b` are other objects than `a/b`.
 """
@@ -15,6 +18,10 @@ from collections.abc import Callable, Iterable
 from infra.errors import RequestError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_ONE_SLASH = re.compile(r"(file|s3[an]?):/(?!/)", re.IGNORECASE)
+"""Start of a URI as Java writes it, and of one that went through a class for paths."""
+_S3_SCHEMES = ("s3", "s3a", "s3n")
+"""Schemes that mean S3. Spark and Hadoop use the last two."""
 _TO_ENCODE = re.compile(r"[%#?\x00-\x1f\x7f-\x9f]")
 _TO_ENCODE_IN_OTHER_SCHEMES = re.compile(r"[#\x00-\x1f\x7f-\x9f]")
 _ENCODED = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
@@ -55,17 +62,22 @@ def possible_uris(location: str, *, resolve_folder: Callable[[str], str] = real_
     """Return the canonical URIs that a location can stand for, without looking for the file.
 
     Two if the location is a URI with a `%` and two hexadecimal digits: for `file://` the decoded path and then the
-    undecoded one, for `s3://` the undecoded key and then the decoded one. Otherwise one.
+    undecoded one, for `s3://` the undecoded key and then the decoded one. A location such as `file:/name` can also be
+    a relative path. Otherwise one.
 
     Args:
         location: see `canonical_uri`.
         resolve_folder: see `canonical_uri`.
     """
     scheme = _SCHEME.match(location)
+    if scheme is None and (short := _ONE_SLASH.match(location)):
+        rest = location[short.end() :]
+        uri = f"file:///{rest}" if short[1].lower() == "file" else f"s3://{rest}"
+        return [*possible_uris(uri, resolve_folder=resolve_folder), _file_uri(location, resolve_folder)]
     if scheme is None:
         return [_file_uri(location, resolve_folder)]
     rest = location[scheme.end() :]
-    if scheme[1].lower() == "s3":
+    if scheme[1].lower() in _S3_SCHEMES:
         return _distinct(f"s3://{percent_encode(key)}" for key in (rest, percent_decode(rest)))
     path = _absolute_path(rest) if scheme[1].lower() == "file" else None
     if path is None:

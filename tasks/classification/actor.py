@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 
+from fmnist_model.images import TRANSFORM_VERSION
 from fmnist_model.images.decode import decode_images
 from infra.cluster.progress_board import ShardProgress
 from infra.cluster.prometheus import StageTimer
@@ -216,7 +217,11 @@ class _ShardParts:
         """Append the images of a batch to the part that each belongs to."""
         from fmnist_model.predictions import prediction_batch, prediction_schema, quarantine_batch, quarantine_schema
 
-        versions: Any = {"file_version": self._plan.number, "model_version": self._plan.model_version}
+        versions: Any = {
+            "file_version": self._plan.number,
+            "model_version": self._plan.model_version,
+            "transform": TRANSFORM_VERSION,  # what decodes here, even if an older version planned the batch
+        }
         if batch.rejected:
             if self._errors is None:
                 self._errors = self._begin(quarantine_folder(self._plan.table), quarantine_schema())

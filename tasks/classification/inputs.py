@@ -15,6 +15,7 @@ from infra.storage.uris import possible_uris
 from tasks.classification.containers import container_pieces, cut_container, planned_fingerprint
 from tasks.classification.listed_file import (
     LABEL_FILE,
+    UNUSABLE,
     ListedFile,
     file_kind,
     images_of_labels,
@@ -22,7 +23,7 @@ from tasks.classification.listed_file import (
     passed_over_kind,
     path_or_uri,
 )
-from tasks.classification.lists import files_in_list, is_list
+from tasks.classification.lists import check_list, files_in_list, is_list
 from tasks.classification.options import ReadOptions
 from tasks.classification.passed_over import PassedOver
 
@@ -66,7 +67,7 @@ def no_images(location: str, passed_over: PassedOver) -> InputNotFound:
     return InputNotFound(
         f"{location} holds no images: neither image files nor containers (Parquet, tar, IDX). "
         f"{held}{'. ' if held else ''}To classify the images in a list, give the path of the list itself (.txt, .csv, "
-        ".tsv or .parquet)."
+        ".tsv, .jsonl or .parquet)."
     )
 
 
@@ -89,7 +90,7 @@ def pieces_of(
     with ThreadPoolExecutor(_THREADS) as threads:
         for batch in files:
             kinds = batch.column("kind").to_pylist()
-            containers = [row for row, kind in enumerate(kinds) if kind != "image"]
+            containers = [row for row, kind in enumerate(kinds) if kind not in ("image", UNUSABLE)]
             listed = (_listed_file(batch, row) for row in containers)
             cut = threads.map(lambda file: cut_container(file, options, passed_over), listed)
             position = 0
@@ -106,15 +107,30 @@ def check_inputs(locations: Iterable[str], options: ReadOptions) -> None:
     Raises:
         InputNotFound: a location doesn't exist, or holds no images.
         InvalidDataset: the first container of a location is damaged.
-        RequestError: the first container of a location can't be opened.
+        RequestError: the first container of a location can't be opened, or nothing that a list names exists.
     """
     for location in locations:
+        if _checked_list(location, options):
+            continue
         first = _listed_file(next(list_files([location], options)), 0)
         if first.kind != "image":
             try:
                 next(container_pieces(first, options), None)
             except InputUnreadable as reason:
                 raise RequestError(f"{first.uri} can't be read: {reason}.") from None
+
+
+def _checked_list(location: str, options: ReadOptions) -> bool:
+    """Check the first list of a location. Return False if its first file isn't a list."""
+    file = next(list_input_files(location), None)
+    if file is None or not is_list(file, location, _named(location), options):
+        return False
+    check_list(file, options)
+    return True
+
+
+def _named(location: str) -> list[str]:
+    return possible_uris(location) if location.lower().endswith(".parquet") else []
 
 
 def _listed_file(files: pa.RecordBatch, row: int) -> ListedFile:
@@ -132,9 +148,9 @@ def _to_batches(files: Iterator[ListedFile]) -> Iterator[pa.RecordBatch]:
 
 def _files(location: str, options: ReadOptions, passed_over: PassedOver) -> Iterator[ListedFile]:
     named = possible_uris(location)
-    named_parquet = named if location.lower().endswith(".parquet") else []
+    named_parquet = _named(location)
     for file in list_input_files(location, passed_over.add):
-        if is_list(file, location, named_parquet):
+        if is_list(file, location, named_parquet, options):
             yield from files_in_list(file, options)
         elif kind := (named_kind if file.uri in named else file_kind)(file.uri):
             yield ListedFile(file.uri, planned_fingerprint(file, kind), kind, file.size)

@@ -33,6 +33,9 @@ _METADATA_NAMES = frozenset(
 """Names without an ending that hold text, in lower case."""
 _LABEL_FILE = re.compile(r".*(idx1-ubyte|\.idx1)(\.gz)?|.*label.*\.idx(\.gz)?")
 
+UNUSABLE = "unusable"
+"""Kind of a list's entry that can't be read, as planning found out. Its fingerprint is the reason for quarantine."""
+
 
 class ListedFile(NamedTuple):
     """A row of `FILE_SCHEMA`."""

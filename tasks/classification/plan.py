@@ -1,5 +1,6 @@
 """Plan a batch: list the inputs, drop what is already planned, and cut the rest into shards."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fmnist_model.images import TRANSFORM_VERSION
 from infra.errors import JobStopped, RequestError
 from infra.storage.format import check_table, claim_table
 from infra.storage.keys import plan_key
@@ -29,12 +31,14 @@ from infra.storage.tables.planning.plan import (
     write_plan,
 )
 from infra.storage.tables.planning.quarantined_files import write_quarantined_files
-from infra.storage.tables.planning.staged_inputs import DoneImages, PlannedFiles, StagedInputs
+from infra.storage.tables.planning.staged_inputs import Comparison, DoneImages, PlannedFiles, StagedInputs
 from tasks.classification.inputs import list_files, pieces_of
 from tasks.classification.options import ReadOptions
 from tasks.classification.passed_over import PassedOver
 from tasks.classification.retries import look_at
 from tasks.classification.shared_folders import check_plan, check_readable
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,9 @@ def plan_inputs(
     """
     store.check_conditional_writes()  # before any work
     check_table(store, table)
-    check_options(read_catalog(store, table), str(model.version), options)
+    before = read_catalog(store, table)
+    check_options(before, str(model.version), options)
+    _log_transform(before, str(model.version))
     staged, passed_over = StagedInputs(scratch), PassedOver()
     staged.stage(check_readable(list_files(inputs, options, passed_over), readable_folders))
     planner = _Planner(store, table, model, options, scratch)
@@ -104,18 +110,32 @@ def plan_inputs(
 def check_options(catalog: Catalog, model_version: str, options: ReadOptions) -> None:
     """Check that the table's images were all read with the same options for this model.
 
+    The transform is no option. A table goes on with a newer one, and its rows say which one decoded them.
+
     Raises:
         RequestError: an earlier batch used other options. The message names them.
     """
     earlier = catalog.options.get(model_version)
     if earlier is None:
         return
-    before = ReadOptions().to_record() | earlier
-    differing = [f"{name} {before[name]}" for name, value in options.to_record().items() if before[name] != value]
+    before = ReadOptions().model_dump() | earlier
+    differing = [f"{name} {before[name]}" for name, value in options.model_dump().items() if before[name] != value]
     if differing:
         raise RequestError(
             f"Table {catalog.table} already holds predictions of model version {model_version} made with "
             f"{', '.join(differing)}. Use the same options, or another table."
+        )
+
+
+def _log_transform(catalog: Catalog, model_version: str) -> None:
+    """Say that the table's older batches were decoded by another version of the transform."""
+    earlier = catalog.options.get(model_version, {}).get("transform", 1)
+    if model_version in catalog.options and earlier != TRANSFORM_VERSION:
+        _log.info(
+            "Table %s has images that were decoded by transform %s. New images are decoded by transform %s.",
+            catalog.table,
+            earlier,
+            TRANSFORM_VERSION,
         )
 
 
@@ -136,7 +156,7 @@ class _Planner:
     @retry_on(NumberTaken, attempts=10, first_wait_seconds=0.1, longest_wait_seconds=2)
     def plan(self, staged: StagedInputs, listing: PassedOver, *, retry_all: bool) -> tuple[PlannedWork, Catalog]:
         """Plan the staged files, and return the catalog of the table after that."""
-        passed_over = PassedOver()  # another attempt passes over the same containers
+        passed_over = PassedOver()  # a retry passes over the same containers again
         passed_over.merge(listing)
         catalog = read_catalog(self.store, self.table)
         check_options(catalog, self._version, self.options)
@@ -145,24 +165,21 @@ class _Planner:
         compared = staged.compare(self._planned_files(catalog), retry_all=retry_all)
         retries = compared.retries(lambda files: look_at(files, self.options))
         for files, is_retry in ((compared.new_files(), False), (retries, True)):
-            plan = self._plan_batch(catalog, files, passed_over, superseded=compared.superseded, is_retry=is_retry)
+            counted = _Counted(files)
+            pieces = pieces_of(counted, self.options, passed_over)
+            superseded = counted if is_retry else compared
+            plan = self._plan_batch(catalog, pieces, superseded, is_retry=is_retry)
             if plan is not None:
                 catalog = self._take_number(catalog, plan)
                 plans.append(plan)
-        return PlannedWork(plans, self.model, done=compared.done, passed_over=passed_over), catalog
+        return PlannedWork(plans=plans, model=self.model, done=compared.done, passed_over=passed_over), catalog
 
     def _plan_batch(
-        self,
-        catalog: Catalog,
-        files: Iterator[pa.RecordBatch],
-        passed_over: PassedOver,
-        *,
-        superseded: int,
-        is_retry: bool,
+        self, catalog: Catalog, pieces: Iterator[pa.RecordBatch], superseded: "Comparison | _Counted", *, is_retry: bool
     ) -> BatchPlan | None:
-        """Write the plan of a batch of these files, or return None if they hold no images."""
-        pieces, counted = self.scratch / "pieces.parquet", _Counted(files)
-        work = _write_pieces(pieces, pieces_of(counted, self.options, passed_over))
+        """Write the plan of a batch of these pieces, or return None if there are none."""
+        path = self.scratch / "pieces.parquet"
+        work = _write_pieces(path, pieces)
         if not work:
             return None
         return write_plan(
@@ -171,8 +188,8 @@ class _Planner:
             number=catalog.next_number,
             model_version=self._version,
             options=self.options.to_record(),
-            inputs=cut_into_shards(_read(pieces), shard_work(work)),
-            superseded=counted.files if is_retry else superseded,
+            inputs=cut_into_shards(_read(path), shard_work(work)),
+            superseded=superseded.superseded,
             scratch=self.scratch,
             is_retry=is_retry,
         )
@@ -205,12 +222,12 @@ class _Counted:
 
     def __init__(self, files: Iterator[pa.RecordBatch]) -> None:
         self._of = files
-        self.files = 0
-        """Number of files that have passed."""
+        self.superseded = 0
+        """Number of files that have passed. A batch holds another version of each."""
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         for batch in self._of:
-            self.files += len(batch)
+            self.superseded += len(batch)
             yield batch
 
 

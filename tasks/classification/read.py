@@ -18,6 +18,7 @@ from infra.storage.input_files import CHANGED, VANISHED, InputUnreadable, read_i
 from infra.storage.tables.planning.plan import Piece
 from infra.storage.tables.planning.staged_inputs import WITH_LABELS
 from tasks.classification.containers import open_container, planned_fingerprint
+from tasks.classification.listed_file import UNUSABLE
 from tasks.classification.options import ReadOptions
 
 if TYPE_CHECKING:
@@ -66,7 +67,9 @@ def read_shard(inputs: pa.Table, options: ReadOptions) -> Iterator[ReadImages]:
     """
     with ThreadPoolExecutor(_READS_IN_FLIGHT) as threads:
         for kind, run in _runs_of_one_kind(inputs):
-            if kind == "image":
+            if kind == UNUSABLE:
+                yield from _unusable_entries(run)
+            elif kind == "image":
                 for files in _in_batches(run):
                     yield _read_files(files, threads)
             else:
@@ -97,7 +100,7 @@ def container_batches(opened: tuple[Any, Any], piece: Piece, options: ReadOption
         labels=labels,
     ):
         images = pc.binary_join_element_wise(pa.scalar(piece.uri), batch.fragments, "")
-        yield ReadImages(images, batch.encoded, batch.labels.cast(pa.int16()))
+        yield ReadImages(images, batch.encoded, batch.labels)
 
 
 def check_version(piece: Piece) -> None:
@@ -122,6 +125,13 @@ def _runs_of_one_kind(inputs: pa.Table) -> Iterator[tuple[str, pa.Table]]:
     bounds = [0, *changes.tolist(), len(inputs)]
     for start, end in pairwise(bounds):
         yield kinds[start].as_py(), inputs.slice(start, end - start)
+
+
+def _unusable_entries(entries: pa.Table) -> Iterator[ReadImages]:
+    for batch in entries.to_batches(BATCH_IMAGES):
+        reasons = dict(enumerate(batch.column("fingerprint").to_pylist()))
+        nothing = pa.nulls(len(batch), pa.binary())
+        yield ReadImages(batch.column("uri"), nothing, batch.column("label"), reasons)
 
 
 def _in_batches(files: pa.Table) -> Iterator[pa.Table]:

@@ -12,6 +12,7 @@ from infra.errors import RequestError
 from infra.storage.input_files import local, s3
 from infra.storage.input_files.interface import (
     CHANGED,
+    FOLDER,
     MACHINE_FAILURES,
     NOT_THERE,
     VANISHED,
@@ -28,6 +29,7 @@ from infra.storage.uris import bucket_and_key, local_path, possible_uris
 
 __all__ = [
     "CHANGED",
+    "FOLDER",
     "NOT_THERE",
     "VANISHED",
     "InputFile",
@@ -92,7 +94,7 @@ def stat_input(uri: str) -> InputFile | None:
     """Look up a file by its canonical URI, or return None if it doesn't exist.
 
     Raises:
-        InputUnreadable: permission is denied, or the URI is malformed.
+        InputUnreadable: permission is denied, the URI is malformed, or it names a folder or another thing than a file.
         InputsUnavailable: S3 or this machine fails.
         RequestError: S3 is misconfigured.
     """

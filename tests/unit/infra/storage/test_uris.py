@@ -63,6 +63,8 @@ def test_only_special_characters_of_a_path_are_encoded(path: str, expected: str)
         "file:///nowhere/./y/../x/a.png",
         "file:///nowhere/x/%61.png",
         "file://localhost/nowhere/x/a.png",
+        "file:/nowhere/x/a.png",
+        "FILE:/nowhere//x/%61.png",
     ],
 )
 def test_each_spelling_of_a_file_gives_the_same_uri(location: str):
@@ -135,6 +137,10 @@ def test_file_with_the_undecoded_name_is_found(tmp_path: Path):
     [
         ("s3://bucket/a b/ü.png", "s3://bucket/a b/ü.png"),
         ("S3://bucket/a.png", "s3://bucket/a.png"),
+        ("s3a://bucket/a.png", "s3://bucket/a.png"),
+        ("S3N://bucket/a b.png", "s3://bucket/a b.png"),
+        ("s3:/bucket/a.png", "s3://bucket/a.png"),
+        ("s3a:/bucket/a//b.png", "s3://bucket/a//b.png"),
         ("s3://bucket/a//b/./c/../d.png", "s3://bucket/a//b/./c/../d.png"),
         ("s3://bucket//a.png", "s3://bucket//a.png"),
         ("s3://bucket/t-shirt #1?.png", "s3://bucket/t-shirt %231%3F.png"),
@@ -148,6 +154,7 @@ def test_key_on_s3_is_taken_as_it_is(location: str, expected: str):
 def test_location_can_stand_for_two_files():
     assert possible_uris("file:///d/%41.png") == ["file:///d/A.png", "file:///d/%2541.png"]
     assert possible_uris("s3://bucket/%41.png") == ["s3://bucket/%2541.png", "s3://bucket/A.png"]
+    assert possible_uris("s3a://bucket/%41.png") == ["s3://bucket/%2541.png", "s3://bucket/A.png"]
     assert possible_uris("/d/%41.png") == ["file:///d/%2541.png"]
 
 
@@ -157,6 +164,13 @@ def test_location_that_can_not_be_opened_is_kept(location: str):
     with pytest.raises(RequestError) as error:
         local_path(location)
     assert location in str(error.value)
+
+
+def test_relative_path_that_starts_like_a_uri_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file:").mkdir()
+    (tmp_path / "file:/a.png").touch()
+    monkeypatch.chdir(tmp_path)
+    assert canonical_uri("file:/a.png") == f"file://{tmp_path}/file:/a.png"
 
 
 def test_location_that_can_not_be_opened_has_no_fragment():
