@@ -106,18 +106,19 @@ def check_inputs(locations: Iterable[str], options: ReadOptions) -> None:
 
     Raises:
         InputNotFound: a location doesn't exist, or holds no images.
-        InvalidDataset: the first container of a location is damaged.
-        RequestError: the first container of a location can't be opened, or nothing that a list names exists.
+        InvalidDataset: a location names a container that is damaged.
+        RequestError: a location names a container that can't be opened, or a list of which nothing exists.
     """
     for location in locations:
         if _checked_list(location, options):
             continue
         first = _listed_file(next(list_files([location], options)), 0)
-        if first.kind != "image":
-            try:
-                next(container_pieces(first, options), None)
-            except InputUnreadable as reason:
-                raise RequestError(f"{first.uri} can't be read: {reason}.") from None
+        if first.kind in ("image", UNUSABLE) or first.uri not in possible_uris(location):
+            continue  # a folder may hold damaged containers, which end in quarantine
+        try:
+            next(container_pieces(first, options), None)
+        except InputUnreadable as reason:
+            raise RequestError(f"{first.uri} can't be read: {reason}.") from None
 
 
 def _checked_list(location: str, options: ReadOptions) -> bool:

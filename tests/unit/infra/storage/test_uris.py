@@ -7,11 +7,9 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyarrow import fs
 
 from fmnist_model.formats.interface import member_fragment
 from infra.errors import RequestError
-from infra.storage.input_files import filesystem_of
 from infra.storage.uris import (
     bucket_and_key,
     canonical_from_raw,
@@ -193,8 +191,6 @@ def test_canonical_uri_leads_back_and_is_its_own(name: str):
     assert local_path(uri) == f"/nowhere/{name}"
     assert canonical_uri(uri) == uri
     assert bucket_and_key(canonical_uri(f"s3://bucket/x/{name}")) == ("bucket", f"x/{name}")
-    filesystem, path = filesystem_of(uri)
-    assert (isinstance(filesystem, fs.LocalFileSystem), path) == (True, f"/nowhere/{name}")
 
 
 names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1) | st.lists(
