@@ -10,24 +10,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fmnist_model.errors import InvalidDataset, describe_unexpected
+from fmnist_model.errors import InvalidDataset
 from fmnist_model.formats import container_kind, pieces, read
 from fmnist_model.formats.interface import ContainerPiece, row_fragments
-from infra.errors import JobError, RequestError
-from infra.storage.input_files import (
-    CHANGED,
-    VANISHED,
-    InputsUnavailable,
-    InputUnreadable,
-    read_input,
-    stat_input,
-)
-from infra.storage.input_files.interface import MACHINE_FAILURES
+from infra.storage.input_files import CHANGED, VANISHED, InputUnreadable, read_input, stat_input
 from infra.storage.tables.planning.plan import Piece
 from infra.storage.tables.planning.staged_inputs import WITH_LABELS
 from tasks.classification.containers import open_container, planned_fingerprint
 from tasks.classification.listed_file import UNUSABLE
 from tasks.classification.options import ReadOptions
+from tasks.classification.reading_errors import first_cause, reason_of
 
 if TYPE_CHECKING:
     from fmnist_model.formats import ContainerKind
@@ -172,7 +164,7 @@ def _read_chunk(uris: list[str], fingerprints: list[str]) -> list[bytes | str]:
         try:
             found.append(read_input(uri, fingerprint, _MAX_FILE_BYTES))
         except Exception as error:  # noqa: BLE001 (one file must not stop the others)
-            found.append(_reason(error, uri))
+            found.append(reason_of(error, uri))
     return found
 
 
@@ -191,36 +183,7 @@ def _read_container(piece: Piece, options: ReadOptions) -> Iterator[ReadImages]:
                 yield batch
                 done += len(batch.images)
     except Exception as error:  # noqa: BLE001 (one file must not stop the others)
-        yield from _unreadable_rest(piece, done, _reason(_first_cause(error, files), piece.uri))
-
-
-def _first_cause(error: Exception, files: tuple[Any, ...]) -> Exception:
-    """Return the error that a file's store raised, which pyarrow may have turned into one of its own."""
-    failures = (getattr(file, "failure", None) for file in files)
-    return next((failure for failure in failures if failure is not None), error)
-
-
-def _reason(error: Exception, uri: str) -> str:
-    """Describe why a file can't be read, as a reason for quarantine.
-
-    Raises:
-        RequestError, JobError: the store, the account or this machine is to blame. The shard fails and is retried.
-    """
-    match error:
-        case RequestError() | JobError():
-            if uri not in str(error):
-                error.add_note(f"It was reading {uri}.")
-            raise error
-        case OSError() if isinstance(error, ConnectionError | TimeoutError) or error.errno in MACHINE_FAILURES:
-            raise InputsUnavailable(f"{uri} can't be read: {error}.") from error
-        case OSError(errno=int(), strerror=problem):
-            return f"unreadable: {problem}"
-        case InputUnreadable():
-            return str(error)
-        case InvalidDataset():
-            return f"damaged: {str(error).removeprefix(f'{uri}: ')}"
-        case _:
-            return describe_unexpected(error)
+        yield from _unreadable_rest(piece, done, reason_of(first_cause(error, files), piece.uri))
 
 
 def _unreadable_rest(piece: Piece, done: int, reason: str) -> Iterator[ReadImages]:
@@ -250,6 +213,6 @@ def _why_unreadable(uri: str, options: ReadOptions) -> str:
                 for _ in pieces(kind, files[0], uri, target_rows=1, target_bytes=2**30, labels=files[1], **columns):
                     pass
     except Exception as error:  # noqa: BLE001 (one file must not stop the others)
-        cause = _first_cause(error, files)
-        return f"unreadable: {cause}" if isinstance(cause, InvalidDataset) else _reason(cause, uri)
+        cause = first_cause(error, files)
+        return f"unreadable: {cause}" if isinstance(cause, InvalidDataset) else reason_of(cause, uri)
     return "changed: the file could not be read when it was planned, and the next run classifies it"

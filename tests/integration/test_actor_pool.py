@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 
 from infra.cluster.actor_pool import map_shards
 from infra.cluster.placement import this_node
@@ -108,6 +109,17 @@ def test_shard_that_kills_two_actors_is_handed_out_as_a_suspect(tmp_path: Path) 
     actor = actor_that(die_of_one)
     with map_shards(actor, (tmp_path,), range(3), ActorResources(), what="The test", as_suspect=neg) as results:
         assert sorted(results) == [-1, 0, 2]
+
+
+def test_shard_of_an_actor_that_ray_ended_to_free_memory_is_done_by_another_one(tmp_path: Path) -> None:
+    def run_out_of_memory_once(folder: Path, shard: int) -> int:
+        if not (folder / "died").exists():
+            (folder / "died").touch()
+            raise ray.exceptions.OutOfMemoryError("The node has no memory left.")
+        return shard
+
+    assert results_of(run_out_of_memory_once, tmp_path, 1) == [0]
+    assert len(processes(tmp_path)) == 2
 
 
 def test_shard_whose_actor_was_killed_once_is_no_suspect(tmp_path: Path) -> None:

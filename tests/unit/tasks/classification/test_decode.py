@@ -5,7 +5,8 @@ import pyarrow as pa
 import pytest
 
 from fmnist_model.images import decode
-from fmnist_model.images.decode import DecodedImages, decode_images
+from fmnist_model.images.decode import decode_images
+from fmnist_model.images.decoded import DecodedImages
 from tasks.classification.decode import decode_batch
 from tests.unit.tasks.classification.image_inputs import picture, png
 
