@@ -9,7 +9,7 @@ from infra.orchestration.flow_run import completed_with
 from infra.orchestration.one_at_a_time import one_at_a_time
 from tasks.classification.begin import plan_batch, resolve_model
 from tasks.classification.classify import classify_shards
-from tasks.classification.commit import check_error_share, commit_batches
+from tasks.classification.commit import check_error_share, check_quarantine, commit_batches
 from tasks.classification.report import write_batch_reports
 from tasks.dataset import prepare_dataset, split_uris
 from tasks.summaries import ClassificationSummary
@@ -24,12 +24,13 @@ def classify(parameters: ClassifyParameters = ClassifyParameters()) -> Classific
     with one_at_a_time(f"classify into {table}"):
         model = resolve_model(parameters.model)
         inputs = parameters.inputs or _test_images()
-        work = plan_batch(inputs, table, model, parameters.reading)
+        work = plan_batch(inputs, table, model, parameters.reading, retry_quarantined=parameters.retry_quarantined)
         if not work.plans:
+            check_quarantine(work, table, parameters.max_error_share)
             return completed_with(ClassificationSummary(table, work, batches=[]))
         classified = classify_shards(work, parameters.resources)
         batches = commit_batches(work, classified)
-        reports = write_batch_reports(batches, classified)
+        reports = write_batch_reports(batches, classified, work.passed_over)
         check_error_share(batches, parameters.max_error_share)
         return completed_with(ClassificationSummary(table, work, batches, reports))
 

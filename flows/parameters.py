@@ -184,6 +184,15 @@ class ClassifyParameters(_GroupedParameters):
             "hundred.",
         ),
     ] = 0.01
+    retry_quarantined: Annotated[
+        bool,
+        Field(
+            title="Retry quarantine",
+            description="Classify files again that have images in quarantine, for example after you have upgraded a "
+            "decoder. Without it, a run only tries those again that it can read now and couldn't read before.",
+        ),
+        Parameter(negative=""),
+    ] = False
     reading: Annotated[
         ReadOptions,
         Field(title="Reading the images"),

@@ -39,12 +39,26 @@ class ClassificationSummary:
 
     def in_words(self) -> str:
         """Summarize the result in one line."""
+        passed_over = self.work.passed_over.text()
+        return f"{self._counts()} {passed_over}." if passed_over else self._counts()
+
+    def _counts(self) -> str:
         model = f"model version {self.work.model.version}"
         if not self.batches:
-            return f"Nothing new: table {self.table} holds all {self.work.already_done:,} images, predicted by {model}."
+            return f"Nothing new: {self._done_in_words()} {model}."
         predicted = sum(books.predicted for books in self.batches)
         quarantined = sum(books.quarantined for books in self.batches)
         return f"{predicted:,} images in table {self.table} predicted by {model}, {quarantined:,} in quarantine."
+
+    def _done_in_words(self) -> str:
+        done = self.work.done
+        predicted = done.images - done.quarantined
+        if not done.quarantined:
+            return f"table {self.table} holds all {done.images:,} images, predicted by"
+        return (
+            f"table {self.table} holds all {done.images:,} images: {predicted:,} predicted, {done.quarantined:,} in "
+            "quarantine (--retry-quarantined tries these again),"
+        )
 
 
 @dataclass(frozen=True)

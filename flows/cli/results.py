@@ -3,6 +3,7 @@
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from fmnist_model.evaluation.results import TestResult
 from infra.settings import Settings
@@ -10,6 +11,7 @@ from infra.storage.keys import checkpoint_folder, quarantine_folder, run_report_
 from infra.storage.object_store import open_store
 from infra.storage.tables.delta_scan import create_secret, delta_scan
 from infra.storage.tables.newest import sql_text
+from tasks.classification.passed_over import PassedOver
 from tasks.summaries import ClassificationSummary, MainJobSummary, TrainingSummary
 
 _STAGES = {
@@ -62,7 +64,10 @@ def classification_record(summary: ClassificationSummary, settings: Settings) ->
         "planned": sum(books.planned for books in batches),
         "predicted": sum(books.predicted for books in batches),
         "quarantined": sum(books.quarantined for books in batches),
-        "already_done": summary.work.already_done,
+        "already_done": summary.work.done.images,
+        "already_predicted": summary.work.done.images - summary.work.done.quarantined,
+        "already_quarantined": summary.work.done.quarantined,
+        "passed_over": summary.work.passed_over.to_record(),
         "seconds": round(seconds, 3),
         "images_per_second": round(handled / seconds) if seconds else 0,
         "model_version": str(summary.work.model.version),
@@ -98,7 +103,10 @@ def print_classification(summary: ClassificationSummary, settings: Settings) -> 
             summary.in_words(),
             highlight=False,
             soft_wrap=True,
+            markup=False,
         )
+        for fault in _faults(summary.work.passed_over):
+            console.print(f"  {fault}", highlight=False, soft_wrap=True, markup=False)
         return
     _print_rows(console, "Classification", _classification_rows(summary, settings))
     console.print("Query the predictions in DuckDB:", highlight=False)
@@ -181,6 +189,8 @@ def _calibration(result: TestResult) -> str:
 def _classification_rows(summary: ClassificationSummary, settings: Settings) -> list[tuple[str, str]]:
     record = classification_record(summary, settings)
     already = f", {record['already_done']:,} already in the table" if record["already_done"] else ""
+    if record["already_quarantined"]:
+        already += f" ({record['already_quarantined']:,} of them in quarantine)"
     return [
         ("model", f"version {record['model_version']}"),
         ("images", f"{record['predicted']:,} predicted, {record['quarantined']:,} quarantined{already}"),
@@ -188,9 +198,20 @@ def _classification_rows(summary: ClassificationSummary, settings: Settings) -> 
             "speed",
             f"{record['images_per_second']:,} images/s, {record['seconds']:.1f} s since the first worker started",
         ),
+        *_passed_over_rows(summary.work.passed_over),
         ("table", record["predictions"]),
         *(("report", report) for report in summary.reports),
     ]
+
+
+def _passed_over_rows(passed_over: PassedOver) -> list[tuple[str, str]]:
+    text = passed_over.text()
+    return [("inputs", text), *(("", escape(fault)) for fault in _faults(passed_over))] if text else []
+
+
+def _faults(passed_over: PassedOver) -> list[str]:
+    """Name an example of each kind that may be a mistake."""
+    return [f"{found.kind}: {found.examples[0]}" for found in passed_over.faults()]
 
 
 def _print_rows(console: Console, title: str, rows: list[tuple[str, str]]) -> None:

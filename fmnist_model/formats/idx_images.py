@@ -210,11 +210,11 @@ def _exactly(data: ForwardBytes, offset: int, size: int, origin: str) -> bytes:
     return found
 
 
-def _labels(values: ForwardBytes | None, first_row: int, count: int, origin: str) -> pa.Int8Array:
+def _labels(values: ForwardBytes | None, first_row: int, count: int, origin: str) -> pa.Int16Array:
     if values is None:
-        return pa.nulls(count, pa.int8())
+        return pa.nulls(count, pa.int16())
     data = _exactly(values, _labels_offset(first_row), count, _labels_origin(origin))
-    return parse_labels(pa.array(np.frombuffer(data, np.uint8)))
+    return parse_labels(pa.array(np.frombuffer(data, np.uint8)), origin=_labels_origin(origin))
 
 
 def _labels_offset(row: int) -> int:

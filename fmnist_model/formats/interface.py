@@ -38,7 +38,7 @@ class ImageBatch:
     """
     encoded: pa.Array
     """Encoded images, as input for `fmnist_model.images.decode.decode_images`."""
-    labels: pa.Int8Array
+    labels: pa.Int16Array
     """0 to 9, null where unknown."""
 
 

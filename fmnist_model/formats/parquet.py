@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fmnist_model.errors import InvalidDataset
+from fmnist_model.errors import InvalidDataset, one_line
 from fmnist_model.formats.interface import BATCH_BYTES, ContainerPiece, ImageBatch, even_cuts, row_fragments
-from fmnist_model.formats.labels import describe_columns, find_label_column, parse_labels
+from fmnist_model.formats.labels import class_names_of, describe_columns, find_label_column, parse_labels
 from fmnist_model.images.decode import holds_images
 
 IMAGE_COLUMNS = ("image", "img", "png", "jpg", "bytes", "pixels", "data")
@@ -125,7 +125,9 @@ def clear_parquet_errors(origin: str) -> Iterator[None]:
         # Let errors of the store pass. pyarrow reports damage as an OSError too, but without an errno.
         if isinstance(error, OSError) and (error.errno is not None or "AWS Error" in str(error)):
             raise
-        raise InvalidDataset(f"{origin} can't be read as Parquet: {error}. Restore or remove the file.") from None
+        raise InvalidDataset(
+            f"{origin} can't be read as Parquet: {one_line(error)}. Restore or remove the file."
+        ) from None
 
 
 class _Columns:
@@ -134,6 +136,8 @@ class _Columns:
     def __init__(self, schema: pa.Schema, image_column: str | None, label_column: str | None, origin: str) -> None:
         self.image = find_image_column(schema, image_column, origin)
         self.label = find_label_column(schema, label_column, origin)
+        self._class_names = class_names_of(schema, self.label)
+        self._origin = origin
         self._kind = schema.field(self.image).type
         # Read only the bytes of a struct, not its path or other fields.
         self._image_leaf = f"{self.image}.bytes" if pa.types.is_struct(self._kind) else self.image
@@ -141,6 +145,12 @@ class _Columns:
     @property
     def selected(self) -> list[str]:
         return [self._image_leaf, self.label] if self.label is not None else [self._image_leaf]
+
+    def labels_of(self, rows: pa.RecordBatch) -> pa.Int16Array:
+        """Return the classes of rows, null where unknown."""
+        if self.label is None:
+            return pa.nulls(len(rows), pa.int16())
+        return parse_labels(rows.column(self.label), names=self._class_names, origin=self._origin)
 
     def chunk_rows(self, group: pq.RowGroupMetaData, batch_rows: int) -> int:
         """Return the number of rows of a row group to decode at once."""
@@ -260,8 +270,7 @@ def _image_and_label(rows: pa.RecordBatch, columns: _Columns) -> pa.RecordBatch:
     images = rows.column(columns.image)
     if pa.types.is_dictionary(images.type):
         images = images.dictionary_decode()
-    labels = pa.nulls(len(rows), pa.int8()) if columns.label is None else parse_labels(rows.column(columns.label))
-    return pa.record_batch([images, labels], names=["image", "label"])
+    return pa.record_batch([images, columns.labels_of(rows)], names=["image", "label"])
 
 
 def _batches(chunks: Iterator[pa.RecordBatch], batch_rows: int) -> Iterator[pa.RecordBatch]:

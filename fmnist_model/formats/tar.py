@@ -27,7 +27,7 @@ from fmnist_model.formats.forward import BLOCK_BYTES, ForwardBytes, is_gzipped, 
 from fmnist_model.formats.interface import BATCH_BYTES, ContainerPiece, ImageBatch, member_fragment
 from fmnist_model.formats.labels import parse_label
 from fmnist_model.formats.tar_headers import tar_members
-from fmnist_model.images.decode import is_image_name
+from fmnist_model.images.endings import is_image_name
 
 MAX_IMAGE_BYTES = 512 * 2**20
 """Maximum number of bytes to read of a member, the size of 64 megapixels in 16-bit RGBA.
@@ -254,7 +254,7 @@ class _Batch:
         # Join the bytes instead of using pa.array, whose builder over-allocates by doubling its buffer.
         buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(self._encoded))]
         encoded = pa.Array.from_buffers(pa.binary(), len(self), buffers)
-        batch = ImageBatch(pa.array(self._fragments, pa.string()), encoded, pa.array(self._labels, pa.int8()))
+        batch = ImageBatch(pa.array(self._fragments, pa.string()), encoded, pa.array(self._labels, pa.int16()))
         self._fragments, self._encoded, self._labels = [], [], []
         self.bytes = 0
         return batch

@@ -1,5 +1,7 @@
 """Write the most important parts of the report on a batch as markdown, for Prefect's UI."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from fmnist_model.reports.batch_page import (
@@ -38,7 +40,14 @@ def render_batch_markdown(batch: ReportedBatch, page: str) -> str:
             for row in batch.reasons
         ]
         parts += ["## Quarantine", table(["reason", "images", "example"], rows, numeric=["images"])]
+    if batch.passed_over:
+        rows = [[escaped(row.kind), f"{row.count:,}", _examples(row.examples)] for row in batch.passed_over]
+        parts += ["## Passed over", table(["kind", "count", "examples"], rows, numeric=["count"])]
     return "\n\n".join(parts)
+
+
+def _examples(examples: Sequence[str]) -> str:
+    return ", ".join(code(shortened(example)) for example in examples)
 
 
 def _facts(batch: ReportedBatch, page: str) -> list[tuple[str, str]]:

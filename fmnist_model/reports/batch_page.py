@@ -30,6 +30,17 @@ class QuarantineReason:
 
 
 @dataclass(frozen=True)
+class PassedOverFiles:
+    """Files or folders among the inputs that the run passed over."""
+
+    kind: str
+    """Their ending, or what they are."""
+    count: int
+    examples: Sequence[str]
+    """Paths or URIs of some of them."""
+
+
+@dataclass(frozen=True)
 class PreviousMix:
     """The class mix of the previous batch of the same model and table."""
 
@@ -92,6 +103,8 @@ class ReportedBatch:
     """Images with the lowest confidence, in rising order."""
     facts: Mapping[str, str]
     """Model, code, storage and other provenance, by name."""
+    passed_over: Sequence[PassedOverFiles] = ()
+    """What the inputs hold besides images."""
 
 
 def render_batch_page(batch: ReportedBatch) -> str:

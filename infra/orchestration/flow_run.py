@@ -39,6 +39,13 @@ def root_flow_run() -> RootFlowRun | None:
     return RootFlowRun(found.id, found.created or datetime.now(UTC))
 
 
+def is_retry() -> bool:
+    """Return whether Prefect retries the current flow run. False outside of a flow run."""
+    from prefect import runtime
+
+    return int(runtime.flow_run.run_count or 0) > 1
+
+
 def task_run_id() -> str | None:
     """Return the id of the current task run, or None outside of a task run."""
     from prefect.context import TaskRunContext

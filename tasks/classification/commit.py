@@ -5,17 +5,19 @@ from typing import Any
 from fmnist_model.predictions import prediction_schema, quarantine_schema
 from infra.errors import JobStopped
 from infra.orchestration.events import BATCH_COMMITTED, BATCH_OVER_ERROR_SHARE, announce
+from infra.orchestration.flow_run import is_retry
 from infra.settings import load_settings
 from infra.storage.keys import quarantine_folder, table_folder
 from infra.storage.model_registry import ModelVersion
 from infra.storage.object_store import ObjectStore, open_store
-from infra.storage.tables.books import BatchBooks
+from infra.storage.tables.books import BatchBooks, read_books
 from infra.storage.tables.commit import PartSchemas, commit_batch
 from infra.storage.tables.maintenance.rewrite import tidy_books
 from tasks.artifacts import run_log
 from tasks.classification.classify import ClassifiedBatch
 from tasks.classification.options import ReadOptions
 from tasks.classification.plan import PlannedWork
+from tasks.classification.reasons import OF_THE_PLACE
 from tasks.step import step
 
 
@@ -80,18 +82,55 @@ def check_error_share(batches: list[BatchBooks], max_error_share: float) -> None
         TooManyErrors: a batch is over the limit. The message says where its quarantine is.
     """
     store = open_store(load_settings().store)
-    # Divided, because 0.29 * 100 is less than 29.
-    over = [books for books in batches if books.quarantined / max(books.planned, 1) > max_error_share]
+    over = [books for books in batches if error_share(books) > max_error_share]
     for books in over:
         _announce(
             BATCH_OVER_ERROR_SHARE,
             books,
-            share=books.quarantined / max(books.planned, 1),
+            share=error_share(books),
             allowed=max_error_share,
             quarantine=store.uri(quarantine_folder(books.table)),
         )
     if over:
         raise TooManyErrors("\n".join(_too_many_errors(store, books, max_error_share) for books in over))
+
+
+@step("check quarantine")
+def check_quarantine(work: PlannedWork, table: str, max_error_share: float) -> None:
+    """Fail a run without new images if too many of its images are in quarantine.
+
+    So a run that failed doesn't succeed when you repeat it. Images in quarantine for a reason of their place count only
+    if Prefect retries the run that put them there, because a file that is gone for good would fail every later run.
+
+    Args:
+        work: a plan without batches.
+        table: name of the prediction table.
+        max_error_share: largest allowed share of quarantined images, 0 to 1.
+
+    Raises:
+        TooManyErrors: more images are in quarantine.
+    """
+    done, store = work.done, open_store(load_settings().store)
+    if is_retry():
+        batches = [books for books in read_books(store, table) if books.model_version == str(work.model.version)]
+        check_error_share.fn(batches[-1:], max_error_share)
+    counted = done.quarantined - done.retryable
+    if counted / max(done.images, 1) > max_error_share:
+        raise TooManyErrors(
+            f"Nothing new, and {counted:,} of {done.images:,} images in table {table} could not be classified, more "
+            f"than the {max_error_share * 100:.6g}% allowed. Their URIs and reasons are in the Delta table "
+            f"{store.uri(quarantine_folder(table))}. Remove the files, allow a larger --max-error-share, or try them "
+            "again with --retry-quarantined."
+        )
+
+
+def error_share(books: BatchBooks) -> float:
+    """Return the share of a batch's images that are in quarantine, 0 to 1.
+
+    Images that were tried again don't count if they failed for a reason of their place once more.
+    """
+    again = sum(reason.images for reason in books.reasons if reason.kind in OF_THE_PLACE) if books.is_retry else 0
+    return (books.quarantined - again) / max(books.planned, 1)
 
 
 def _announce(event: str, books: BatchBooks, /, **payload: Any) -> None:

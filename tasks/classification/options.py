@@ -5,10 +5,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
+from fmnist_model.images import TRANSFORM_VERSION
 from infra.form import FormModel, OptionalText
-
-TRANSFORM = 1
-"""Version of the transform in `fmnist_model.images.decode`."""
 
 
 class ReadOptions(FormModel):
@@ -48,7 +46,7 @@ class ReadOptions(FormModel):
 
     def to_record(self) -> dict[str, Any]:
         """Return the options and the transform's version as JSON values. They are part of a batch's identity."""
-        return {"transform": TRANSFORM} | self.model_dump()
+        return {"transform": TRANSFORM_VERSION} | self.model_dump()
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:

@@ -2,10 +2,12 @@
 
 import re
 
-_KINDS = frozenset(
-    ["changed", "damaged", "missing", "not an image", "permission", "too large", "truncated", "unreadable", "vanished"]
-)
-_OF_THE_PLACE = frozenset(["changed", "permission", "unreadable", "vanished"])
+CRASHED = "crashed"
+"""Kind of an image that kills the process that decodes it."""
+OF_THE_PLACE = frozenset(["archived", "changed", "permission", "refused", "unreadable", "vanished"])
+"""Kinds whose cause lies with the place of the image. The next run looks whether it can read the image now."""
+_OF_THE_BYTES = frozenset([CRASHED, "damaged", "missing", "not an image", "too large", "truncated", "unsupported"])
+_KINDS = OF_THE_PLACE | _OF_THE_BYTES
 _LONGEST = 200
 _ADDRESS, _NUMBER = (
     re.compile(r"(file|s3)://\S+"),
@@ -22,7 +24,7 @@ def reason_kind(reason: str) -> str:
 
 def is_retryable(reason: str) -> bool:
     """Whether the cause lies with the place of the image, which may change, rather than with its bytes."""
-    return reason_kind(reason) in _OF_THE_PLACE
+    return reason_kind(reason) in OF_THE_PLACE
 
 
 def general_reason(reason: str) -> str:

@@ -6,6 +6,7 @@ from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.evaluation.drift import MOVED_MUCH, population_stability_index
 from fmnist_model.reports.batch_markdown import render_batch_markdown
 from fmnist_model.reports.batch_page import (
+    PassedOverFiles,
     PreviousMix,
     QuarantineReason,
     ReportedBatch,
@@ -21,6 +22,7 @@ from infra.storage.tables.records import OTHER_REASONS, Reason
 from tasks.artifacts import run_log, show_markdown
 from tasks.classification.classify import ClassifiedBatch
 from tasks.classification.gallery import show_least_confident
+from tasks.classification.passed_over import PassedOver
 from tasks.classification.summarize import ClassMixShift, class_counts, describe, previous_batch
 from tasks.step import step
 
@@ -29,10 +31,17 @@ _MAX_REASONS = 10
 
 
 @step("write batch reports")
-def write_batch_reports(batches: list[BatchBooks], classified: list[ClassifiedBatch]) -> list[str]:
+def write_batch_reports(
+    batches: list[BatchBooks], classified: list[ClassifiedBatch], passed_over: PassedOver
+) -> list[str]:
     """Write `predictions/<table>/_reports/<batch>/index.html` for each batch, and show a summary as an artifact.
 
     An error in a report doesn't fail the run, because the batch is committed already. It is logged instead.
+
+    Args:
+        batches: the committed batches, the newest last.
+        classified: the same batches before they were committed.
+        passed_over: what the run's inputs hold besides images. The newest batch's report shows it.
 
     Returns:
         URIs of the reports that were written.
@@ -40,20 +49,21 @@ def write_batch_reports(batches: list[BatchBooks], classified: list[ClassifiedBa
     store = open_store(load_settings().store)
     written = []
     for books, batch in zip(batches, classified, strict=True):
+        shown = passed_over if books is batches[-1] else PassedOver()
         try:
-            written.append(_write(store, books, batch))
+            written.append(_write(store, books, batch, shown))
         except Exception as error:  # noqa: BLE001 (the batch is committed, so no error in its report may fail the run)
             run_log().warning("Batch %s has no report: %s: %s", books.batch, type(error).__name__, error)
     return written
 
 
-def _write(store: ObjectStore, books: BatchBooks, classified: ClassifiedBatch) -> str:
+def _write(store: ObjectStore, books: BatchBooks, classified: ClassifiedBatch, passed_over: PassedOver) -> str:
     before = _mix_before(store, books)
     if before is not None and before.index >= MOVED_MUCH:
         compared = {"before": before.batch, "after": books.batch}
         announce(CLASS_MIX_MOVED, f"table.{books.table}", table=books.table, index=before.index, **compared)
     least = show_least_confident(store, classified.plan, classified.records.values())
-    batch = _gather(store, books, before, least)
+    batch = _gather(store, books, before, least, passed_over)
     key = report_key(books.table, books.batch)
     with store.publish(key) as stream:
         stream.write(render_batch_page(batch).encode())
@@ -62,7 +72,11 @@ def _write(store: ObjectStore, books: BatchBooks, classified: ClassifiedBatch) -
 
 
 def _gather(
-    store: ObjectStore, books: BatchBooks, before: PreviousMix | None, least: list[ShownImage]
+    store: ObjectStore,
+    books: BatchBooks,
+    before: PreviousMix | None,
+    least: list[ShownImage],
+    passed_over: PassedOver,
 ) -> ReportedBatch:
     summary = describe(books.summary)
     return ReportedBatch(
@@ -84,6 +98,7 @@ def _gather(
         confusion=summary["confusion"],
         least_confident=least,
         facts=_facts(store, books),
+        passed_over=[PassedOverFiles(found.kind, found.count, found.examples) for found in passed_over.kinds()],
     )
 
 

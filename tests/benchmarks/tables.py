@@ -83,11 +83,10 @@ def measure_commit(shards: int) -> dict[str, Any]:
 
 def measure_show(batches: int) -> dict[str, Any]:
     """Commit `batches` batches of 100 rows one by one, then run `fmnist predictions show`."""
-    from infra.storage.tables.compaction import compact_index
-
     from infra.storage.object_store import open_store
     from infra.storage.tables.commit import commit_batch
     from infra.storage.tables.planning.batches import read_catalog
+    from infra.storage.tables.planning.index_compaction import compact_index
     from tests.benchmarks import made_batches
 
     with tempfile.TemporaryDirectory() as folder:

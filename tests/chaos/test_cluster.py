@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -210,6 +211,26 @@ def test_node_that_dies_in_classification_loses_no_image(
     rows = read_predictions(store, table, ["image"])
     assert len(rows) == pc.count_distinct(rows["image"]).as_py() == FILES * ROWS
     check_parts(store, table)
+
+
+def test_local_folder_is_refused_unless_all_machines_share_it(
+    place: Place, store: ObjectStore, deployed_run: DeployedRun, tmp_path: Path
+) -> None:
+    ensure_nodes(place.cluster, 2)
+    (tmp_path / "a.png").write_bytes(encode_png(np.zeros((28, 28), np.uint8)))
+    with running("classify", str(tmp_path), "--table", "local", **place.environment) as command:
+        command.process.wait(timeout=120)
+    printed = command.rest()
+    assert command.process.returncode == 2, printed
+    assert f"FMNIST_SHARED_FOLDERS={tmp_path}" in printed
+    assert "Traceback" not in printed
+    assert read_books(store, "local") == []
+    # The nodes are on this machine, so they do share its folders.
+    shared = {"FMNIST_SHARED_FOLDERS": str(tmp_path)}
+    with running("classify", str(tmp_path), "--table", "local", **place.environment, **shared) as command:
+        command.succeed(120)
+    [books] = read_books(store, "local")
+    assert (books.predicted, books.quarantined) == (1, 0)
 
 
 def test_run_whose_head_is_lost_fails_and_is_resumed_on_another_cluster(

@@ -24,6 +24,7 @@ from infra.storage.tables.books import BatchBooks, read_books
 from infra.storage.tables.delta import open_delta
 from infra.storage.uris import percent_encode
 from tests.unit.tasks.classification.image_inputs import encode_idx, picture, save_files, save_tar
+from tests.unit.tasks.training.test_report import Page
 
 TABLE = "mixed"
 
@@ -87,6 +88,21 @@ def save_loose(folder: Path) -> dict[str, Expected]:
         save(folder, name, pixels)
     save_files(folder, {"loose/README.txt": b"no list", "loose/.hidden.png": b"", "loose/notes.csv": b"uri\nx.png"})
     return dict.fromkeys(map(percent_encode, images), Expected())
+
+
+def save_unusual(folder: Path) -> dict[str, Expected]:
+    """Save images under names that others pass over, among entries that can't be used."""
+    save(folder, "unusual/_DSC0001.JPG", PICTURES[18])
+    save(folder, "unusual/_selected/_MG_0002.JPG", PICTURES[19])
+    save_files(folder, {"unusual/no ending": encoded(PICTURES[21]), "unusual/text": b"no picture"})
+    save_files(folder, {"unusual/c.HEIC": b"no picture", "unusual/notes.docx": b"", "unusual/_SUCCESS": b""})
+    (folder / "unusual/myself").symlink_to("myself")
+    names = ("_DSC0001.JPG", "_selected/_MG_0002.JPG", "no ending")
+    return {f"unusual/{name}": Expected() for name in names} | {"unusual/text": Expected(reason="not an image")}
+
+
+PASSED_OVER = {".heic": 1, ".csv": 1, ".docx": 1, ".txt": 1, "hidden file": 1, "looping link": 1, "metadata file": 1}
+"""What the inputs hold besides images, by kind."""
 
 
 def save_containers(folder: Path) -> dict[str, Expected]:
@@ -206,7 +222,7 @@ def runs(main_job: Any, session_store: str, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("classification")
     inputs = folder / "inputs"
     inputs.mkdir()
-    inside = save_loose(inputs) | save_containers(inputs) | save_broken(inputs)
+    inside = save_loose(inputs) | save_unusual(inputs) | save_containers(inputs) | save_broken(inputs)
     expected = {f"file://{inputs}/{name}": image for name, image in inside.items()}
     expected |= {f"file://{folder}/{name}": image for name, image in save_list(folder).items()}
     parameters = ClassifyParameters(
@@ -301,6 +317,19 @@ def test_parts_record_the_weights(runs: Runs) -> None:
     assert metadata[b"weights_sha256"].decode() == runs.first.work.model.weights_sha256
 
 
+@pytest.mark.parametrize("run", ["first", "again", "with_another"])
+def test_each_run_counts_what_it_passes_over(runs: Runs, run: str) -> None:
+    assert getattr(runs, run).work.passed_over.to_record() == PASSED_OVER
+
+
+def test_report_shows_what_was_passed_over(runs: Runs) -> None:
+    [uri] = runs.first.reports
+    page = Page(Path(uri.removeprefix("file://")).read_text(encoding="utf-8"))
+    rows = {kind: (int(count), example) for kind, count, example in page.rows("Passed over by kind")[1:]}
+    assert {kind: count for kind, (count, _) in rows.items()} == PASSED_OVER
+    assert rows[".heic"][1] == f"{runs.folder}/inputs/unusual/c.HEIC"
+
+
 # Later runs
 
 
@@ -309,7 +338,7 @@ def test_second_run_finds_nothing_new(runs: Runs) -> None:
 
 
 def test_second_run_counts_the_images_that_are_done(runs: Runs) -> None:
-    assert runs.again.work.already_done == len(runs.expected)
+    assert runs.again.work.done.images == len(runs.expected)
 
 
 def test_only_the_new_file_becomes_a_batch(runs: Runs) -> None:

@@ -195,7 +195,7 @@ def test_second_classification_does_nothing(summary: Any, session_store: str) ->
     uris = [open_store(session_store).uri(key) for key in summary.training.dataset.splits["test"].parts]
     again = classify(ClassifyParameters(inputs=uris, table="fashion-mnist-test"))
     assert again.batches == []
-    assert again.work.already_done == 10_000
+    assert again.work.done.images == 10_000
     assert len(read_books(open_store(session_store), "fashion-mnist-test")) == 1
 
 

@@ -24,8 +24,8 @@ from infra.storage.input_files import (
     InputNotFound,
     InputsUnavailable,
     InputUnreadable,
-    filesystem_of,
     list_input_files,
+    open_input,
     read_input,
     stat_input,
 )
@@ -939,8 +939,10 @@ def images(s3_store: ObjectStore) -> str:
 
     uri = f"{s3_store.root}/images"
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
-    for name in [*NAMES, "", "x/"]:
+    for name in NAMES:
         s3_connection().client.put_object(Bucket=bucket, Key=f"{prefix}/{name}", Body=name.encode())
+    for name in ("", "x/"):  # some tools create such objects as folders
+        s3_connection().client.put_object(Bucket=bucket, Key=f"{prefix}/{name}", Body=b"")
     return uri
 
 
@@ -948,20 +950,23 @@ def listed(location: str, below: str) -> list[str]:
     return [percent_decode(file.uri.removeprefix(f"{below}/")) for file in list_input_files(location)]
 
 
+ALL = ["_g.png", "a.png", "b.png", "c.jpg", "two #1 50%?.png", "x/_h/i.png", "x/d.png", "x/y/e.png"]
+
+
 @pytest.mark.parametrize(
     ("location", "expected"),
     [
-        ("", ["a.png", "b.png", "c.jpg", "two #1 50%?.png", "x/d.png", "x/y/e.png"]),
-        ("/", ["a.png", "b.png", "c.jpg", "two #1 50%?.png", "x/d.png", "x/y/e.png"]),
-        ("/x", ["x/d.png", "x/y/e.png"]),
+        ("", ALL),
+        ("/", ALL),
+        ("/x", ["x/_h/i.png", "x/d.png", "x/y/e.png"]),
         ("/a.png", ["a.png"]),
         ("/_g.png", ["_g.png"]),
         ("/.hidden", [".hidden/f.png"]),
         ("/two #1 50%?.png", ["two #1 50%?.png"]),
-        ("/*.png", ["a.png", "b.png", "two #1 50%?.png"]),
+        ("/*.png", ["_g.png", "a.png", "b.png", "two #1 50%?.png"]),
         ("/?.png", ["a.png", "b.png"]),
         ("/[ac].*", ["a.png", "c.jpg"]),
-        ("/**/*.png", ["a.png", "b.png", "two #1 50%?.png", "x/d.png", "x/y/e.png"]),
+        ("/**/*.png", [name for name in ALL if name != "c.jpg"]),
         ("/*/*.png", ["x/d.png"]),
         ("/x*/d.*", ["x/d.png"]),
         ("/*.webp", []),
@@ -978,10 +983,43 @@ def test_s3_listing_matches_the_same_local_folder(
     assert sorted(listed(f"file://{tmp_path}{location}", f"file://{tmp_path}")) == expected
 
 
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        (
+            "",
+            [
+                ("folder marker", "old_$folder$"),
+                ("folder marker", "x/"),
+                ("hidden file", "x/.z.png"),
+                ("hidden folder", ".hidden/"),
+                ("metadata folder", "x/_delta_log/"),
+                ("object named like a folder", "content/"),
+            ],
+        ),
+        ("/*", [("folder marker", "old_$folder$")]),
+        ("/x/*.png", [("hidden file", "x/.z.png")]),
+        ("/**/*.png", [("hidden file", "x/.z.png"), ("hidden folder", ".hidden/")]),
+        ("/a.png", []),
+    ],
+)
+def test_s3_listing_counts_what_it_passes_over(images: str, location: str, expected: list[tuple[str, str]]) -> None:
+    from infra.storage.object_store.s3_configuration import s3_connection
+
+    bucket, _, prefix = images.removeprefix("s3://").partition("/")
+    more = {"x/.z.png": b"z", "x/_delta_log/0.json": b"{}", "x/_delta_log/1.json": b"{}", "content/": b"data"}
+    more |= {"old_$folder$": b"", ".hidden/g.png": b"g", ".hidden/x/h.png": b"h"}
+    for name, data in more.items():
+        s3_connection().client.put_object(Bucket=bucket, Key=f"{prefix}/{name}", Body=data)
+
+    found: list[tuple[str, str]] = []
+    list(list_input_files(images + location, lambda kind, uri: found.append((kind, uri.removeprefix(f"{images}/")))))
+    assert sorted(found) == expected
+
+
 def test_listed_s3_input_opens_by_its_uri(images: str) -> None:
     for file in list_input_files(images):
-        filesystem, path = filesystem_of(file.uri)
-        with filesystem.open_input_file(path) as stream:
+        with open_input(file.uri) as stream:
             assert stream.read() == percent_decode(file.uri.removeprefix(f"{images}/")).encode()
         assert list(list_input_files(file.uri)) == [file]
 
@@ -1061,8 +1099,7 @@ def test_parquet_on_s3_is_read_by_row_groups(s3_store: ObjectStore) -> None:
         pq.write_table(pa.table({"number": range(100)}), stream, row_group_size=10)
     [file] = list_input_files(s3_store.uri("inputs"))
 
-    filesystem, path = filesystem_of(file.uri)
-    with pq.ParquetFile(path, filesystem=filesystem) as parquet:
+    with open_input(file.uri) as opened, pq.ParquetFile(opened) as parquet:
         assert parquet.read_row_group(3).column("number").to_pylist() == list(range(30, 40))
 
 
@@ -1302,7 +1339,7 @@ def test_unfinished_plan_of_images_on_s3_is_found_again(
         )
 
     assert [plan.planned for plan in work[0].plans] == [11]
-    assert (work[1].plans, work[1].already_done) == (work[0].plans, 0)
+    assert (work[1].plans, work[1].done.images) == (work[0].plans, 0)
 
 
 def test_list_on_s3_names_images_by_path_and_by_uri(s3_store: ObjectStore, pictures: str) -> None:

@@ -1,18 +1,16 @@
 """Input files in folders of this machine."""
 
 import os
-import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from fsspec.utils import glob_translate
 
 from infra.errors import RequestError
 from infra.storage.input_files.interface import (
     DENIED,
+    FOLDER,
     GLOB_SIGN,
     MACHINE_FAILURES,
     VANISHED,
@@ -23,22 +21,22 @@ from infra.storage.input_files.interface import (
     check_version,
     first_with_files,
 )
+from infra.storage.input_files.local_folder import Glob, walk
+from infra.storage.input_files.passed_over import PassOver
 from infra.storage.uris import local_path, percent_decode, percent_encode, possible_uris, real_folder
 
 
-def list_files(location: str, paths: list[str]) -> Iterator[InputFile]:
+def list_files(location: str, paths: list[str], pass_over: PassOver) -> Iterator[InputFile]:
     """List the files that a location names. The paths are its meanings, see `input_files.list_input_files`."""
     named = next(filter(os.path.lexists, paths), None)
     if named is None and GLOB_SIGN.search(location):
-        yield from first_with_files(_list_glob(location, *glob) for glob in _local_globs(location))
+        yield from first_with_files(_list_folder(location, *glob, pass_over) for glob in _local_globs(location))
         return
     path = named or paths[0]
     if Path(path).is_file():
         yield _local_file(path, Path(path).stat())
         return
-    for _, entry in _walk(_existing_folder(location, path), "", ()):
-        with suppress(FileNotFoundError):  # deleted while its folder was listed
-            yield _local_file(entry.path, entry.stat())
+    yield from _list_folder(location, path, "**", pass_over)
 
 
 def _local_globs(location: str) -> list[tuple[str, str]]:
@@ -51,46 +49,12 @@ def _local_globs(location: str) -> list[tuple[str, str]]:
     return list(dict.fromkeys([(folders[0], patterns[0]), (folders[-1], patterns[-1])]))
 
 
-def _list_glob(location: str, folder: str, pattern: str) -> Iterator[InputFile]:
-    matches = re.compile(glob_translate(os.path.normpath(pattern))).fullmatch
-    for inside, entry in _walk(_existing_folder(location, folder), "", ()):
-        if matches(inside):
-            with suppress(FileNotFoundError):  # deleted while its folder was listed
-                yield _local_file(entry.path, entry.stat())
-
-
-def _existing_folder(location: str, path: str) -> str:
-    """Return the path of a folder without symbolic links."""
-    if not Path(path).is_dir():
+def _list_folder(location: str, folder: str, pattern: str, pass_over: PassOver) -> Iterator[InputFile]:
+    """List the files below a folder that match a pattern."""
+    if not Path(folder).is_dir():
         raise InputNotFound(f"{location}: no such file or folder.")
-    return real_folder(path)
-
-
-def _walk(folder: str, inside: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
-    """List the files below a folder that aren't hidden. Links are followed, except to a folder that holds them.
-
-    Args:
-        folder: path of the folder without symbolic links.
-        inside: path of the folder in the listed one, as it is named there, empty or with a slash at the end.
-        above: device and inode of each folder above.
-
-    Yields:
-        The path of each file in the listed folder, as it is named there, and the file, whose own path has no linked
-        folder.
-    """
-    found = Path(folder).stat()
-    identity = (found.st_dev, found.st_ino)
-    if identity in above:
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith((".", "_")):
-                continue
-            if entry.is_dir():
-                below = real_folder(entry.path) if entry.is_symlink() else entry.path
-                yield from _walk(below, f"{inside}{entry.name}/", (*above, identity))
-            elif entry.is_file():
-                yield f"{inside}{entry.name}", entry
+    for path, status in walk(real_folder(folder), Glob(pattern), pass_over):
+        yield _local_file(path, status)
 
 
 def _local_file(path: str, found: os.stat_result) -> InputFile:
@@ -108,7 +72,9 @@ def stat_file(uri: str) -> InputFile | None:
     path = _local_path(uri)
     try:
         with _clear_errors(uri):
-            return _local_file(path, Path(path).stat())
+            found = Path(path).stat()
+            _check_regular(found)
+            return _local_file(path, found)
     except InputUnreadable as reason:
         if str(reason).startswith("vanished"):
             return None
@@ -122,8 +88,7 @@ def read_file(uri: str, fingerprint: str, largest: int) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would block
         try:
             found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise InputUnreadable("unreadable: not a regular file")
+            _check_regular(found)
             check_version(local_fingerprint(found), fingerprint, found.st_size, largest)
             return os.read(descriptor, found.st_size)
         finally:
@@ -136,9 +101,15 @@ def open_file(uri: str) -> Any:
 
     path = _local_path(uri)
     with _clear_errors(uri):
-        if not stat.S_ISREG(Path(path).stat().st_mode):
-            raise InputUnreadable("unreadable: not a regular file")
+        _check_regular(Path(path).stat())
         return fs.LocalFileSystem().open_input_file(path)
+
+
+def _check_regular(found: os.stat_result) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise InputUnreadable(FOLDER)
+    if not stat.S_ISREG(found.st_mode):
+        raise InputUnreadable("unreadable: not a regular file")
 
 
 @contextmanager

@@ -34,6 +34,7 @@ BOOKS_SCHEMA = pa.schema(
         pa.field("predicted", pa.int64(), nullable=False),
         pa.field("quarantined", pa.int64(), nullable=False),
         pa.field("superseded", pa.int64(), nullable=False),
+        pa.field("is_retry", pa.bool_()),
         pa.field(
             "reasons",
             pa.list_(
@@ -57,6 +58,7 @@ BOOKS_SCHEMA = pa.schema(
     ]
 )
 """One batch per row. `options` is JSON. `superseded` counts files of which an earlier batch holds another version.
+`is_retry` says whether the batch tries quarantined images again, and is null in batches from before Delta Lake.
 `compacted_into` is the batch in whose partition the rows are, or null if they are in their own."""
 
 _SUMMARY = ("class_counts", "confidence_sums", "confidence_histogram")
@@ -86,6 +88,8 @@ class BatchBooks(BaseModel):
     quarantined: int
     superseded: int = 0
     """Number of its files of which an earlier batch of this model holds another version."""
+    is_retry: bool | None = None
+    """Whether its files had images in quarantine that were tried again."""
     reasons: list[Reason] = []
     """Reasons of quarantine, the most frequent first."""
     summary: PredictionSummary = PredictionSummary()

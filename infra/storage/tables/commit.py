@@ -173,6 +173,7 @@ def _books(
         predicted=sum(entry.predicted for entry in records.values()),
         quarantined=sum(entry.quarantined for entry in records.values()),
         superseded=plan.superseded,
+        is_retry=plan.is_retry,
         reasons=summed_reasons(
             (reason for _, entry in sorted(records.items()) for reason in entry.reasons), _MAX_REASONS
         ),

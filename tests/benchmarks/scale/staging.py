@@ -50,7 +50,7 @@ def _objects(objects: int) -> dict[str, Any]:
             reader = duck.sql(listing).to_arrow_reader(CHUNK_ROWS)
             staged.stage(batch.cast(FILE_SCHEMA) for batch in reader)
         figures: dict[str, Any] = {"objects": objects, "listed_mib": round(_bytes(scratch) / 2**20)}
-        planned = PlannedFiles("1", committed_plans=[plan])
+        planned = PlannedFiles("1", plans={1: plan})
         asked: dict[str, Callable[[], int]] = {
             "compare": lambda: sum(len(batch) for batch in staged.compare(planned).new_files()),
             "sort": lambda: sum(len(batch) for batch in staged.compare(PlannedFiles("1")).new_files()),
@@ -103,7 +103,7 @@ def _batches(count: int) -> dict[str, Any]:
         work = planning.plan_inputs(
             store, [str(images)], table="t", model=model_version(1), options=options, scratch=again
         )
-        assert (work.plans, work.already_done) == ([], count)
+        assert (work.plans, work.done.images) == ([], count)
         return {
             "batches": count,
             "seconds": round(time.perf_counter() - began, 2),

@@ -76,7 +76,10 @@ def test_no_field_is_drawn_as_a_choice_between_a_value_and_none(name: str):
         ("TrainParameters", ["preset", "workers", "recipe", "run"]),
         ("RecipeParameters", RECIPE),
         ("RunParameters", RUN),
-        ("ClassifyParameters", ["inputs", "table", "model", "max_error_share", "reading", "resources"]),
+        (
+            "ClassifyParameters",
+            ["inputs", "table", "model", "max_error_share", "retry_quarantined", "reading", "resources"],
+        ),
         ("ReadOptions", READING),
         ("ActorResources", RESOURCES),
     ],

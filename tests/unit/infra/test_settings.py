@@ -143,3 +143,23 @@ def test_settings_hold_no_credentials_of_the_env_file(tmp_path: Path, monkeypatc
     monkeypatch.setenv("AWS_SESSION_TOKEN", "hunter2")
     settings = load_settings()
     assert "hunter2" not in f"{settings!r} {settings} {settings.model_dump_json()}"
+
+
+@pytest.mark.parametrize(
+    ("value", "folders"),
+    [
+        ("", ()),
+        ("/data", (Path("/data"),)),
+        ("/data:/mnt/my images,1:", (Path("/data"), Path("/mnt/my images,1"))),
+    ],
+)
+def test_shared_folders_are_separated_by_colons(monkeypatch: pytest.MonkeyPatch, value: str, folders: tuple[Path, ...]):
+    monkeypatch.setenv("FMNIST_SHARED_FOLDERS", value)
+    assert load_settings().shared_folders == folders
+
+
+@pytest.mark.parametrize("value", ["data", "/data:images", "s3://bucket/x", "file:///data"])
+def test_shared_folder_that_is_not_an_absolute_path_is_refused(monkeypatch: pytest.MonkeyPatch, value: str):
+    monkeypatch.setenv("FMNIST_SHARED_FOLDERS", value)
+    with pytest.raises(RequestError, match=r"FMNIST_SHARED_FOLDERS.*absolute"):
+        load_settings()

@@ -40,6 +40,8 @@ class BatchPlan(BaseModel):
     """Number of images."""
     superseded: int = 0
     """Number of planned files of which the table already has another version for this model."""
+    is_retry: bool = False
+    """Whether its files had images in quarantine that are tried again."""
     digest: str = ""
     """SHA-256 of number, inputs, model and options, in hexadecimal. Empty in plans from before Delta Lake."""
 
@@ -73,7 +75,7 @@ class Piece:
     fingerprint: str
     """Version of the file when it was planned."""
     kind: str
-    """`image`, a kind of container, or `unreadable`."""
+    """`image`, a kind of container, `unreadable`, or `unusable` (see `tasks.classification.listed_file`)."""
     first_row: int
     """Number of the first image in the file, from 0."""
     rows: int
@@ -157,6 +159,7 @@ def write_plan(
     inputs: Iterable[pa.RecordBatch],
     superseded: int,
     scratch: Path,
+    is_retry: bool = False,
 ) -> BatchPlan:
     """Write the plan of a batch. Its id is its number and a digest, so writing the same plan twice changes nothing.
 
@@ -169,6 +172,7 @@ def write_plan(
         inputs: at least one row of `PLAN_SCHEMA`, in the order of the shards.
         superseded: number of files of which the table has another version.
         scratch: folder for temporary files.
+        is_retry: whether the files had images in quarantine that are tried again.
     """
     digest = _Digest([number, model_version, options])
     local = scratch / "plan.parquet"
@@ -188,6 +192,7 @@ def write_plan(
             shards=shards,
             planned=planned,
             superseded=superseded,
+            is_retry=is_retry,
             digest=digest.hexdigest(),
         )
         writer.add_key_value_metadata({"fmnist_plan": plan.model_dump_json()})

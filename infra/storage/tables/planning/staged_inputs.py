@@ -1,7 +1,7 @@
 """Listed files on the local disk, to find those that no batch holds yet. Memory doesn't grow with their number."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from infra.storage.input_files import NOT_THERE
 from infra.storage.tables.planning.plan import CHUNK_ROWS
 
 FILE_SCHEMA = pa.schema(
@@ -30,6 +31,15 @@ RANGE_FILES = 5_000_000
 """Files compared at a time. DuckDB can sort and join 10,000,000 files within its memory, but not 100,000,000."""
 
 
+def literal(text: str) -> str:
+    """Quote a string for SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+WITH_LABELS = "+"
+"""Separates the fingerprint of a file from that of its label file."""
+
+
 @dataclass(frozen=True)
 class PlannedFiles:
     """The files that the batches of one model hold."""
@@ -38,59 +48,113 @@ class PlannedFiles:
     segments: Sequence[Path] = ()
     """Segments of the index (`infra.storage.tables.planning.index`), which also have rows of other models."""
     unfinished: Sequence[int] = ()
-    """Numbers of the batches in the segments that are not committed."""
-    committed_plans: Sequence[Path] = ()
-    """Plans of committed batches that no segment covers."""
-    unfinished_plans: Sequence[Path] = ()
-    """Plans of batches in progress that no segment covers."""
+    """Numbers of the batches that are not committed."""
+    plans: Mapping[int, Path] = field(default_factory=dict)
+    """Plans of the batches that no segment covers, by their numbers."""
+    quarantined: Path | None = None
+    """Which of these files have images in quarantine (`write_quarantined_files`)."""
 
     @property
     def views(self) -> dict[str, Sequence[Path]]:
         """Files by the name of the view that `sql` needs. Empty if no batch holds a file."""
-        views = {
-            "segments": self.segments,
-            "committed_plans": self.committed_plans,
-            "unfinished_plans": self.unfinished_plans,
-        }
-        return {name: paths for name, paths in views.items() if paths}
+        views: dict[str, Sequence[Path]] = {f"plan_{number}": [path] for number, path in self.plans.items()}
+        return {"segments": self.segments, **views} if self.segments else views
 
     @property
     def sql(self) -> str:
-        """Query for URI, fingerprint, images, and whether the batch is committed. A file can have several rows."""
-        numbers = ", ".join(map(str, self.unfinished)) or "NULL"
-        queries = {
-            "segments": f"SELECT uri, fingerprint, images, (number IN ({numbers})) IS NOT TRUE AS committed "  # noqa: S608 (numbers)
-            f"FROM segments WHERE model_version = {literal(self.model_version)}",
-            "committed_plans": "SELECT uri, fingerprint, rows AS images, true AS committed FROM committed_plans",
-            "unfinished_plans": "SELECT uri, fingerprint, rows AS images, false AS committed FROM unfinished_plans",
-        }
-        return " UNION ALL ".join(queries[name] for name in self.views)
+        """Query for URI, fingerprint, images, and number of the batch. A file can have several rows."""
+        queries = [
+            f"SELECT uri, fingerprint, rows AS images, {number} AS number FROM plan_{number}"  # noqa: S608 (numbers)
+            for number in self.plans
+        ]
+        if self.segments:
+            of_model = f"WHERE model_version = {literal(self.model_version)}"
+            queries.append(f"SELECT uri, fingerprint, images, number FROM segments {of_model}")  # noqa: S608 (quoted)
+        return " UNION ALL ".join(queries)
+
+
+@dataclass(frozen=True)
+class DoneImages:
+    """Images of the staged files that committed batches hold, in the newest version of their files."""
+
+    images: int = 0
+    """Predicted and quarantined images."""
+    quarantined: int = 0
+    """Those in quarantine."""
+    retryable: int = 0
+    """Those in quarantine for a reason of their place, such as a missing file."""
+
+    def __add__(self, other: "DoneImages") -> "DoneImages":
+        return DoneImages(
+            self.images + other.images, self.quarantined + other.quarantined, self.retryable + other.retryable
+        )
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Staged files, compared with those that batches hold."""
 
-    _ordered: list[Path]
+    _new: list[Path]
     """Local files with the new files of each range, in order."""
+    _retries: list[Path]
+    """Local files with the files to try again of each range, in order, and whether to look at each one first."""
     superseded: int
     """Number of new files of which a batch holds another version."""
-    images_done: int
-    """Number of images of the staged files that committed batches hold."""
+    done: DoneImages
+    """Images of the staged files that committed batches hold."""
 
     def new_files(self) -> Iterator[pa.RecordBatch]:
-        """Return each file once whose current version no batch holds, in the order of the URIs. Call it once."""
-        last = None
-        for path in self._ordered:
-            with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(CHUNK_ROWS):
-                    uris = batch.column("uri")
-                    first = np.ones(len(uris), bool)
-                    first[1:] = np.asarray(pc.not_equal(uris[1:], uris[:-1]))
-                    first[0] = uris[0].as_py() != last
-                    last = uris[-1].as_py()
-                    yield batch.filter(pa.array(first)).cast(FILE_SCHEMA)
-            path.unlink()
+        """Return each file once whose current version no batch holds, in the order of the URIs. Call it once.
+
+        Files that `retries` returns are not among them.
+        """
+        for batch in _once_each(self._new):
+            yield batch.cast(FILE_SCHEMA)
+
+    def retries(self, may_be_read: Callable[[pa.RecordBatch], pa.Array]) -> Iterator[pa.RecordBatch]:
+        """Return each file to try again once, in the order of the URIs. Call it once.
+
+        Args:
+            may_be_read: looks at files, rows of `FILE_SCHEMA`, and returns for each whether it can be read now. It is
+                called for files that haven't changed.
+        """
+        for batch in _once_each(self._retries):
+            files, look = batch.select(FILE_SCHEMA.names).cast(FILE_SCHEMA), batch.column("look")
+            yield files.filter(pc.invert(look))
+            candidates = files.filter(look)
+            if len(candidates):
+                yield candidates.filter(may_be_read(candidates))
+
+
+def _once_each(paths: list[Path]) -> Iterator[pa.RecordBatch]:
+    """Read files in the order of their URIs, drop repeated URIs, and delete the local files."""
+    last = None
+    for path in paths:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(CHUNK_ROWS):
+                uris = batch.column("uri")
+                first = np.ones(len(uris), bool)
+                first[1:] = np.asarray(pc.not_equal(uris[1:], uris[:-1]))
+                first[0] = uris[0].as_py() != last
+                last = uris[-1].as_py()
+                yield batch.filter(pa.array(first))
+        path.unlink()
+
+
+_SAME = (
+    f"(held.fingerprint = listed.fingerprint OR (held.is_newest AND listed.fingerprint = {literal(NOT_THERE)}) "
+    f"OR (NOT contains(held.fingerprint, {literal(WITH_LABELS)}) "
+    f"AND starts_with(listed.fingerprint, held.fingerprint || {literal(WITH_LABELS)})))"
+)
+"""Whether a batch holds the listed version of a file. Plans from before Delta Lake lack the label file's part."""
+
+
+@dataclass(frozen=True)
+class _RangeFiles:
+    """Local files of a range."""
+
+    new: Path
+    retries: Path
 
 
 class StagedInputs:
@@ -113,56 +177,106 @@ class StagedInputs:
                     self._files += len(batch)
                     self._samples.append(batch.column("uri")[0].as_py())
 
-    def compare(self, planned: PlannedFiles) -> Comparison:
+    def compare(self, planned: PlannedFiles, *, retry_all: bool = False) -> Comparison:
         """Compare the staged files with those that batches of the same model hold.
 
-        Reads the index once per range, and its matches with the listing from the disk after that.
-        """
-        ordered, superseded, images_done = [], 0, 0
-        for number, (first_uri, end_uri) in enumerate(self._ranges()):
-            new = self._folder / f"new-{number}.parquet"
-            counts = self._compare_range(planned, new, first_uri, end_uri)
-            ordered.append(new)
-            superseded += counts[0]
-            images_done += counts[1]
-        return Comparison(ordered, superseded, images_done)
+        A file is new if no batch holds its fingerprint. A file that doesn't exist any more is not new if a batch holds
+        any version of it.
 
-    def _compare_range(self, planned: PlannedFiles, new: Path, first_uri: str, end_uri: str | None) -> tuple[int, int]:
-        """Write the new files of a range. Return the numbers of superseded files and of images done."""
-        known = self._folder / "known.parquet"
-        listed = f"(SELECT * FROM listed WHERE {_between(first_uri, end_uri)}) AS listed"  # noqa: S608 (URIs are encoded)
-        views = {"listed": [self._listed]} | planned.views
-        sort = f"TO {literal(str(new))} (FORMAT parquet, COMPRESSION lz4_raw, ROW_GROUP_SIZE {CHUNK_ROWS})"
+        A new version of a file is a retry if images of the newest version that batches hold are in quarantine for a
+        reason of their place. So is a file that hasn't changed and has such images, if it can be read now.
+
+        Args:
+            planned: the files that batches hold.
+            retry_all: try all files again that have images in quarantine, whatever the reason.
+        """
+        new, retries, superseded, done = [], [], 0, DoneImages()
+        for number, (first_uri, end_uri) in enumerate(self._ranges()):
+            names = _RangeFiles(*(self._folder / f"{name}-{number}.parquet" for name in ("new", "retries")))
+            counts = self._compare_range(planned, names, _between(first_uri, end_uri), retry_all=retry_all)
+            new.append(names.new)
+            retries.append(names.retries)
+            superseded += counts[0]
+            done += counts[1]
+        return Comparison(new, [path for path in retries if path.exists()], superseded, done)
+
+    def _compare_range(
+        self, planned: PlannedFiles, files: "_RangeFiles", condition: str, *, retry_all: bool
+    ) -> tuple[int, DoneImages]:
+        """Write the new files and the retries of a range. Return the number of superseded files and the images done."""
+        listed = f"(SELECT * FROM listed WHERE {condition})"  # noqa: S608 (URIs are encoded)
+        views: dict[str, Sequence[Path]] = {"listed": [self._listed]}
         if not planned.views:
-            query(f"COPY (SELECT * FROM {listed} ORDER BY uri, label NULLS LAST) {sort}", views, self._folder)  # noqa: S608 (our own paths)
-            return 0, 0
-        # Everything that batches hold of the listed files, of any version.
-        query(
-            f"COPY (SELECT * FROM ({planned.sql}) AS held SEMI JOIN {listed} USING (uri)) TO {literal(str(known))} "  # noqa: S608
-            "(FORMAT parquet, COMPRESSION lz4_raw)",
-            views,
-            self._folder,
+            self._copy(f"SELECT * FROM {listed} ORDER BY uri, label NULLS LAST", views, files.new)  # noqa: S608
+            return 0, DoneImages()
+        held = self._write_held(planned, listed)
+        views |= {"held": [held]}
+        wanted = "quarantined" if retry_all else "retryable"
+        compared = (
+            f"SELECT listed.*, coalesce(newest.{wanted}, 0) > 0 AND newest.committed AS retry, "  # noqa: S608
+            "held.number IS NOT NULL AS same, held.number = newest.number AS same_is_newest, "
+            f"held.committed, held.images, held.quarantined, held.retryable FROM {listed} AS listed "
+            "LEFT JOIN (SELECT * FROM held WHERE is_newest) AS newest USING (uri) "
+            f"LEFT JOIN held ON held.uri = listed.uri AND {_SAME}"
         )
-        views = {"listed": [self._listed], "known": [known]}
-        query(
-            f"COPY (SELECT listed.* FROM {listed} ANTI JOIN known USING (uri, fingerprint) "  # noqa: S608
-            f"ORDER BY uri, label NULLS LAST) {sort}",
+        columns = ", ".join(FILE_SCHEMA.names)
+        self._copy(
+            f"SELECT {columns} FROM ({compared}) WHERE NOT same AND retry IS NOT TRUE ORDER BY uri, label NULLS LAST",  # noqa: S608
             views,
-            self._folder,
+            files.new,
         )
-        superseded = query(
-            "SELECT count(DISTINCT uri) FROM new SEMI JOIN known USING (uri)",
-            {"new": [new], "known": [known]},
-            self._folder,
-        )[0]
+        if planned.quarantined:
+            look = f"fingerprint = {literal(NOT_THERE)}" if retry_all else "same"
+            self._copy(
+                f"SELECT {columns}, {look} AS look FROM ({compared}) "  # noqa: S608 (our own names)
+                "WHERE retry AND (NOT same OR same_is_newest) ORDER BY uri, label NULLS LAST",
+                views,
+                files.retries,
+            )
+        new = {"new": [files.new], "held": [held]}
+        superseded = query("SELECT count(DISTINCT uri) FROM new SEMI JOIN held USING (uri)", new, self._folder)
         done = query(
-            f"SELECT coalesce(sum(images), 0)::BIGINT FROM known SEMI JOIN {listed} USING (uri, fingerprint) "  # noqa: S608
-            "WHERE committed",
+            "SELECT coalesce(sum(images), 0)::BIGINT, coalesce(sum(quarantined), 0)::BIGINT, "  # noqa: S608
+            "coalesce(sum(retryable), 0)::BIGINT FROM (SELECT uri, max(images) AS images, "
+            "max(quarantined) AS quarantined, max(retryable) AS retryable "
+            f"FROM ({compared}) WHERE same AND committed GROUP BY uri)",
             views,
             self._folder,
-        )[0]
+        )
+        held.unlink()
+        return superseded[0], DoneImages(*done)
+
+    def _write_held(self, planned: PlannedFiles, listed: str) -> Path:
+        """Write the versions of the listed files that batches hold, with their images in quarantine."""
+        known, held = self._folder / "known.parquet", self._folder / "held.parquet"
+        views: dict[str, Sequence[Path]] = {"listed": [self._listed]} | planned.views
+        self._copy(f"SELECT * FROM ({planned.sql}) SEMI JOIN {listed} AS listed USING (uri)", views, known)  # noqa: S608
+        views = {"known": [known]}
+        in_quarantine = "(SELECT NULL::VARCHAR AS uri, NULL AS file_version, NULL AS images, NULL AS retryable)"
+        if planned.quarantined:
+            in_quarantine = "in_quarantine"
+            views["in_quarantine"] = [planned.quarantined]
+        unfinished = ", ".join(map(str, planned.unfinished)) or "NULL"
+        self._copy(
+            "WITH newest AS (SELECT uri, fingerprint, max(number) AS number FROM known GROUP BY ALL), "  # noqa: S608
+            "held AS (SELECT uri, fingerprint, number, sum(images)::BIGINT AS images "
+            "FROM known JOIN newest USING (uri, fingerprint, number) GROUP BY ALL), "
+            "last AS (SELECT uri, max(number) AS number FROM known GROUP BY uri) "
+            f"SELECT held.*, (held.number IN ({unfinished})) IS NOT TRUE AS committed, "
+            "held.number = last.number AS is_newest, "
+            "q.images::BIGINT AS quarantined, q.retryable::BIGINT AS retryable "
+            f"FROM held JOIN last USING (uri) LEFT JOIN {in_quarantine} AS q "
+            "ON q.uri = held.uri AND q.file_version = held.number",
+            views,
+            held,
+        )
         known.unlink()
-        return superseded, done
+        return held
+
+    def _copy(self, sql: str, views: Mapping[str, Sequence[Path]], path: Path) -> None:
+        """Write the result of a query to a local file."""
+        target = f"{literal(str(path))} (FORMAT parquet, COMPRESSION lz4_raw, ROW_GROUP_SIZE {CHUNK_ROWS})"
+        query(f"COPY ({sql}) TO {target}", views, self._folder)
 
     def _ranges(self) -> Iterator[tuple[str, str | None]]:
         """Return the first URI and the end of each range, in order, with about `RANGE_FILES` files per range.
@@ -191,11 +305,6 @@ def query(sql: str, views: Mapping[str, Sequence[Path]], scratch: Path) -> Any:
         for name, paths in views.items():
             duck.read_parquet([str(path) for path in paths], hive_partitioning=False).create_view(name)
         return duck.execute(sql).fetchone()
-
-
-def literal(text: str) -> str:
-    """Quote a string for SQL."""
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _between(first_uri: str, end_uri: str | None) -> str:

@@ -56,7 +56,7 @@ def read_batches(
         for batch in read(pa.BufferReader(data), ORIGIN, piece, batch_rows=batch_rows, labels=label_file):
             assert 0 < len(batch.encoded) == len(batch.labels) <= batch_rows
             assert batch.fragments.to_pylist() == [f"#row={number}" for number in range(row, row + len(batch.encoded))]
-            assert (batch.fragments.type, batch.labels.type) == (pa.string(), pa.int8())
+            assert (batch.fragments.type, batch.labels.type) == (pa.string(), pa.int16())
             batch.encoded.validate(full=True)
             row += len(batch.encoded)
             found.append(batch)

@@ -24,7 +24,7 @@ def long_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_short_folder_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TMPDIR", "/tmp")  # noqa: S108 # nothing is kept there
+    monkeypatch.setenv("TMPDIR", "/tmp")  # noqa: S108 (nothing is written there)
     assert ray_folder().options() == {}
 
 

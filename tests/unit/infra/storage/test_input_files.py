@@ -2,14 +2,23 @@
 
 import os
 import re
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
 from pathlib import Path
 
 import pytest
 
 from infra.errors import RequestError
-from infra.storage.input_files import InputNotFound, filesystem_of, list_input_files, stat_input
+from infra.packages import ROOT
+from infra.storage.input_files import InputNotFound, InputsUnavailable, list_input_files, open_input, stat_input
 from infra.storage.uris import local_path
 from tests.harness.absent import missing
+from tests.unit.tasks.classification.image_inputs import as_nobody
 
 ODD_NAMES = [
     "two words.png",
@@ -40,6 +49,13 @@ def listed(location: str | Path, below: Path) -> list[str]:
     return sorted(local_path(file.uri).removeprefix(f"{below}/") for file in list_input_files(str(location)))
 
 
+def passed_over(location: str | Path, below: Path) -> list[tuple[str, str]]:
+    """List the kind and name of what is passed over below a folder, sorted."""
+    found: list[tuple[str, str]] = []
+    list(list_input_files(str(location), lambda kind, path: found.append((kind, path.removeprefix(f"{below}/")))))
+    return sorted(found)
+
+
 # Listing
 
 
@@ -58,6 +74,7 @@ def test_link_to_a_parent_folder_is_followed_once(tmp_path: Path):
     (tmp_path / "x" / "up").symlink_to(tmp_path)
     (tmp_path / "x" / "self").symlink_to(tmp_path / "x")
     assert listed(tmp_path, tmp_path) == ["a.png", "x/b.png"]
+    assert [kind for kind, _ in passed_over(tmp_path, tmp_path)] == ["looping link"] * 2
 
 
 def test_linked_folder_and_file_are_listed(tmp_path: Path):
@@ -68,9 +85,36 @@ def test_linked_folder_and_file_are_listed(tmp_path: Path):
     assert listed(tmp_path / "here", tmp_path) == ["elsewhere/a.png", "here/b.png", "here/c.png"]
 
 
-def test_hidden_files_and_folders_are_skipped(tmp_path: Path):
-    touch(tmp_path, "a.png", ".b.png", "_c.png", ".git/d.png", "_temporary/e.png", "x/.y/f.png", "g_.png")
+def test_hidden_files_and_folders_are_passed_over(tmp_path: Path):
+    touch(tmp_path, "a.png", ".b.png", "._c.JPG", ".git/d.png", ".git/e.png", "x/.y/f.png", "g_.png")
     assert listed(tmp_path, tmp_path) == ["a.png", "g_.png"]
+    assert passed_over(tmp_path, tmp_path) == [
+        ("hidden file", "._c.JPG"),
+        ("hidden file", ".b.png"),
+        ("hidden folder", ".git"),
+        ("hidden folder", "x/.y"),
+    ]
+
+
+def test_names_that_cameras_make_are_listed(tmp_path: Path):
+    names = ["DSC_0001.JPG", "_DSC0002.JPG", "_MG_0003.JPG", "_selected/_DSC0004.JPG"]
+    touch(tmp_path, *names)
+    assert listed(tmp_path, tmp_path) == names
+    assert passed_over(tmp_path, tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["_temporary", "_delta_log", "_spark_metadata", "__MACOSX", "_Temporary"])
+def test_metadata_folder_is_passed_over(tmp_path: Path, name: str):
+    touch(tmp_path, "a.png", f"x/{name}/0/b.png")
+    assert listed(tmp_path, tmp_path) == ["a.png"]
+    assert passed_over(tmp_path, tmp_path) == [("metadata folder", f"x/{name}")]
+
+
+def test_hidden_folder_that_is_a_link_is_passed_over(tmp_path: Path):
+    touch(tmp_path, "images/a.png", "elsewhere/b.png")
+    (tmp_path / "images/.b").symlink_to(tmp_path / "elsewhere")
+    assert listed(tmp_path / "images", tmp_path) == ["images/a.png"]
+    assert passed_over(tmp_path / "images", tmp_path) == [("hidden folder", "images/.b")]
 
 
 def test_hidden_file_is_listed_by_its_name(tmp_path: Path):
@@ -104,8 +148,7 @@ def test_folder_of_any_name_is_listed(tmp_path: Path, name: str):
 def test_listed_uri_leads_back_to_the_file(tmp_path: Path, name: str):
     touch(tmp_path, name)
     (file,) = list_input_files(str(tmp_path))
-    filesystem, path = filesystem_of(file.uri)
-    with filesystem.open_input_file(path) as stream:
+    with open_input(file.uri) as stream:
         assert stream.read() == name.encode()
 
 
@@ -138,16 +181,214 @@ def test_linked_file_is_listed(tmp_path: Path):
     assert listed(tmp_path / "images", tmp_path) == ["images/b.png"]
 
 
-def test_broken_link_is_skipped(tmp_path: Path):
+def test_broken_link_is_passed_over(tmp_path: Path):
     touch(tmp_path, "a.png")
     (tmp_path / "b.png").symlink_to(tmp_path / "nowhere")
     assert listed(tmp_path, tmp_path) == ["a.png"]
+    assert passed_over(tmp_path, tmp_path) == [("broken link", "b.png")]
 
 
-def test_pipe_is_skipped(tmp_path: Path):
+def test_link_to_itself_is_passed_over(tmp_path: Path):
     touch(tmp_path, "a.png")
-    os.mkfifo(tmp_path / "b.png")
+    (tmp_path / "myself").symlink_to("myself")
+    (tmp_path / "one.png").symlink_to("two.png")
+    (tmp_path / "two.png").symlink_to("one.png")
     assert listed(tmp_path, tmp_path) == ["a.png"]
+    assert passed_over(tmp_path, tmp_path) == [("looping link", name) for name in ("myself", "one.png", "two.png")]
+
+
+@pytest.mark.parametrize("name", ["b.png", "c"])
+def test_pipe_and_socket_are_passed_over(tmp_path: Path, name: str):
+    touch(tmp_path, "a.png")
+    os.mkfifo(tmp_path / name)
+    (tmp_path / "link.png").symlink_to(tmp_path / name)
+    with socket.socket(socket.AF_UNIX) as listening, chdir(tmp_path):
+        listening.bind("socket.png")
+        assert listed(tmp_path, tmp_path) == ["a.png"]
+        expected = [("special file", found) for found in sorted([name, "link.png", "socket.png"])]
+        assert passed_over(tmp_path, tmp_path) == expected
+
+
+@pytest.mark.parametrize("name", [b"r\xe9sum\xe9.doc", b"\xff.png"])
+def test_name_that_is_not_utf8_is_passed_over(tmp_path: Path, name: bytes):
+    touch(tmp_path, "a.png")
+    make_undecodable(tmp_path, name)
+    assert listed(tmp_path, tmp_path) == ["a.png"]
+    assert passed_over(tmp_path, tmp_path) == [("name not in UTF-8", os.fsdecode(name))]
+
+
+def test_folder_whose_name_is_not_utf8_is_passed_over(tmp_path: Path):
+    touch(tmp_path, "a.png")
+    folder = make_undecodable(tmp_path, b"\xff", is_folder=True)
+    touch(folder, "b.png", "c/d.png")
+    assert listed(tmp_path, tmp_path) == ["a.png"]
+    assert passed_over(tmp_path, tmp_path) == [("name not in UTF-8", os.fsdecode(b"\xff"))]
+
+
+def test_link_to_a_folder_whose_name_is_not_utf8_is_followed(tmp_path: Path):
+    touch(tmp_path, "images/a.png")
+    folder = make_undecodable(tmp_path, b"\xff", is_folder=True)
+    touch(folder, "b.png")
+    (tmp_path / "images/link").symlink_to(folder)
+    assert listed(tmp_path / "images", tmp_path) == ["images/a.png", "images/link/b.png"]
+
+
+def make_undecodable(folder: Path, name: bytes, *, is_folder: bool = False) -> Path:
+    path = folder / os.fsdecode(name)
+    try:
+        path.mkdir() if is_folder else path.touch()
+    except OSError:
+        missing("this file system has only Unicode names")
+    return path
+
+
+# Folders that the user may not read
+
+
+def test_unreadable_folder_does_not_stop_the_others(open_folder: Path):
+    touch(open_folder, "a.png", "x/b.png", "lost+found/c.png", "closed/d.png")
+    for closed in ("lost+found", "closed"):
+        (open_folder / closed).chmod(0)
+    with as_nobody():
+        assert listed(open_folder, open_folder) == ["a.png", "x/b.png"]
+        expected = [("unreadable folder", "closed"), ("unreadable folder", "lost+found")]
+        assert passed_over(open_folder, open_folder) == expected
+
+
+def test_folder_that_may_be_listed_but_not_entered_is_counted_by_its_files(open_folder: Path):
+    touch(open_folder, "a.png", "x/b.png", "x/c.png")
+    (open_folder / "x").chmod(0o444)
+    with as_nobody():
+        assert listed(open_folder, open_folder) == ["a.png"]
+        expected = [("unreadable file", "x/b.png"), ("unreadable file", "x/c.png")]
+        assert passed_over(open_folder, open_folder) == expected
+
+
+def test_folder_that_may_be_entered_but_not_listed_is_passed_over(open_folder: Path):
+    touch(open_folder, "a.png", "x/b.png")
+    (open_folder / "x").chmod(0o111)
+    with as_nobody():
+        assert listed(open_folder, open_folder) == ["a.png"]
+        assert passed_over(open_folder, open_folder) == [("unreadable folder", "x")]
+        assert listed(open_folder / "x/b.png", open_folder) == ["x/b.png"]
+
+
+def test_link_into_an_unreadable_folder_is_passed_over(open_folder: Path):
+    touch(open_folder, "images/a.png", "closed/b.png")
+    (open_folder / "images/b.png").symlink_to(open_folder / "closed/b.png")
+    (open_folder / "closed").chmod(0)
+    with as_nobody():
+        assert listed(open_folder / "images", open_folder) == ["images/a.png"]
+        assert passed_over(open_folder / "images", open_folder) == [("unreadable file", "images/b.png")]
+
+
+def test_unreadable_file_is_listed(open_folder: Path):
+    touch(open_folder, "a.png")
+    (open_folder / "a.png").chmod(0)
+    with as_nobody():
+        assert listed(open_folder, open_folder) == ["a.png"]
+
+
+def test_unreadable_folder_that_the_user_names_is_refused(open_folder: Path):
+    touch(open_folder, "closed/a.png")
+    (open_folder / "closed").chmod(0)
+    with as_nobody(), pytest.raises(RequestError, match="closed"):
+        listed(open_folder / "closed", open_folder)
+
+
+def test_other_user_lists_what_it_may_read(open_folder: Path):
+    touch(open_folder, "a.png", "lost+found/b.png")
+    (open_folder / "lost+found").chmod(0)
+    program = (
+        "import sys; from infra.storage.input_files import list_input_files\n"
+        "for file in list_input_files(sys.argv[1], print): print(file.uri)"
+    )
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.geteuid() == 0 else []
+    python = [*nobody, sys.executable, "-c"]
+    if subprocess.run([*python, "import infra"], cwd=ROOT, capture_output=True, check=False).returncode:
+        missing("other users may not read this checkout or its Python")
+    result = subprocess.run([*python, program, str(open_folder)], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert sorted(result.stdout.splitlines()) == [
+        f"file://{open_folder}/a.png",
+        f"unreadable folder {open_folder}/lost+found",
+    ]
+
+
+# Large and changing folders
+
+
+@pytest.fixture
+def deep_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder that may become too deep for `shutil.rmtree`, which pytest removes folders with."""
+    folder = tmp_path / "deep"
+    folder.mkdir()
+    yield folder
+    subprocess.run(["rm", "-rf", str(folder)], check=True)
+
+
+def nest(folder: Path, name: str, depth: int) -> None:
+    """Make folders within folders, and a file in the deepest."""
+    with chdir(folder):
+        for _ in range(depth):
+            os.mkdir(name)  # noqa: PTH102
+            os.chdir(name)
+        Path("deepest.png").touch()
+
+
+def test_folder_deeper_than_the_recursion_limit_is_listed(deep_folder: Path):
+    nest(deep_folder, "d", 1500)
+    assert listed(deep_folder, deep_folder) == ["d/" * 1500 + "deepest.png"]
+
+
+def test_folder_whose_path_is_too_long_is_passed_over(deep_folder: Path):
+    touch(deep_folder, "a.png")
+    nest(deep_folder, "d" * 200, 30)
+    assert listed(deep_folder, deep_folder) == ["a.png"]
+    [(kind, _)] = passed_over(deep_folder, deep_folder)
+    assert kind == "unreadable folder"
+
+
+def test_listing_keeps_one_folder_open_however_deep_it_is(tmp_path: Path):
+    touch(tmp_path, "/".join("d" * 50) + "/a.png")
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    for _ in list_input_files(str(tmp_path)):
+        assert len(os.listdir("/proc/self/fd")) <= before + 1  # noqa: PTH208
+
+
+def test_first_file_is_listed_before_the_rest_of_the_folder_is_read(tmp_path: Path):
+    touch(tmp_path, *(f"{number}.png" for number in range(3000)))
+    listing = list_input_files(str(tmp_path))
+    next(listing)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert len(list(listing)) < 2999
+
+
+def test_folder_that_is_deleted_while_it_is_listed_is_left_out(tmp_path: Path):
+    touch(tmp_path, "a.png", "x/b.png", "x/y/c.png")
+    listing = list_input_files(str(tmp_path), lambda *_: pytest.fail("nothing is passed over"))
+    assert next(listing).uri == f"file://{tmp_path}/a.png"
+    shutil.rmtree(tmp_path / "x")
+    assert list(listing) == []
+
+
+def test_machine_failure_is_not_counted_as_an_unreadable_folder(tmp_path: Path):
+    touch(tmp_path, "a.png", "x/b.png")
+    listing = list_input_files(str(tmp_path))
+    next(listing)
+    with no_more_open_files(), pytest.raises(InputsUnavailable, match="Too many open files"):
+        list(listing)
+
+
+@contextmanager
+def no_more_open_files() -> Iterator[None]:
+    """Have the system refuse to open files, as it does when a process has too many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 # Globs
@@ -156,13 +397,13 @@ def test_pipe_is_skipped(tmp_path: Path):
 @pytest.mark.parametrize(
     ("pattern", "expected"),
     [
-        ("*.png", ["a.png", "b.png"]),
+        ("*.png", ["_g.png", "a.png", "b.png"]),
         ("?.png", ["a.png", "b.png"]),
         ("[ac].png", ["a.png"]),
         ("[!a].png", ["b.png"]),
-        ("*", ["a.png", "b.png", "c.jpg"]),
+        ("*", ["_g.png", "a.png", "b.png", "c.jpg"]),
         ("*/*.png", ["x/d.png"]),
-        ("**/*.png", ["a.png", "b.png", "x/d.png", "x/y/e.png"]),
+        ("**/*.png", ["_g.png", "a.png", "b.png", "x/d.png", "x/y/e.png"]),
         ("x/**", ["x/d.png", "x/y/e.png"]),
         ("**/y/*", ["x/y/e.png"]),
         ("x*/d.*", ["x/d.png"]),
@@ -171,6 +412,32 @@ def test_pipe_is_skipped(tmp_path: Path):
 def test_glob_lists_its_matches(tmp_path: Path, pattern: str, expected: list[str]):
     touch(tmp_path, "a.png", "b.png", "c.jpg", "x/d.png", "x/y/e.png", ".hidden/f.png", "_g.png")
     assert listed(tmp_path / pattern, tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.png", [("hidden file", ".b.png"), ("broken link", "broken.png")]),
+        ("*.jpg", []),
+        ("*/*.png", [("hidden folder", ".hidden")]),
+        ("x/*/*", [("hidden folder", "x/.h")]),
+        ("y/**", []),
+        ("**/*.jpg", [("hidden folder", ".hidden"), ("hidden folder", "x/.h")]),
+    ],
+)
+def test_glob_passes_over_only_what_it_could_match(tmp_path: Path, pattern: str, expected: list[tuple[str, str]]):
+    touch(tmp_path, "a.png", ".b.png", ".hidden/f.png", "x/.h/g.png", "x/c.png", "y/d.png", ".z.docx")
+    (tmp_path / "broken.png").symlink_to("nowhere")
+    assert passed_over(tmp_path / pattern, tmp_path) == sorted(expected)
+
+
+def test_glob_does_not_open_folders_that_it_cannot_reach(open_folder: Path):
+    touch(open_folder, "a.png", "closed/b.png", "x/c.png")
+    (open_folder / "closed").chmod(0)
+    with as_nobody():
+        assert passed_over(open_folder / "*.png", open_folder) == []
+        assert passed_over(open_folder / "x*/*.png", open_folder) == []
+        assert passed_over(open_folder / "*/*.png", open_folder) == [("unreadable folder", "closed")]
 
 
 def test_relative_glob_starts_at_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -287,13 +554,10 @@ def test_impossible_file_name_is_refused(tmp_path: Path, name: str):
         list(list_input_files(f"{tmp_path}/{name}"))
 
 
-def test_file_name_that_is_not_utf8_is_refused(tmp_path: Path):
-    try:
-        Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")).touch()
-    except OSError:
-        missing("this file system has only Unicode names")
+def test_file_that_is_named_in_other_bytes_than_utf8_is_refused(tmp_path: Path):
+    path = make_undecodable(tmp_path, b"\xff.png")
     with pytest.raises(RequestError, match=r"\\xff\.png"):
-        list(list_input_files(str(tmp_path)))
+        list(list_input_files(str(path)))
 
 
 # URIs

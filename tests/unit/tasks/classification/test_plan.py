@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fmnist_model.images import TRANSFORM_VERSION
 from fmnist_model.predictions import prediction_schema
 from infra.errors import JobStopped, RequestError
+from infra.storage.input_files import InputNotFound
 from infra.storage.keys import number_key, plan_key, table_folder
 from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.tables.delta import ensure_delta
@@ -20,6 +22,7 @@ from infra.storage.tables.planning import index
 from infra.storage.tables.planning.batches import NumberedBatch, NumberTaken, list_batches, read_catalog
 from infra.storage.tables.planning.plan import BatchPlan, ShardInputs, find_plan
 from infra.storage.uris import canonical_uri
+from tasks.classification import options
 from tasks.classification import plan as planning
 from tasks.classification.options import ReadOptions
 from tasks.classification.plan import PlannedWork, plan_inputs
@@ -118,12 +121,12 @@ def test_second_run_plans_nothing_and_counts_finished_images(table: Table, image
     save_tar(images / "d.tar", [(f"{number}.png", b"") for number in range(5)])
     table.commit(table.plan(images).plans[0])
     work = table.plan(images)
-    assert (work.plans, work.already_done) == ([], 8)
+    assert (work.plans, work.done.images) == ([], 8)
 
 
 def test_finished_images_are_counted_only_among_the_inputs(table: Table, images: Path):
     table.commit(table.plan(images).plans[0])
-    assert table.plan(images / "a.png").already_done == 1
+    assert table.plan(images / "a.png").done.images == 1
 
 
 def test_batch_contains_only_the_new_file(table: Table, images: Path):
@@ -131,7 +134,7 @@ def test_batch_contains_only_the_new_file(table: Table, images: Path):
     touch(images, "new.png")
     work = table.plan(images)
     assert [table.planned_in(plan.batch) for plan in work.plans] == [[f"file://{images}/new.png"]]
-    assert work.already_done == 3
+    assert work.done.images == 3
 
 
 def test_changed_file_is_planned_again(table: Table, images: Path):
@@ -154,7 +157,7 @@ def test_another_model_version_plans_all_images(table: Table, images: Path):
     table.commit(first[0])
     work = table.plan(images, version=2)
     assert [(plan.planned, plan.model_version) for plan in work.plans] == [(3, "2")]
-    assert (work.already_done, work.plans[0].batch == first[0].batch) == (0, False)
+    assert (work.done.images, work.plans[0].batch == first[0].batch) == (0, False)
 
 
 def test_unfinished_batch_is_planned_first(table: Table, images: Path):
@@ -181,9 +184,11 @@ def test_finished_batch_is_not_planned_again(table: Table, images: Path):
     assert table.plan(images).plans == []
 
 
-def test_container_without_images_is_not_planned(table: Table, tmp_path: Path):
-    work = table.plan(save_parquet(tmp_path / "a.parquet", []))
-    assert (work.plans, work.already_done, table.batches()) == ([], 0, [])
+def test_container_without_images_is_refused(table: Table, tmp_path: Path):
+    with pytest.raises(InputNotFound) as error:
+        table.plan(save_parquet(tmp_path / "a.parquet", []))
+    assert "a.parquet" in str(error.value)
+    assert table.batches() == []
 
 
 @pytest.mark.parametrize(
@@ -201,6 +206,27 @@ def test_other_options_for_the_same_table_and_model_are_refused(table: Table, im
     with pytest.raises(RequestError) as error:
         table.plan(images, options=options)
     assert all(words in str(error.value) for words in ("Table t", "version 1", changed))
+
+
+def test_table_of_another_transform_goes_on_with_one_line(
+    table: Table, images: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(options, "TRANSFORM_VERSION", 1)
+    table.plan(images / "a.png")
+    monkeypatch.undo()
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        [earlier, new] = table.plan(images).plans
+    assert (earlier.options["transform"], new.options["transform"]) == (1, TRANSFORM_VERSION)
+    [line] = [record.getMessage() for record in caplog.records if "transform" in record.getMessage()]
+    assert f"transform {TRANSFORM_VERSION}" in line
+
+
+def test_table_of_the_same_transform_says_nothing(table: Table, images: Path, caplog: pytest.LogCaptureFixture):
+    table.plan(images / "a.png")
+    with caplog.at_level("INFO"):
+        table.plan(images)
+    assert "transform" not in caplog.text
 
 
 def test_other_options_for_another_model_are_accepted(table: Table, images: Path):
@@ -259,7 +285,7 @@ def test_files_of_another_model_are_not_superseded(table: Table, images: Path):
 def test_images_of_an_unfinished_batch_are_not_done(table: Table, images: Path):
     table.plan(images)
     work = table.plan(images)
-    assert (len(work.plans), work.already_done) == (1, 0)
+    assert (len(work.plans), work.done.images) == (1, 0)
 
 
 def test_planning_needs_neither_ray_nor_prefect(tmp_path: Path, images: Path):
@@ -403,7 +429,7 @@ def test_files_in_segments_count_as_planned_and_done(table: Table, tmp_path: Pat
         table.commit(plan)
     assert [segment.range for segment in read_catalog(table.store, "t").segments] == [index.SegmentRange(1, 8)]
     work = table.plan(tmp_path / "images")
-    assert (work.plans, work.already_done) == ([], 9)
+    assert (work.plans, work.done.images) == ([], 9)
 
 
 @pytest.mark.usefixtures("small_segments")
@@ -415,7 +441,7 @@ def test_unfinished_batch_in_a_segment_is_planned_first(table: Table, tmp_path: 
             table.commit(plan)
     assert [segment.range for segment in read_catalog(table.store, "t").segments] == [index.SegmentRange(1, 4)]
     work = table.plan(tmp_path / "images")
-    assert ([plan.number for plan in work.plans], work.already_done) == ([2], 3)
+    assert ([plan.number for plan in work.plans], work.done.images) == ([2], 3)
 
 
 @pytest.mark.usefixtures("small_segments")
@@ -441,3 +467,36 @@ def test_many_concurrent_planners_plan_every_image_exactly_once(table: Table, tm
         list(threads.map(plan, inputs))
     requested = sorted({number for numbers in inputs for number in numbers.tolist()})
     assert table.planned() == [f"file://{tmp_path}/images/{number:02d}.png" for number in requested]
+
+
+# What is passed over
+
+
+def test_plan_counts_what_was_passed_over_in_folders_and_containers(table: Table, images: Path):
+    touch(images, "notes.docx", ".hidden.png")
+    save_parquet(images / "empty.parquet", [])
+    work = table.plan(images)
+    assert work.passed_over.to_record() == {".docx": 1, "Parquet file without images": 1, "hidden file": 1}
+
+
+def test_run_with_nothing_new_counts_what_was_passed_over(table: Table, images: Path):
+    touch(images, "notes.docx")
+    table.commit(table.plan(images).plans[0])
+    work = table.plan(images)
+    assert (work.plans, work.passed_over.to_record()) == ([], {".docx": 1})
+
+
+def test_container_is_counted_once_if_another_run_takes_the_number(
+    table: Table, images: Path, monkeypatch: pytest.MonkeyPatch
+):
+    save_parquet(images / "empty.parquet", [])
+    taken = iter([True, False])
+    take = planning.take_number
+
+    def contended(store: ObjectStore, name: str, entry: NumberedBatch) -> None:
+        if next(taken):
+            raise NumberTaken
+        take(store, name, entry)
+
+    monkeypatch.setattr(planning, "take_number", contended)
+    assert table.plan(images).passed_over.to_record() == {"Parquet file without images": 1}

@@ -21,6 +21,7 @@ from fmnist_model.formats.interface import ContainerPiece
 from fmnist_model.predictions import Predictions, Rejection, prediction_batch, quarantine_batch
 from fmnist_model.reports.batch_markdown import render_batch_markdown
 from fmnist_model.reports.batch_page import (
+    PassedOverFiles,
     PreviousMix,
     QuarantineReason,
     ReportedBatch,
@@ -28,7 +29,9 @@ from fmnist_model.reports.batch_page import (
     render_batch_page,
 )
 from fmnist_model.reports.markdown import code, escaped
+from fmnist_model.reports.page import printable, shortened
 from infra.orchestration.events import BATCH_COMMITTED, BATCH_OVER_ERROR_SHARE, CLASS_MIX_MOVED
+from infra.storage.input_files import InputsUnavailable
 from infra.storage.keys import part_name, plan_key, quarantine_folder, table_folder
 from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.tables.books import BatchBooks, list_tables, read_books
@@ -36,13 +39,14 @@ from infra.storage.tables.delta import open_delta
 from infra.storage.tables.parts import PartFile, open_part
 from infra.storage.tables.planning.batches import NumberedBatch, list_batches, take_number
 from infra.storage.tables.planning.plan import BatchPlan, Piece, ShardInputs, cut_into_shards, write_plan
-from infra.storage.tables.planning.staged_inputs import PlannedFiles, StagedInputs
+from infra.storage.tables.planning.staged_inputs import DoneImages, PlannedFiles, StagedInputs
 from infra.storage.tables.records import OTHER_REASONS, Reason, ShardRecord, create_record
 from tasks.artifacts import show_markdown
 from tasks.classification.classify import ClassifiedBatch
 from tasks.classification.commit import TooManyErrors, check_error_share, commit_batches, commit_classified
 from tasks.classification.gallery import _join_near, show_least_confident
 from tasks.classification.inputs import list_files, pieces_of
+from tasks.classification.passed_over import PassedOver
 from tasks.classification.plan import PlannedWork
 from tasks.classification.read import container_batches, read_shard
 from tasks.classification.reasons import is_retryable, reason_kind
@@ -99,7 +103,41 @@ BATCH = ReportedBatch(
 )
 
 
+PASSED_OVER = [
+    PassedOverFiles(".heic", 1, ["/pictures/a.heic"]),
+    PassedOverFiles("unreadable folder", 1200, ["/pictures/lost+found", "/pictures/x"]),
+]
+
+
 # The page
+
+
+def test_page_shows_what_was_passed_over() -> None:
+    page = Page(render_batch_page(replace(BATCH, passed_over=PASSED_OVER)))
+    assert page.rows("Passed over by kind")[1:] == [
+        [".heic", "1", "/pictures/a.heic"],
+        ["unreadable folder", "1,200", "/pictures/lost+found, /pictures/x"],
+    ]
+
+
+def test_page_has_no_table_of_nothing_passed_over() -> None:
+    assert "Passed over" not in Page(render_batch_page(BATCH)).texts("h2")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_name_that_was_passed_over_is_shown_literally(name: str) -> None:
+    batch = replace(BATCH, passed_over=[PassedOverFiles(".png", 1, [name])])
+    [_, row] = Page(render_batch_page(batch)).rows("Passed over by kind")
+    assert row[2] == printable(name)
+    markdown = render_batch_markdown(batch, "page")
+    assert code(shortened(name)) in markdown
+    assert len(markdown.split("## Passed over")[1].splitlines()) == 5
+
+
+def test_markdown_shows_what_was_passed_over() -> None:
+    lines = render_batch_markdown(replace(BATCH, passed_over=PASSED_OVER), "page").splitlines()
+    assert f"| {escaped('unreadable folder')} | 1,200 |" in "\n".join(lines)
+    assert "## Passed over" not in render_batch_markdown(BATCH, "page")
 
 
 def test_page_is_self_contained() -> None:
@@ -361,8 +399,9 @@ def committed(store: ObjectStore, batch: ClassifiedBatch) -> Committed:
     return Committed(commit_classified(store, model_version(1), batch), batch)
 
 
-def write_reports(*batches: Committed) -> list[str]:
-    return write_batch_reports.fn([batch.books for batch in batches], [batch.classified for batch in batches])
+def write_reports(*batches: Committed, passed_over: PassedOver | None = None) -> list[str]:
+    books, classified = [batch.books for batch in batches], [batch.classified for batch in batches]
+    return write_batch_reports.fn(books, classified, passed_over or PassedOver())
 
 
 def loose(folder: Path, count: int) -> Path:
@@ -384,6 +423,17 @@ def test_report_describes_its_batch(store: ObjectStore, tmp_path: Path) -> None:
     assert {"28", "30", "2"} <= set(figures)
     assert page.rows("Reasons")[1:] == [["truncated: N bytes of …", "2", f"file://{tmp_path}/in/007.png"]]
     assert len(page.all("img")) == 20
+
+
+def test_newest_report_shows_what_the_run_passed_over(store: ObjectStore, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    batches = [committed(store, classified(store, scratch, loose(tmp_path / name, 2))) for name in ("a", "b")]
+    passed_over = PassedOver()
+    passed_over.add(".docx", "/images/notes.docx")
+    written = write_reports(*batches, passed_over=passed_over)
+    pages = [Page(store.read(uri.removeprefix(f"{store.root}/")).decode()) for uri in written]
+    assert "Passed over" not in pages[0].texts("h2")
+    assert pages[1].rows("Passed over by kind")[1:] == [[".docx", "1", "/images/notes.docx"]]
 
 
 def test_gallery_starts_with_the_least_confident_images_and_has_their_pixels(
@@ -491,6 +541,36 @@ def test_report_without_a_plan_lacks_only_the_pictures(store: ObjectStore, tmp_p
     assert report_of(store, batch).all("img") == []
 
 
+@pytest.mark.parametrize("error", [KeyError("offset"), MemoryError(), InputsUnavailable("no answer")], ids=repr)
+def test_image_that_can_not_be_read_again_lacks_only_its_picture(
+    store: ObjectStore, tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = loose(tmp_path / "in", 3)
+    save_tar(folder / "c.tar", [("1.png", png(7))])
+    batch = committed(store, classified(store, tmp_path / "scratch", folder))
+
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("tasks.classification.gallery.container_batches", fail)
+    found = {image.uri.rpartition("/")[2]: image for image in gallery(store, batch)}
+    assert found.pop("c.tar#member=1.png").missing
+    assert all(image.pixels is not None for image in found.values())
+    assert len(found) == 3
+
+
+def test_shard_with_a_deadly_image_is_not_read_again(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = committed(store, classified(store, tmp_path / "scratch", loose(tmp_path / "in", 3)))
+    reason = Reason(kind="crashed", reason="crashed: …", images=1, example="file:///a.png")
+    deadly = [record.model_copy(update={"reasons": [reason]}) for record in batch.classified.records.values()]
+    monkeypatch.setattr("tasks.classification.gallery.read_shard", lambda *_: 1 / 0)
+    found = show_least_confident(store, batch.classified.plan, deadly)
+    assert len(found) == 3
+    assert all(image.pixels is None and "kill" in image.missing for image in found)
+
+
 def test_batch_with_only_broken_images_has_a_report(store: ObjectStore, tmp_path: Path) -> None:
     batch = classified(store, tmp_path / "scratch", loose(tmp_path / "in", 3), broken=[".png"])
     figures = report_of(store, committed(store, batch)).texts("dd")
@@ -587,7 +667,7 @@ def test_commit_and_error_share_emit_events(
     store: ObjectStore, tmp_path: Path, events: list[tuple[str, str, dict[str, Any]]]
 ) -> None:
     batch = classified(store, tmp_path / "scratch", loose(tmp_path / "in", 4), broken=["1.png"])
-    work = PlannedWork(plans=[batch.plan], model=model_version(1), already_done=0)
+    work = PlannedWork(plans=[batch.plan], model=model_version(1), done=DoneImages())
     books = commit_batches.fn(work, [batch])
     check_error_share.fn(books, 0.25)
     [(event, resource, payload)] = events

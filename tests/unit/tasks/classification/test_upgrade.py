@@ -156,7 +156,7 @@ def test_planning_after_the_upgrade_finds_everything_done(store: ObjectStore, im
     table = build(store, images)
     upgrade_all(store)
     work = plan(store, table.model, images, "after")
-    assert (work.plans, work.already_done) == ([], 8)
+    assert (work.plans, work.done.images) == ([], 8)
 
 
 def test_changed_file_supersedes_its_old_rows(store: ObjectStore, images: list[Path]) -> None:

@@ -53,7 +53,7 @@ def staged(folder: Path, *batches: list[File]) -> StagedInputs:
 
 def committed(*paths: Path) -> PlannedFiles:
     """Return the files that the plans of committed batches hold."""
-    return PlannedFiles("1", committed_plans=paths)
+    return PlannedFiles("1", plans=dict(enumerate(paths, 1)))
 
 
 def new_files(folder: Path, *batches: list[File], done: list[Path] | None = None) -> list[File]:
@@ -63,7 +63,7 @@ def new_files(folder: Path, *batches: list[File], done: list[Path] | None = None
 
 
 def images_done(folder: Path, listed: list[File], *plans: Path) -> int:
-    return staged(folder, listed).compare(committed(*plans)).images_done
+    return staged(folder, listed).compare(committed(*plans)).done.images
 
 
 def test_files_come_in_the_order_of_their_uris(tmp_path: Path):
@@ -158,8 +158,8 @@ def test_no_images_are_counted_if_plans_hold_none(tmp_path: Path):
 
 def test_images_of_batches_in_progress_are_planned_but_not_done(tmp_path: Path):
     [plan] = plans(tmp_path, [("file:///a", "1", 5)])
-    compared = staged(tmp_path, [("file:///a", "1", None)]).compare(PlannedFiles("1", unfinished_plans=[plan]))
-    assert (list(compared.new_files()), compared.images_done) == ([], 0)
+    compared = staged(tmp_path, [("file:///a", "1", None)]).compare(PlannedFiles("1", plans={1: plan}, unfinished=[1]))
+    assert (list(compared.new_files()), compared.done.images) == ([], 0)
 
 
 # Segments of the index
@@ -169,9 +169,9 @@ def test_files_of_segments_and_plans_do_not_come(tmp_path: Path):
     [plan] = plans(tmp_path, [("file:///b", "1", 1)])
     segments = [segment(tmp_path / f"{name}.parquet", ("1", f"file:///{name}", "1", 1, 2)) for name in "ac"]
     inputs = staged(tmp_path, [(f"file:///{name}", "1", None) for name in "abcd"])
-    compared = inputs.compare(PlannedFiles("1", segments=segments, committed_plans=[plan]))
+    compared = inputs.compare(PlannedFiles("1", segments=segments, plans={2: plan}))
     assert [row["uri"] for batch in compared.new_files() for row in batch.to_pylist()] == ["file:///d"]
-    assert compared.images_done == 5
+    assert compared.done.images == 5
 
 
 def test_segment_holds_files_of_one_model_version_only(tmp_path: Path):
@@ -192,7 +192,7 @@ def test_unfinished_batches_of_a_segment_are_planned_but_not_done(tmp_path: Path
     rows = segment(tmp_path / "segment.parquet", ("1", "file:///a", "1", 7, 3), ("1", "file:///b", "1", 8, 4))
     inputs = staged(tmp_path, [("file:///a", "1", None), ("file:///b", "1", None)])
     compared = inputs.compare(PlannedFiles("1", segments=[rows], unfinished=[8, 9]))
-    assert (list(compared.new_files()), compared.images_done) == ([], 3)
+    assert (list(compared.new_files()), compared.done.images) == ([], 3)
 
 
 # Superseded files
@@ -263,11 +263,11 @@ def test_comparing_in_ranges_gives_the_same_files(
     batches = [listed[first : first + 3] for first in range(0, len(listed), 3)]
     expected = new_files(folder, *batches, done=planned)
     inputs = staged(folder, *batches)
-    done_images = inputs.compare(committed(*planned)).images_done
+    done_images = inputs.compare(committed(*planned)).done.images
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(staged_inputs, "RANGE_FILES", range_files)
         found = new_files(folder, *batches, done=planned)
-        assert inputs.compare(committed(*planned)).images_done == done_images
+        assert inputs.compare(committed(*planned)).done.images == done_images
     # If a file is listed in two versions, either may come.
     assert [uri for uri, _, _ in found] == [uri for uri, _, _ in expected]
     assert {(uri, fingerprint) for uri, fingerprint, _ in found} <= {(u, f) for u, f, _ in listed} - {
