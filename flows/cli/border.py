@@ -1,4 +1,4 @@
-"""Say in one sentence what ended a command, if it is no error of this project's own."""
+"""Report in one sentence what ended a command, unless the cause is a bug of this project."""
 
 import os
 import select

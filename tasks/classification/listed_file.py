@@ -51,7 +51,7 @@ def file_kind(uri: str) -> str | None:
     """Return `image`, a kind of container, or None for a file to pass over. Its name decides.
 
     A name without an ending can be that of an image, and its content decides when it is read. Files that accompany
-    data have such names too, and are told apart by convention: `_SUCCESS`, `README`, `train-labels-idx1-ubyte`.
+    data have such names too, and are recognized by convention: `_SUCCESS`, `README`, `train-labels-idx1-ubyte`.
     """
     if is_image_name(uri):
         return "image"

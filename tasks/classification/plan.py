@@ -51,7 +51,7 @@ class PlannedWork:
     done: DoneImages
     """Images among the inputs that committed batches of this table and model already hold."""
     passed_over: PassedOver = field(default_factory=PassedOver)
-    """What the inputs hold besides images, by kind."""
+    """What the inputs hold apart from images, by kind."""
 
 
 def plan_inputs(
@@ -112,7 +112,7 @@ def plan_inputs(
 def check_options(catalog: Catalog, model_version: str, options: ReadOptions) -> None:
     """Check that the table's images were all read with the same options for this model.
 
-    The transform is no option. A table goes on with a newer one, and its rows say which one decoded them.
+    The transform isn't an option. A table continues with a newer one, and its rows say which one decoded them.
 
     Raises:
         RequestError: an earlier batch used other options. The message names them.
