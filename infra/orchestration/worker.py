@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.orchestration.child_process import ChildProcess, parent_is_gone
+from infra.packages import child_environment
 
 POOL = "fmnist"
 _GRACE_SECONDS = 10
@@ -40,7 +41,7 @@ def prefect_worker(log: Path) -> Iterator[Worker]:
     """Run a worker while the block runs. Its output and that of its flow runs go to the log."""
     log.write_bytes(b"")
     command = [sys.executable, "-m", "infra.orchestration.worker", str(os.getpid())]
-    worker = Worker(command, os.environ | {"PREFECT_WORKER_QUERY_SECONDS": _QUERY_SECONDS}, log)
+    worker = Worker(command, child_environment() | {"PREFECT_WORKER_QUERY_SECONDS": _QUERY_SECONDS}, log)
     worker.start()
     try:
         yield worker

@@ -22,6 +22,9 @@ _ONE_SLASH = re.compile(r"(file|s3[an]?):/(?!/)", re.IGNORECASE)
 """Start of a URI as Java writes it, and of one that went through a class for paths."""
 _S3_SCHEMES = ("s3", "s3a", "s3n")
 """Schemes that mean S3. Spark and Hadoop use the last two."""
+_ACCESS_POINT = re.compile(
+    r"(arn:[^/:]+:s3[^/:]*:[^/:]*:[^/:]*:(?:outpost[/:][^/:]+[/:])?accesspoint[/:][^/:]+)(?:/|$)"
+)
 _TO_ENCODE = re.compile(r"[%#?\x00-\x1f\x7f-\x9f]")
 _TO_ENCODE_IN_OTHER_SCHEMES = re.compile(r"[#\x00-\x1f\x7f-\x9f]")
 _ENCODED = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
@@ -114,12 +117,15 @@ def local_path(uri: str) -> str:
 
 
 def bucket_and_key(uri: str) -> tuple[str, str]:
-    """Return the bucket and the key of a canonical S3 URI.
+    """Return the bucket and the key of a canonical S3 URI. The bucket can be the ARN of an access point.
 
     Raises:
         RequestError: the URI has no valid bucket, or contains a user or password.
     """
-    bucket, _, key = uri.partition("://")[2].partition("/")
+    place = uri.partition("://")[2]
+    if access_point := _ACCESS_POINT.match(place):
+        return access_point[1], percent_decode(place[access_point.end() :])
+    bucket, _, key = place.partition("/")
     if "@" in bucket or ":" in bucket:
         # The URI isn't repeated, because it may hold a secret.
         raise RequestError("An s3:// input has a user or password in it. Use the AWS SDK's own settings instead.")

@@ -118,8 +118,9 @@ def check_quarantine(work: PlannedWork, table: str, max_error_share: float) -> N
     counted = done.quarantined - done.retryable
     if counted / max(done.images, 1) > max_error_share:
         raise TooManyErrors(
-            f"Nothing new: table {table} holds all {done.images:,} images, {done.images - done.quarantined:,} predicted "
-            f"and {done.quarantined:,} in quarantine. Of these, {counted:,} count as errors, more than the "
+            f"Nothing new: table {table} holds all {done.images:,} images, "
+            f"{done.images - done.quarantined:,} predicted and {done.quarantined:,} in quarantine. "
+            f"Of these, {counted:,} count as errors, more than the "
             f"{max_error_share * 100:.6g}% allowed. Their URIs and reasons are in the Delta table "
             f"{store.uri(quarantine_folder(table))}. Remove the files, allow a larger --max-error-share, or try them "
             "again with --retry-quarantined."

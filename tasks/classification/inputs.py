@@ -106,31 +106,28 @@ def check_inputs(locations: Iterable[str], options: ReadOptions) -> None:
 
     Raises:
         InputNotFound: a location doesn't exist, or holds no images.
-        InvalidDataset: the first container of a location is damaged.
-        RequestError: the first container of a location can't be opened, or nothing that a list names exists.
+        InvalidDataset: a location names a container that is damaged.
+        RequestError: a location names a container that can't be opened, or a list of which nothing exists.
     """
     for location in locations:
         if _checked_list(location, options):
             continue
         first = _listed_file(next(list_files([location], options)), 0)
-        if first.kind != "image":
-            try:
-                next(container_pieces(first, options), None)
-            except InputUnreadable as reason:
-                raise RequestError(f"{first.uri} can't be read: {reason}.") from None
+        if first.kind in ("image", UNUSABLE) or first.uri not in possible_uris(location):
+            continue  # a folder may hold damaged containers, which end in quarantine
+        try:
+            next(container_pieces(first, options), None)
+        except InputUnreadable as reason:
+            raise RequestError(f"{first.uri} can't be read: {reason}.") from None
 
 
 def _checked_list(location: str, options: ReadOptions) -> bool:
     """Check the first list of a location. Return False if its first file isn't a list."""
     file = next(list_input_files(location), None)
-    if file is None or not is_list(file, location, _named(location), options):
+    if file is None or not is_list(file, location, possible_uris(location), options):
         return False
     check_list(file, options)
     return True
-
-
-def _named(location: str) -> list[str]:
-    return possible_uris(location) if location.lower().endswith(".parquet") else []
 
 
 def _listed_file(files: pa.RecordBatch, row: int) -> ListedFile:
@@ -148,9 +145,8 @@ def _to_batches(files: Iterator[ListedFile]) -> Iterator[pa.RecordBatch]:
 
 def _files(location: str, options: ReadOptions, passed_over: PassedOver) -> Iterator[ListedFile]:
     named = possible_uris(location)
-    named_parquet = _named(location)
     for file in list_input_files(location, passed_over.add):
-        if is_list(file, location, named_parquet, options):
+        if is_list(file, location, named, options):
             yield from files_in_list(file, options)
         elif kind := (named_kind if file.uri in named else file_kind)(file.uri):
             yield ListedFile(file.uri, planned_fingerprint(file, kind), kind, file.size)

@@ -32,7 +32,7 @@ from infra.storage.tables.planning.plan import (
 )
 from infra.storage.tables.planning.quarantined_files import write_quarantined_files
 from infra.storage.tables.planning.staged_inputs import Comparison, DoneImages, PlannedFiles, StagedInputs
-from tasks.classification.inputs import list_files, pieces_of
+from tasks.classification.inputs import list_files, no_images, pieces_of
 from tasks.classification.options import ReadOptions
 from tasks.classification.passed_over import PassedOver
 from tasks.classification.reasons import BEYOND_A_LOOK
@@ -102,6 +102,8 @@ def plan_inputs(
     staged.stage(check_readable(list_files(inputs, options, passed_over), readable_folders))
     planner = _Planner(store, table, model, options, scratch)
     work, catalog = planner.plan(staged, passed_over, retry_all=retry_quarantined)
+    if not (work.plans or work.done.images) and work.passed_over.to_record():
+        raise no_images(", ".join(inputs), work.passed_over)
     for plan in work.plans:
         check_plan(store, plan, readable_folders)
     compact_index(store, catalog, scratch)

@@ -19,7 +19,7 @@ from fmnist_model.formats.lists.columns import (
 from fmnist_model.formats.lists.entry import RawEntry, damaged, missing
 from fmnist_model.formats.lists.lines import MAX_LINE_BYTES, Line
 from fmnist_model.formats.lists.text import is_label, readings_of
-from fmnist_model.images.endings import is_image_name
+from fmnist_model.images.endings import UNSUPPORTED_IMAGE_SUFFIXES, is_image_name
 
 _DELIMITERS = (",", ";", "\t", "|")
 _SAMPLE_LINES = 100
@@ -223,6 +223,9 @@ def _positions(cells: list[str], origin: str, label_column: str | None) -> Colum
 
 
 def _is_location(cell: str) -> bool:
-    if is_label(cell):
+    name = cell.strip().lower()
+    if is_label(name):
         return False
-    return "/" in cell or "\\" in cell or is_image_name(cell.strip()) or container_kind(cell.strip()) is not None
+    if "/" in name or "\\" in name or name.endswith((*UNSUPPORTED_IMAGE_SUFFIXES,)):
+        return True
+    return is_image_name(name) or container_kind(name) is not None

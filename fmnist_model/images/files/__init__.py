@@ -7,7 +7,7 @@ file is first cut down to what is needed for its pixels. That needs one more cop
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
@@ -17,10 +17,13 @@ from fmnist_model.images.files.clean_file import MAX_PIXELS, CleanFile
 from fmnist_model.images.files.content import identify
 from fmnist_model.images.files.gif import clean_gif
 from fmnist_model.images.files.jpeg import clean_jpeg
+from fmnist_model.images.files.jpeg2000 import MAX_PIXELS as MAX_JPEG2000_PIXELS
+from fmnist_model.images.files.jpeg2000 import clean_jpeg2000
 from fmnist_model.images.files.png import clean_png
-from fmnist_model.images.files.tiff import clean_tiff
+from fmnist_model.images.files.tiff import clean_tiff, silence_libtiff
 from fmnist_model.images.files.webp import clean_webp
-from fmnist_model.images.rejected import ImageRejected, reason_of
+from fmnist_model.images.orientation import UPRIGHT, exif_orientation
+from fmnist_model.images.rejected import ImageRejected
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
@@ -34,17 +37,25 @@ class _Format:
     """Class in the module."""
     clean: Callable[[bytes], CleanFile] = CleanFile
     max_pixels: int = MAX_PIXELS
+    pixel_bytes: int = 6
+    """Memory that decoding and converting takes, in bytes per pixel. Measured with 64 megapixels of each mode."""
 
+
+_MAX_BYTES: Final = int(1.4 * 2**30)
+"""Maximum memory for one image, in bytes."""
+
+_FILE_COPIES: Final = 4
+"""Copies of a file's bytes in memory: from the column, cut down, in Pillow and in the decoder."""
 
 _FORMATS: Final = {
     "PNG": _Format("PngImagePlugin", "PngImageFile", clean_png),
-    "JPEG": _Format("JpegImagePlugin", "JpegImageFile", clean_jpeg, 4 * MAX_PIXELS),  # `clean_jpeg` checks the size
-    "WEBP": _Format("WebPImagePlugin", "WebPImageFile", clean_webp),
+    "JPEG": _Format("JpegImagePlugin", "JpegImageFile", clean_jpeg, 4 * MAX_PIXELS, 2),  # `clean_jpeg` checks it, too
+    "WEBP": _Format("WebPImagePlugin", "WebPImageFile", clean_webp, pixel_bytes=16),
     "GIF": _Format("GifImagePlugin", "GifImageFile", clean_gif),
     "BMP": _Format("BmpImagePlugin", "BmpImageFile"),
-    "TIFF": _Format("TiffImagePlugin", "TiffImageFile", clean_tiff),
-    "AVIF": _Format("AvifImagePlugin", "AvifImageFile", clean_avif),
-    "JPEG2000": _Format("Jpeg2KImagePlugin", "Jpeg2KImageFile"),
+    "TIFF": _Format("TiffImagePlugin", "TiffImageFile", clean_tiff, pixel_bytes=12),
+    "AVIF": _Format("AvifImagePlugin", "AvifImageFile", clean_avif, pixel_bytes=20),
+    "JPEG2000": _Format("Jpeg2KImagePlugin", "Jpeg2KImageFile", clean_jpeg2000, MAX_JPEG2000_PIXELS, 23),
     "PPM": _Format("PpmImagePlugin", "PpmImageFile"),
 }
 
@@ -77,15 +88,19 @@ def load_picture(data: bytes) -> Iterator[LoadedPicture]:
         Exception: anything that Pillow raises for damaged files. See `reason_of`.
     """
     name = identify(data)
+    if _FILE_COPIES * len(data) > _MAX_BYTES:
+        raise ImageRejected(f"too large: {len(data):,} bytes")
     file = _FORMATS[name].clean(data)
     with _open(name, file.data if file.has_end else _completed_jpeg(file.data)) as picture:
         if name == "JPEG" and min(picture.size) >= 2 * _DRAFT_SIZE:
             picture.draft("L", (_DRAFT_SIZE, _DRAFT_SIZE))
+        if name == "AVIF":  # Pillow states what the boxes `irot` and `imir` say as EXIF
+            file = replace(file, orientation=exif_orientation(picture.info.get("exif", b"")) or UPRIGHT)
         try:
             picture.load()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError):
             if file.is_cut:
-                raise ImageRejected(f"truncated: the file ends before its pixels do ({reason_of(error)})") from None
+                raise ImageRejected("truncated: the file ends before its pixels do") from None
             raise
         yield LoadedPicture(picture, name, file)
 
@@ -93,13 +108,22 @@ def load_picture(data: bytes) -> Iterator[LoadedPicture]:
 def _open(name: str, data: bytes) -> "ImageFile":
     """Read the header of a file. `Image.open` would try other formats, and hide why the file can't be read."""
     file_format = _FORMATS[name]
+    if name == "TIFF":
+        silence_libtiff()
     try:
         reader = getattr(import_module(f"PIL.{file_format.plugin}"), file_format.reader)
     except (ImportError, AttributeError):
         raise ImageRejected(f"unsupported: {name}, which this version of Pillow can't decode") from None
-    picture: ImageFile = reader(io.BytesIO(data))
-    if picture.width * picture.height > file_format.max_pixels:
-        raise ImageRejected(f"too large: {picture.width} x {picture.height} pixels")
+    try:
+        picture: ImageFile = reader(io.BytesIO(data))
+    except SyntaxError as error:
+        if name == "TIFF" and "unknown" in str(error):
+            raise ImageRejected("unsupported: a TIFF whose kind of pixels Pillow can't read. Save it as PNG.") from None
+        raise
+    pixels = picture.width * picture.height
+    memory = file_format.pixel_bytes * pixels + _FILE_COPIES * len(data)
+    if pixels > file_format.max_pixels or memory > _MAX_BYTES:
+        raise ImageRejected(f"too large: {picture.width} x {picture.height} pixels in {len(data):,} bytes")
     return picture
 
 

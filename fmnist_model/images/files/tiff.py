@@ -3,9 +3,12 @@
 Source: TIFF 6.0 (section 2 for the directory), and https://www.awaresystems.be/imaging/tiff/bigtiff.html.
 """
 
+import ctypes
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -16,11 +19,12 @@ from fmnist_model.images.orientation import UPRIGHT, orientation_value, xmp_orie
 from fmnist_model.images.rejected import ImageRejected
 
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION, _XMP = 256, 257, 258, 262, 274, 700
-_TILE_WIDTH, _TILE_HEIGHT, _SAMPLE_FORMAT = 322, 323, 339
+_ROWS_PER_STRIP, _TILE_WIDTH, _TILE_HEIGHT, _SAMPLE_FORMAT = 278, 322, 323, 339
 _KEPT: Final = frozenset(
     [
-        254, _WIDTH, _HEIGHT, _BITS, 259, _PHOTOMETRIC, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, _TILE_WIDTH,
-        _TILE_HEIGHT, 324, 325, 332, 334, 338, _SAMPLE_FORMAT, 347, *range(512, 522), 529, 530, 531, 532, 50674,
+        254, _WIDTH, _HEIGHT, _BITS, 259, _PHOTOMETRIC, 266, 273, 277, _ROWS_PER_STRIP, 279, 284, 292, 293, 317, 320,
+        _TILE_WIDTH, _TILE_HEIGHT, 324, 325, 332, 334, 338, _SAMPLE_FORMAT, 347, *range(512, 522), 529, 530, 531, 532,
+        50674,
     ]
 )  # fmt: skip
 """Tags that say how the pixels are stored."""
@@ -58,6 +62,9 @@ def clean_tiff(data: bytes) -> CleanFile:
         raise ImageRejected(f"too large: a tile of {tile_pixels:,} pixels")
     bits = directory.value(_BITS, 1)
     kept = {tag: tags[tag] for tag in sorted(_KEPT & tags.keys())}
+    height = directory.value(_HEIGHT, 0)
+    if directory.value(_ROWS_PER_STRIP, 0) > height:  # any large number says that there is one strip
+        kept[_ROWS_PER_STRIP] = directory.entry(_ROWS_PER_STRIP, height)
     return CleanFile(
         directory.replace(data, list(kept.values())),
         _orientation(directory),
@@ -66,6 +73,17 @@ def clean_tiff(data: bytes) -> CleanFile:
         is_cut=any(directory.ends_early(*tags) for tags in _STRIPS_AND_TILES),
         inverted=bits > 8 and directory.value(_PHOTOMETRIC, 1) == _WHITE_IS_ZERO,  # Pillow inverts up to 8 bits
     )
+
+
+@cache
+def silence_libtiff() -> None:
+    """Keep libtiff from printing errors to standard error. Pillow raises an exception for each anyway."""
+    from PIL import _imaging
+
+    with suppress(OSError, AttributeError):  # another build of Pillow may hide the function
+        handler = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
+        handler.restype, handler.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+        handler(None)
 
 
 @dataclass(frozen=True)
@@ -124,6 +142,11 @@ class _Directory:
         """Return the first value of a tag, or the default if it is missing or not a whole number."""
         found = self.values(tag, 1)
         return int(found[0]) if len(found) else default
+
+    def entry(self, tag: int, value: int) -> bytes:
+        """Return an entry for a tag with one value of four bytes."""
+        padding = bytes(struct.calcsize(self.layout.offset) - 4)
+        return struct.pack(f"{self.order}HH{self.layout.offset}I", tag, 4, 1, value) + padding
 
     def ends_early(self, offsets: int, lengths: int) -> bool:
         """Return whether the file ends before the strips or tiles that these tags list."""

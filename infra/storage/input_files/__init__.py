@@ -37,7 +37,6 @@ __all__ = [
     "InputUnreadable",
     "InputsUnavailable",
     "can_be_read",
-    "filesystem_of",
     "list_input_files",
     "local_fingerprint",
     "open_input",
@@ -45,19 +44,6 @@ __all__ = [
     "s3_fingerprint",
     "stat_input",
 ]
-
-
-def filesystem_of(uri: str) -> tuple[Any, str]:
-    """Return the `pyarrow.fs.FileSystem` of a canonical URI and the path in it.
-
-    Ask for an S3 file system again for each file and in each process, because its credentials may expire.
-
-    Raises:
-        RequestError: the URI's scheme is unknown, it names another host, or S3 is misconfigured.
-    """
-    from pyarrow import fs
-
-    return s3.filesystem_of(uri) if _is_on_s3(uri) else (fs.LocalFileSystem(), local_path(uri))
 
 
 def list_input_files(location: str, pass_over: PassOver = ignore) -> Iterator[InputFile]:
@@ -120,6 +106,9 @@ def read_input(uri: str, fingerprint: str, largest: int) -> bytes:
 
 def open_input(uri: str, *, fetch: int = 0) -> Any:
     """Open a file as a random-access `pyarrow.NativeFile`.
+
+    A file on S3 raises `InputUnreadable` from a read if it is refused, gone or changed since it was opened. Its
+    attribute `failure` keeps the error, because pyarrow may turn it into one of its own.
 
     Args:
         uri: canonical URI of the file.
