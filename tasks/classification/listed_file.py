@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from fmnist_model.formats import container_kind
 from fmnist_model.images.endings import UNSUPPORTED_IMAGE_SUFFIXES, is_image_name
+from infra.storage.tables.planning import staged_inputs
 from infra.storage.uris import local_path
 
 METADATA_FILE = "metadata file"
@@ -33,7 +34,7 @@ _METADATA_NAMES = frozenset(
 """Names without an ending that hold text, in lower case."""
 _LABEL_FILE = re.compile(r".*(idx1-ubyte|\.idx1)(\.gz)?|.*label.*\.idx(\.gz)?")
 
-UNUSABLE = "unusable"
+UNUSABLE = staged_inputs.UNUSABLE
 """Kind of a list's entry that can't be read, as planning found out. Its fingerprint is the reason for quarantine."""
 
 
