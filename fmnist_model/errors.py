@@ -21,13 +21,21 @@ class InvalidImage(InvalidInput):
     """The file is not an image, or not one that can be classified."""
 
 
-def describe_unexpected(error: Exception) -> str:
+_LONGEST_MESSAGE = 300
+"""Characters of an exception's message to keep. Some quote the data that they fail on."""
+
+
+def describe_unexpected(error: BaseException) -> str:
     """Describe an unexpected exception as a reason for quarantine, such as `damaged: KeyError: 7`."""
     name = type(error).__name__
     text = one_line(error)
     return f"damaged: {name}: {text}" if text else f"damaged: {name}"
 
 
-def one_line(error: Exception) -> str:
-    """Return an exception's message with all line breaks replaced by spaces."""
-    return " ".join(str(error).split())
+def one_line(error: BaseException) -> str:
+    """Return the start of an exception's message on one line, in characters that UTF-8 can encode."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 (an exception's own text can fail, too)
+        return ""
+    return " ".join(text.split())[:_LONGEST_MESSAGE].encode("utf-8", "replace").decode()

@@ -8,6 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from fmnist_model.classes import CLASS_NAMES
+from fmnist_model.images import TRANSFORM_VERSION
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def prediction_schema() -> pa.Schema:
             field(
                 "model_version", pa.dictionary(pa.int32(), pa.string()), "number of the model version that predicted"
             ),
+            field("transform", pa.int16(), "version of the transform that decoded the image"),
         ]
     )
 
@@ -59,6 +61,7 @@ def prediction_batch(
     *,
     file_version: int,
     model_version: str,
+    transform: int = TRANSFORM_VERSION,
 ) -> pa.RecordBatch:
     """Arrange predictions as rows of `prediction_schema`.
 
@@ -68,6 +71,7 @@ def prediction_batch(
         labels: integers `[n]`, true classes, null where unknown.
         file_version: number of the batch that first planned this version of the files.
         model_version: number of the model version, repeated in every row.
+        transform: version of the transform that decoded the images.
     """
     n, width = predictions.probabilities.shape
     probabilities = pa.array(predictions.probabilities.reshape(-1))
@@ -81,6 +85,7 @@ def prediction_batch(
             labels.cast(pa.int16()),
             pa.array(np.full(n, file_version, np.int32)),
             pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), pa.array([model_version])),
+            pa.array(np.full(n, transform, np.int16)),
         ],
         schema=prediction_schema(),
     )
@@ -101,6 +106,7 @@ def quarantine_schema() -> pa.Schema:
             field("label", pa.int16(), "true class, if the input has one", nullable=True),
             field("file_version", pa.int32(), "number of the batch that first planned this version of the file"),
             field("model_version", pa.dictionary(pa.int32(), pa.string()), "number of the batch's model version"),
+            field("transform", pa.int16(), "version of the transform that could not decode the image"),
         ]
     )
 
@@ -122,6 +128,7 @@ def quarantine_batch(
     *,
     file_version: int,
     model_version: str,
+    transform: int = TRANSFORM_VERSION,
 ) -> pa.RecordBatch:
     """Arrange images that could not be classified as rows of `quarantine_schema`.
 
@@ -131,6 +138,7 @@ def quarantine_batch(
         labels: integers `[n]`, true classes, null where unknown.
         file_version: number of the batch that first planned this version of the files.
         model_version: number of the model version that could not classify them.
+        transform: version of the transform that could not decode them.
     """
     rows, why = pa.array(list(rejections), pa.int64()), list(rejections.values())
     zeros = pa.array(np.zeros(len(why), np.int32))
@@ -145,6 +153,7 @@ def quarantine_batch(
             labels.take(rows).cast(pa.int16()),
             pa.array(np.full(len(why), file_version, np.int32)),
             pa.DictionaryArray.from_arrays(zeros, pa.array([model_version])),
+            pa.array(np.full(len(why), transform, np.int16)),
         ],
         schema=quarantine_schema(),
     )

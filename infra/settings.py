@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -41,6 +42,17 @@ def _folders(value: str | Sequence[Path]) -> Sequence[Path]:
     return folders
 
 
+def _endpoint_url(value: str | None) -> str | None:
+    if value is None:
+        return None
+    parts = urlsplit(value)
+    if "@" in parts.netloc:
+        raise ValueError("the URL has a user or password in it; use the AWS SDK's own settings instead")
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ValueError(f"{value} is not http://HOST:PORT or https://HOST")
+    return value.rstrip("/")
+
+
 class Settings(BaseSettings):
     """The settings of this project. Set each by an environment variable: `FMNIST_` and its name in capitals."""
 
@@ -66,6 +78,21 @@ class Settings(BaseSettings):
     s3_timeout_seconds: float = Field(default=20, ge=0.1, le=3600)
     """Timeout between two bytes of an S3 answer, after which the request is retried. Raise it for a slow server."""
 
+    input_endpoint_url: Annotated[str | None, AfterValidator(_endpoint_url)] = None
+    """S3 endpoint of the inputs, if it isn't the store's. `https://s3.amazonaws.com` is AWS in any region."""
+
+    input_profile: str | None = None
+    """AWS profile for the inputs, if it isn't the store's."""
+
+    input_region: str | None = None
+    """Region of the buckets with the inputs. On AWS, a bucket in another region is found without it."""
+
+    input_unsigned: bool = False
+    """Whether to read S3 inputs without credentials, as public buckets allow."""
+
+    input_requester_pays: bool = False
+    """Whether to read S3 inputs from buckets that charge the requester."""
+
     retries: int = Field(default=0, ge=0, le=10)
     """Retries of a step that failed with a transient error, with exponential backoff. Deployments set 3."""
 
@@ -80,10 +107,12 @@ def load_settings() -> Settings:
     """Read the settings.
 
     Raises:
-        RequestError: a setting has an invalid value.
+        RequestError: a setting has an invalid value, or the file `.env` can't be read.
     """
     try:
         return Settings()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f".env: {Path('.env').absolute()} can't be read: {error}.") from None
     except ValidationError as error:
         first = error.errors()[0]
         raise RequestError(f"FMNIST_{str(first['loc'][0]).upper()}: {first['msg']}") from None

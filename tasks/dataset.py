@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.dataset import from_table, to_table
+from fmnist_model.images import TRANSFORM_VERSION
 from fmnist_model.images.idx import FASHION_MNIST_SHA256, has_fashion_mnist, read_fashion_mnist
 from infra.cluster.progress_board import ProgressBoard
 from infra.errors import RequestError
@@ -68,7 +69,14 @@ def import_dataset(store: ObjectStore, settings: Settings) -> DatasetRecord:
     splits = {
         split: _write_split(store, split, files[images], files[labels]) for split, (images, labels) in _FILES.items()
     }
-    record = DatasetRecord(name=NAME, version=_VERSION, source=source, splits=splits, provenance=Provenance.now())
+    record = DatasetRecord(
+        name=NAME,
+        version=_VERSION,
+        source=source,
+        splits=splits,
+        transform=TRANSFORM_VERSION,
+        provenance=Provenance.now(),
+    )
     write_dataset(store, record)
     return record
 

@@ -132,7 +132,8 @@ def _images(store: ObjectStore, chosen: tuple[str, ...]) -> tuple[list[str], "ND
 
 def _read_image(path: str) -> "NDArray[np.uint8]":
     from fmnist_model.errors import InvalidImage
-    from fmnist_model.images.decode import ImageRejected, decode_image
+    from fmnist_model.images.decode import decode_image
+    from fmnist_model.images.rejected import ImageRejected
 
     try:
         return decode_image(_read_uri(path) if "://" in path else Path(path).read_bytes())

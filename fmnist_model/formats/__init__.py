@@ -22,7 +22,7 @@ _ENDINGS: dict[ContainerKind, tuple[str, ...]] = {
 def container_kind(name: str) -> ContainerKind | None:
     """Return the container format of a file by its name, path or URI, or None if it isn't a container.
 
-    IDX files of labels aren't containers. A Parquet file may turn out to be a list of images (`uri_list.is_uri_list`).
+    IDX files of labels aren't containers. A Parquet file may turn out to be a list of images (`lists.is_parquet_list`).
     """
     file_name = name.lower().rpartition("/")[2]
     if file_name.endswith((".idx", ".idx.gz")) and "label" in file_name and "image" not in file_name:

@@ -15,5 +15,11 @@ def worker_environment(settings: Settings) -> dict[str, str]:
         "FMNIST_RETRIES": str(settings.retries),
         "FMNIST_RAY_MAX_CPUS": str(settings.ray_max_cpus),
         "FMNIST_RAY_MAX_GPUS": str(settings.ray_max_gpus),
+        # An empty value is none. It replaces the setting with which a cluster started.
+        "FMNIST_INPUT_ENDPOINT_URL": settings.input_endpoint_url or "",
+        "FMNIST_INPUT_PROFILE": settings.input_profile or "",
+        "FMNIST_INPUT_REGION": settings.input_region or "",
+        "FMNIST_INPUT_UNSIGNED": str(settings.input_unsigned),
+        "FMNIST_INPUT_REQUESTER_PAYS": str(settings.input_requester_pays),
     }
     return s3_environment() | own

@@ -24,6 +24,8 @@ class DatasetRecord(BaseModel):
     source: str
     """Place where the source files were found."""
     splits: dict[str, DatasetSplit]
+    transform: int = 1
+    """Version of the transform that reads the images."""
     provenance: Provenance
 
 

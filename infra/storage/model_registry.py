@@ -41,6 +41,8 @@ class ModelVersion(BaseModel):
     data_version: str
     temperature: float = 1.0
     """Divides the logits before the softmax to calibrate the probabilities. 1 if none was fitted."""
+    transform: int = 1
+    """Version of the transform that decoded the images that the model was trained on."""
     provenance: Provenance
 
 
@@ -70,6 +72,7 @@ class ModelRegistry:
         parameters: Mapping[str, Any],
         data_version: str,
         temperature: float = 1.0,
+        transform: int = 1,
     ) -> ModelVersion:
         """Create the next version. If another process takes a number first, try the next one."""
         number = max(self.versions(), default=0)
@@ -85,6 +88,7 @@ class ModelRegistry:
                 parameters=dict(parameters),
                 data_version=data_version,
                 temperature=temperature,
+                transform=transform,
                 provenance=Provenance.now(),
             )
             try:

@@ -4,6 +4,9 @@ A canonical URI is `file:///folder/name` or `s3://bucket/key`. It percent-encode
 and nothing else: `file:///shoes/größe 36 %231.jpg`. So a `#` always starts a fragment, `#row=` or `#member=`, which
 names an image in the file.
 
+Other programs write `file:/folder/name` (Java), `s3a://`, `s3n://` (Spark and Hadoop), or encode more characters. Such
+spellings are accepted.
+
 The folder of a local file is absolute and has no symbolic links. The file's own name is kept, even if it is a link. An
 S3 key is never normalized, because `a//b` and `a/./b` are other objects than `a/b`.
 """
@@ -15,6 +18,13 @@ from collections.abc import Callable, Iterable
 from infra.errors import RequestError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_ONE_SLASH = re.compile(r"(file|s3[an]?):/(?!/)", re.IGNORECASE)
+"""Start of a URI as Java writes it, and of one that went through a class for paths."""
+_S3_SCHEMES = ("s3", "s3a", "s3n")
+"""Schemes that mean S3. Spark and Hadoop use the last two."""
+_ACCESS_POINT = re.compile(
+    r"(arn:[^/:]+:s3[^/:]*:[^/:]*:[^/:]*:(?:outpost[/:][^/:]+[/:])?accesspoint[/:][^/:]+)(?:/|$)"
+)
 _TO_ENCODE = re.compile(r"[%#?\x00-\x1f\x7f-\x9f]")
 _TO_ENCODE_IN_OTHER_SCHEMES = re.compile(r"[#\x00-\x1f\x7f-\x9f]")
 _ENCODED = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
@@ -55,17 +65,22 @@ def possible_uris(location: str, *, resolve_folder: Callable[[str], str] = real_
     """Return the canonical URIs that a location can stand for, without looking for the file.
 
     Two if the location is a URI with a `%` and two hexadecimal digits: for `file://` the decoded path and then the
-    undecoded one, for `s3://` the undecoded key and then the decoded one. Otherwise one.
+    undecoded one, for `s3://` the undecoded key and then the decoded one. A location such as `file:/name` can also be
+    a relative path. Otherwise one.
 
     Args:
         location: see `canonical_uri`.
         resolve_folder: see `canonical_uri`.
     """
     scheme = _SCHEME.match(location)
+    if scheme is None and (short := _ONE_SLASH.match(location)):
+        rest = location[short.end() :]
+        uri = f"file:///{rest}" if short[1].lower() == "file" else f"s3://{rest}"
+        return [*possible_uris(uri, resolve_folder=resolve_folder), _file_uri(location, resolve_folder)]
     if scheme is None:
         return [_file_uri(location, resolve_folder)]
     rest = location[scheme.end() :]
-    if scheme[1].lower() == "s3":
+    if scheme[1].lower() in _S3_SCHEMES:
         return _distinct(f"s3://{percent_encode(key)}" for key in (rest, percent_decode(rest)))
     path = _absolute_path(rest) if scheme[1].lower() == "file" else None
     if path is None:
@@ -102,12 +117,15 @@ def local_path(uri: str) -> str:
 
 
 def bucket_and_key(uri: str) -> tuple[str, str]:
-    """Return the bucket and the key of a canonical S3 URI.
+    """Return the bucket and the key of a canonical S3 URI. The bucket can be the ARN of an access point.
 
     Raises:
         RequestError: the URI has no valid bucket, or contains a user or password.
     """
-    bucket, _, key = uri.partition("://")[2].partition("/")
+    place = uri.partition("://")[2]
+    if access_point := _ACCESS_POINT.match(place):
+        return access_point[1], percent_decode(place[access_point.end() :])
+    bucket, _, key = place.partition("/")
     if "@" in bucket or ":" in bucket:
         # The URI isn't repeated, because it may hold a secret.
         raise RequestError("An s3:// input has a user or password in it. Use the AWS SDK's own settings instead.")

@@ -10,14 +10,13 @@ from fmnist_model.errors import NoImages
 from fmnist_model.formats import pieces
 from fmnist_model.formats.idx_images import label_file_name
 from fmnist_model.formats.interface import ContainerPiece
-from infra.errors import JobError, RequestError
-from infra.storage.input_files import InputFile, InputsUnavailable, InputUnreadable, open_input, stat_input
-from infra.storage.input_files.interface import MACHINE_FAILURES
+from infra.storage.input_files import InputFile, InputUnreadable, open_input, stat_input
 from infra.storage.tables.planning.plan import Piece
 from infra.storage.tables.planning.staged_inputs import WITH_LABELS
 from tasks.classification.listed_file import ListedFile, path_or_uri
 from tasks.classification.options import ReadOptions
 from tasks.classification.passed_over import PassedOver
+from tasks.classification.reading_errors import first_cause, reason_of
 
 if TYPE_CHECKING:
     from fmnist_model.formats import ContainerKind
@@ -56,16 +55,17 @@ def cut_container(file: ListedFile, options: ReadOptions, passed_over: PassedOve
     """Cut a container into pieces, as rows of `PIECE_SCHEMA`.
 
     An unreadable one becomes one piece with one image. One without images is passed over.
+
+    Raises:
+        RequestError, JobError: the store, the account or this machine is to blame.
     """
     kind = file.kind
     try:
         found = list(container_pieces(file, options))
     except NoImages:
         found = []
-    except (RequestError, JobError):  # of the account or the store
-        raise
     except Exception as error:  # noqa: BLE001 (one container must not stop the others)
-        raise_if_machine_failed(error, file.uri)
+        reason_of(error, file.uri)  # raises if the container isn't to blame. Reading it finds the reason again.
         kind, found = "unreadable", [ContainerPiece(0, 1, 0, 0)]
     if not found:
         passed_over.add(f"{_NAMES[file.kind]} file without images", path_or_uri(file.uri))
@@ -75,16 +75,6 @@ def cut_container(file: ListedFile, options: ReadOptions, passed_over: PassedOve
     )
 
 
-def raise_if_machine_failed(error: Exception, uri: str) -> None:
-    """Raise a failure to read a file again if this machine or the store is to blame, and not the file.
-
-    Raises:
-        InputsUnavailable: the error is such a failure.
-    """
-    if isinstance(error, OSError) and (error.errno in MACHINE_FAILURES or "AWS Error" in str(error)):
-        raise InputsUnavailable(f"{uri} can't be read: {error}.") from None
-
-
 def container_pieces(file: ListedFile, options: ReadOptions) -> Iterator[ContainerPiece]:
     """Cut a container into pieces.
 
@@ -92,18 +82,23 @@ def container_pieces(file: ListedFile, options: ReadOptions) -> Iterator[Contain
         InputUnreadable: the file is gone, or reading it isn't permitted.
         NoImages: the file can be read, but holds no images.
         InvalidDataset: the container is damaged.
+        InputsUnavailable: S3 or this machine fails.
     """
-    with open_container(file.uri, file.kind) as (opened, labels):
-        yield from pieces(
-            cast("ContainerKind", file.kind),
-            opened,
-            file.uri,
-            target_rows=_PIECE_IMAGES,
-            target_bytes=_PIECE_BYTES,
-            image_column=options.image_column,
-            label_column=options.label_column,
-            labels=labels,
-        )
+    files: tuple[Any, ...] = ()
+    try:
+        with open_container(file.uri, file.kind) as files:
+            yield from pieces(
+                cast("ContainerKind", file.kind),
+                files[0],
+                file.uri,
+                target_rows=_PIECE_IMAGES,
+                target_bytes=_PIECE_BYTES,
+                image_column=options.image_column,
+                label_column=options.label_column,
+                labels=files[1],
+            )
+    except Exception as error:  # noqa: BLE001 (the cause is raised)
+        raise first_cause(error, files) from None
 
 
 def planned_fingerprint(file: InputFile, kind: str) -> str:

@@ -15,6 +15,7 @@ from infra.storage.uris import possible_uris
 from tasks.classification.containers import container_pieces, cut_container, planned_fingerprint
 from tasks.classification.listed_file import (
     LABEL_FILE,
+    UNUSABLE,
     ListedFile,
     file_kind,
     images_of_labels,
@@ -22,7 +23,7 @@ from tasks.classification.listed_file import (
     passed_over_kind,
     path_or_uri,
 )
-from tasks.classification.lists import files_in_list, is_list
+from tasks.classification.lists import check_list, files_in_list, is_list
 from tasks.classification.options import ReadOptions
 from tasks.classification.passed_over import PassedOver
 
@@ -40,7 +41,7 @@ def list_files(
     Args:
         locations: paths or URIs of files, folders, globs or lists of images.
         options: options for reading the images.
-        passed_over: collects what folders and globs hold besides.
+        passed_over: collects what folders and globs hold apart from images.
 
     Yields:
         Batches of rows of `FILE_SCHEMA`.
@@ -66,7 +67,7 @@ def no_images(location: str, passed_over: PassedOver) -> InputNotFound:
     return InputNotFound(
         f"{location} holds no images: neither image files nor containers (Parquet, tar, IDX). "
         f"{held}{'. ' if held else ''}To classify the images in a list, give the path of the list itself (.txt, .csv, "
-        ".tsv or .parquet)."
+        ".tsv, .jsonl or .parquet)."
     )
 
 
@@ -89,7 +90,7 @@ def pieces_of(
     with ThreadPoolExecutor(_THREADS) as threads:
         for batch in files:
             kinds = batch.column("kind").to_pylist()
-            containers = [row for row, kind in enumerate(kinds) if kind != "image"]
+            containers = [row for row, kind in enumerate(kinds) if kind not in ("image", UNUSABLE)]
             listed = (_listed_file(batch, row) for row in containers)
             cut = threads.map(lambda file: cut_container(file, options, passed_over), listed)
             position = 0
@@ -105,16 +106,28 @@ def check_inputs(locations: Iterable[str], options: ReadOptions) -> None:
 
     Raises:
         InputNotFound: a location doesn't exist, or holds no images.
-        InvalidDataset: the first container of a location is damaged.
-        RequestError: the first container of a location can't be opened.
+        InvalidDataset: a location names a container that is damaged.
+        RequestError: a location names a container that can't be opened, or a list of which nothing exists.
     """
     for location in locations:
+        if _checked_list(location, options):
+            continue
         first = _listed_file(next(list_files([location], options)), 0)
-        if first.kind != "image":
-            try:
-                next(container_pieces(first, options), None)
-            except InputUnreadable as reason:
-                raise RequestError(f"{first.uri} can't be read: {reason}.") from None
+        if first.kind in ("image", UNUSABLE) or first.uri not in possible_uris(location):
+            continue  # a folder may hold damaged containers, which end in quarantine
+        try:
+            next(container_pieces(first, options), None)
+        except InputUnreadable as reason:
+            raise RequestError(f"{first.uri} can't be read: {reason}.") from None
+
+
+def _checked_list(location: str, options: ReadOptions) -> bool:
+    """Check the first list of a location. Return False if its first file isn't a list."""
+    file = next(list_input_files(location), None)
+    if file is None or not is_list(file, location, possible_uris(location), options):
+        return False
+    check_list(file, options)
+    return True
 
 
 def _listed_file(files: pa.RecordBatch, row: int) -> ListedFile:
@@ -132,9 +145,8 @@ def _to_batches(files: Iterator[ListedFile]) -> Iterator[pa.RecordBatch]:
 
 def _files(location: str, options: ReadOptions, passed_over: PassedOver) -> Iterator[ListedFile]:
     named = possible_uris(location)
-    named_parquet = named if location.lower().endswith(".parquet") else []
     for file in list_input_files(location, passed_over.add):
-        if is_list(file, location, named_parquet):
+        if is_list(file, location, named, options):
             yield from files_in_list(file, options)
         elif kind := (named_kind if file.uri in named else file_kind)(file.uri):
             yield ListedFile(file.uri, planned_fingerprint(file, kind), kind, file.size)

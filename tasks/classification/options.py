@@ -5,10 +5,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
+from fmnist_model.images import TRANSFORM_VERSION
 from infra.form import FormModel, OptionalText
-
-TRANSFORM = 1
-"""Version of the transform in `fmnist_model.images.decode`."""
 
 
 class ReadOptions(FormModel):
@@ -26,15 +24,16 @@ class ReadOptions(FormModel):
         OptionalText,
         Field(
             title="Image column",
-            description="Column with the images in Parquet files. By default, it is found by name and type.",
+            description="Column with the images in Parquet files, or with their locations in lists. By default, it is "
+            "found by name and type.",
         ),
     ] = None
     label_column: Annotated[
         OptionalText,
         Field(
             title="Label column",
-            description="Column with the true classes in Parquet files, to write next to the predictions. By default, "
-            "it is found by name and type, if there is one.",
+            description="Column with the true classes in Parquet files and lists, to write next to the predictions. By "
+            "default, it is found by name and type, if there is one.",
         ),
     ] = None
     calibrate: Annotated[
@@ -48,7 +47,7 @@ class ReadOptions(FormModel):
 
     def to_record(self) -> dict[str, Any]:
         """Return the options and the transform's version as JSON values. They are part of a batch's identity."""
-        return {"transform": TRANSFORM} | self.model_dump()
+        return {"transform": TRANSFORM_VERSION} | self.model_dump()
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from infra.storage.input_files import NOT_THERE, can_be_read
 from tasks.classification.containers import cut_container
-from tasks.classification.listed_file import ListedFile
+from tasks.classification.listed_file import UNUSABLE, ListedFile
 from tasks.classification.options import ReadOptions
 from tasks.classification.passed_over import PassedOver
 
@@ -32,7 +32,8 @@ def look_at(files: pa.RecordBatch, options: ReadOptions) -> pa.BooleanArray:
 
 
 def _is_readable(file: ListedFile, options: ReadOptions) -> bool:
-    if file.fingerprint == NOT_THERE or not can_be_read(file.uri):
+    # The fingerprint of both changes once they can be read.
+    if file.fingerprint == NOT_THERE or file.kind == UNUSABLE or not can_be_read(file.uri):
         return False
     if file.kind == "image":
         return True

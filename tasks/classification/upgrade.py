@@ -192,10 +192,11 @@ def _commit_predictions(
     uris: old.CanonicalUris,
     report: Callable[[str], None],
 ) -> None:
-    # Old parts have no column `file_version`: readers take the number of the batch instead.
+    # Old parts have no column `file_version`: readers take the number of the batch instead. They have no `transform`
+    # either, which means 1.
     schema = prediction_schema()
-    at = schema.get_field_index("file_version")
-    schema = schema.set(at, schema.field(at).with_nullable(True))
+    for at in map(schema.get_field_index, ("file_version", "transform")):
+        schema = schema.set(at, schema.field(at).with_nullable(True))
     folder, description = table_folder(table), "One prediction per row"
     snapshot = ensure_delta(store, folder, schema, name=table, description=description)
     missing = [batch for batch in batches if not snapshot.holds(batch.entry.batch)]

@@ -60,6 +60,7 @@ def convert_quarantine(
         rows.column("label"),
         file_version=number,
         model_version=model_version,
+        transform=1,
     )
 
 
@@ -124,7 +125,9 @@ def _rows(
             np.asarray(rows.column("predicted_class")), np.asarray(rows.column("confidence")), probabilities
         )
         tally.add_predictions(images, predictions, labels)
-        yield prediction_batch(images, predictions, labels, file_version=plan.number, model_version=plan.model_version)
+        yield prediction_batch(
+            images, predictions, labels, file_version=plan.number, model_version=plan.model_version, transform=1
+        )
 
 
 def _errors(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from fmnist_model.evaluation.results import TestResult
+from fmnist_model.images import TRANSFORM_VERSION
 from fmnist_model.weights import check_weights
 from infra.errors import RequestError
 from infra.orchestration.events import MODEL_PROMOTED, announce
@@ -53,6 +54,7 @@ def register_model(run: TrainedRun, result: TestResult) -> Registration:
         parameters=record.parameters,
         data_version=record.data_version,
         temperature=result.temperature,
+        transform=TRANSFORM_VERSION,
     )
     registry.point("candidate", version.version)
     champion = registry.alias("champion")

@@ -62,8 +62,10 @@ def make_inputs(folder: Path, seed: int, *, loose: int, containers: int) -> Muta
             images += make(random, path)
             if random.random() < 0.7:
                 path.write_bytes(damage(random, path.read_bytes()))
-        (folder / "lists" / f"{number}.txt").write_bytes(_listing(random, paths, "{}"))
-        (folder / "lists" / f"{number}.csv").write_bytes(b"path,label\n" + _listing(random, paths, "{},3"))
+        for name, make_list in _LISTS.items():
+            data = make_list(random.sample(paths, min(len(paths), 20)))
+            changed = damage(random, data) if random.random() < 0.7 else data
+            (folder / "lists" / name.format(number)).write_bytes(changed)
     return MutatedInputs(folder, intact, images)
 
 
@@ -209,6 +211,24 @@ _CONTAINERS: dict[str, Callable[[Random, Path], int]] = {
 }
 
 
-def _listing(random: Random, paths: list[Path], line: str) -> bytes:
-    lines = "".join(f"{line.format(path)}\n" for path in random.sample(paths, min(len(paths), 20)))
-    return damage(random, lines.encode()) if random.random() < 0.7 else lines.encode()
+def _lines_of(paths: list[Path], line: str, encoding: str = "utf-8") -> bytes:
+    return "".join(f"{line.format(path)}\n" for path in paths).encode(encoding)
+
+
+def _parquet_list(paths: list[Path]) -> bytes:
+    buffer = io.BytesIO()
+    hashes = pa.array([b"\1" * 32] * len(paths), pa.binary())
+    pq.write_table(pa.table({"path": list(map(str, paths)), "sha256": hashes, "label": [3] * len(paths)}), buffer)
+    return buffer.getvalue()
+
+
+_LISTS: dict[str, Callable[[list[Path]], bytes]] = {
+    "{}.txt": lambda paths: _lines_of(paths, "{}"),
+    "{}-labels.txt": lambda paths: _lines_of(paths, '"{}" 3'),
+    "{}-utf16.txt": lambda paths: _lines_of(paths, "{}", "utf-16"),
+    "{}.lst": lambda paths: _lines_of(paths, "17\t3.0\t{}"),
+    "{}.csv": lambda paths: b"path,label\n" + _lines_of(paths, '"{}",3'),
+    "{}.tsv": lambda paths: b"id\tFile Name\ty\n" + _lines_of(paths, "1\t{}\tBag"),
+    "{}.jsonl": lambda paths: _lines_of(paths, '{{"path": "{}", "label": 3}}'),
+    "{}.parquet": _parquet_list,
+}

@@ -24,6 +24,7 @@ from infra.dev.ceph.gateway import INSTALL_COMMAND
 from infra.storage.object_store import ObjectStore
 from tests.harness.absent import missing
 from tests.harness.s3_server import CEPH_EXPECTED, EACH_SERVER, S3Server, free_port
+from tests.harness.s3_stub import S3Stub, s3_stub
 
 REPOSITORY = Path(__file__).parents[2]
 CEPH_SCRIPT = REPOSITORY / "infra" / "dev" / "ceph" / "gateway.py"
@@ -55,6 +56,21 @@ def ceph_store(ceph_gateway: S3Server, monkeypatch: pytest.MonkeyPatch) -> Objec
     """An empty store on Ceph, which is the S3 of this process."""
     ceph_gateway.use(monkeypatch)
     return ceph_gateway.new_store()
+
+
+@pytest.fixture
+def stub(stub_server: S3Stub, monkeypatch: pytest.MonkeyPatch) -> S3Stub:
+    """An empty stub, which is the S3 of this process. For answers that no other server gives."""
+    stub_server.reset()
+    stub_server.use(monkeypatch)
+    return stub_server
+
+
+@pytest.fixture(scope="session")
+def stub_server() -> Iterator[S3Stub]:
+    """The stub of a session. Opening a connection takes longer than most tests, and it is kept by endpoint."""
+    with s3_stub() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import http.client
 import os
 import shutil
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -101,13 +102,16 @@ Fault = Callable[[Exchange], None]
 
 
 @contextmanager
-def faulty_proxy(server: S3Server, before: Fault | None = None, after: Fault | None = None) -> Iterator[S3Server]:
+def faulty_proxy(
+    server: S3Server, before: Fault | None = None, after: Fault | None = None, tls: ssl.SSLContext | None = None
+) -> Iterator[S3Server]:
     """Put a proxy in front of a server.
 
     Args:
         server: the server to forward to.
         before: changes each request before it is forwarded.
         after: changes each answer before it is returned.
+        tls: certificate and key, to serve https.
     """
     target = urlsplit(server.endpoint).netloc
 
@@ -177,9 +181,12 @@ def faulty_proxy(server: S3Server, before: Fault | None = None, after: Fault | N
             pass
 
     proxy = _Proxy(("127.0.0.1", 0), Handler)
+    if tls:
+        # The handshake happens in the thread of its connection, at its first read.
+        proxy.socket = tls.wrap_socket(proxy.socket, server_side=True, do_handshake_on_connect=False)
     threading.Thread(target=proxy.serve_forever, daemon=True).start()
     try:
-        endpoint = f"http://127.0.0.1:{proxy.server_port}"
+        endpoint = f"{'https' if tls else 'http'}://127.0.0.1:{proxy.server_port}"
         yield S3Server(server.environment | {"AWS_ENDPOINT_URL": endpoint}, server.bucket)
     finally:
         proxy.shutdown()

@@ -24,8 +24,8 @@ from infra.storage.input_files import (
     InputNotFound,
     InputsUnavailable,
     InputUnreadable,
-    filesystem_of,
     list_input_files,
+    open_input,
     read_input,
     stat_input,
 )
@@ -1019,8 +1019,7 @@ def test_s3_listing_counts_what_it_passes_over(images: str, location: str, expec
 
 def test_listed_s3_input_opens_by_its_uri(images: str) -> None:
     for file in list_input_files(images):
-        filesystem, path = filesystem_of(file.uri)
-        with filesystem.open_input_file(path) as stream:
+        with open_input(file.uri) as stream:
             assert stream.read() == percent_decode(file.uri.removeprefix(f"{images}/")).encode()
         assert list(list_input_files(file.uri)) == [file]
 
@@ -1100,8 +1099,7 @@ def test_parquet_on_s3_is_read_by_row_groups(s3_store: ObjectStore) -> None:
         pq.write_table(pa.table({"number": range(100)}), stream, row_group_size=10)
     [file] = list_input_files(s3_store.uri("inputs"))
 
-    filesystem, path = filesystem_of(file.uri)
-    with pq.ParquetFile(path, filesystem=filesystem) as parquet:
+    with open_input(file.uri) as opened, pq.ParquetFile(opened) as parquet:
         assert parquet.read_row_group(3).column("number").to_pylist() == list(range(30, 40))
 
 

@@ -12,6 +12,7 @@ from infra.errors import RequestError
 from infra.storage.input_files import local, s3
 from infra.storage.input_files.interface import (
     CHANGED,
+    FOLDER,
     MACHINE_FAILURES,
     NOT_THERE,
     VANISHED,
@@ -28,6 +29,7 @@ from infra.storage.uris import bucket_and_key, local_path, possible_uris
 
 __all__ = [
     "CHANGED",
+    "FOLDER",
     "NOT_THERE",
     "VANISHED",
     "InputFile",
@@ -35,7 +37,6 @@ __all__ = [
     "InputUnreadable",
     "InputsUnavailable",
     "can_be_read",
-    "filesystem_of",
     "list_input_files",
     "local_fingerprint",
     "open_input",
@@ -43,19 +44,6 @@ __all__ = [
     "s3_fingerprint",
     "stat_input",
 ]
-
-
-def filesystem_of(uri: str) -> tuple[Any, str]:
-    """Return the `pyarrow.fs.FileSystem` of a canonical URI and the path in it.
-
-    Ask for an S3 file system again for each file and in each process, because its credentials may expire.
-
-    Raises:
-        RequestError: the URI's scheme is unknown, it names another host, or S3 is misconfigured.
-    """
-    from pyarrow import fs
-
-    return s3.filesystem_of(uri) if _is_on_s3(uri) else (fs.LocalFileSystem(), local_path(uri))
 
 
 def list_input_files(location: str, pass_over: PassOver = ignore) -> Iterator[InputFile]:
@@ -92,7 +80,7 @@ def stat_input(uri: str) -> InputFile | None:
     """Look up a file by its canonical URI, or return None if it doesn't exist.
 
     Raises:
-        InputUnreadable: permission is denied, or the URI is malformed.
+        InputUnreadable: permission is denied, the URI is malformed, or it names a folder or another thing than a file.
         InputsUnavailable: S3 or this machine fails.
         RequestError: S3 is misconfigured.
     """
@@ -118,6 +106,9 @@ def read_input(uri: str, fingerprint: str, largest: int) -> bytes:
 
 def open_input(uri: str, *, fetch: int = 0) -> Any:
     """Open a file as a random-access `pyarrow.NativeFile`.
+
+    A file on S3 raises `InputUnreadable` from a read if it is refused, gone or changed since it was opened. Its
+    attribute `failure` keeps the error, because pyarrow may turn it into one of its own.
 
     Args:
         uri: canonical URI of the file.

@@ -12,6 +12,7 @@ NOT_THERE = "none"
 
 VANISHED = "vanished: the file does not exist any more"
 CHANGED = "changed: the file changed after it was planned, and the next run classifies it"
+FOLDER = "unreadable: it is a folder. Name the folder itself as an input, or list its files"
 DENIED = "permission: reading the file is denied"
 
 GLOB_SIGN = re.compile(r"[*?\[]")

@@ -10,6 +10,7 @@ from typing import Any
 from infra.errors import RequestError
 from infra.storage.input_files.interface import (
     DENIED,
+    FOLDER,
     GLOB_SIGN,
     MACHINE_FAILURES,
     VANISHED,
@@ -71,7 +72,9 @@ def stat_file(uri: str) -> InputFile | None:
     path = _local_path(uri)
     try:
         with _clear_errors(uri):
-            return _local_file(path, Path(path).stat())
+            found = Path(path).stat()
+            _check_regular(found)
+            return _local_file(path, found)
     except InputUnreadable as reason:
         if str(reason).startswith("vanished"):
             return None
@@ -85,8 +88,7 @@ def read_file(uri: str, fingerprint: str, largest: int) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would block
         try:
             found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise InputUnreadable("unreadable: not a regular file")
+            _check_regular(found)
             check_version(local_fingerprint(found), fingerprint, found.st_size, largest)
             return os.read(descriptor, found.st_size)
         finally:
@@ -99,9 +101,15 @@ def open_file(uri: str) -> Any:
 
     path = _local_path(uri)
     with _clear_errors(uri):
-        if not stat.S_ISREG(Path(path).stat().st_mode):
-            raise InputUnreadable("unreadable: not a regular file")
+        _check_regular(Path(path).stat())
         return fs.LocalFileSystem().open_input_file(path)
+
+
+def _check_regular(found: os.stat_result) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise InputUnreadable(FOLDER)
+    if not stat.S_ISREG(found.st_mode):
+        raise InputUnreadable("unreadable: not a regular file")
 
 
 @contextmanager

@@ -3,14 +3,15 @@
 import itertools
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fsspec.utils import glob_translate
 
 from infra.errors import RequestError
+from infra.settings import load_settings
 from infra.storage.input_files.interface import (
-    DENIED,
     GLOB_SIGN,
     VANISHED,
     InputFile,
@@ -24,37 +25,46 @@ from infra.storage.object_store.s3_configuration import MAX_ATTEMPTS
 from infra.storage.uris import bucket_and_key, percent_encode
 
 if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
+    from botocore.exceptions import ClientError
+
+    from infra.storage.object_store.s3_configuration import S3Connection
 
 
 def list_files(location: str, bucket: str, path: str, pass_over: PassOver) -> Iterator[InputFile]:
     """List the objects that a location names, see `input_files.list_input_files`."""
     with _clear_errors(location, bucket):
-        from infra.storage.object_store.s3_configuration import s3_connection
-
-        client = s3_connection().client
-        named = _named_object(client, bucket, path)
-        if named is not None:
+        connection = _connection()
+        named = _named_object(connection, bucket, path)
+        if named is not None and named.size:
             yield named
             return
-        folder = f"{path.rstrip('/')}/" if path else ""
-        if _holds_any(client, bucket, folder):
-            yield from _usable(_listed(client, bucket, folder), f"s3://{bucket}/", folder, pass_over)
+        folder = next((folder for folder in _folders(path) if _holds_any(connection, bucket, folder)), None)
+        if folder is not None:
+            listed = _listed(connection, bucket, folder)
+            yield from _usable(listed, f"s3://{bucket}/", folder, pass_over)
+            return
+        if named is not None:  # an empty object, and not one that some tools create for a folder
+            yield named
             return
         yield from _list_s3_glob(location, bucket, path, pass_over)
 
 
-def _list_s3_glob(location: str, bucket: str, path: str, pass_over: PassOver) -> Iterator[InputFile]:
-    from infra.storage.object_store.s3_configuration import s3_connection
+def _folders(path: str) -> list[str]:
+    """Return the prefixes that a path can stand for. `a//` is one, but may be meant as `a/`."""
+    if not path.endswith("/"):
+        return [f"{path}/" if path else ""]
+    return list(dict.fromkeys([path, f"{path.rstrip('/')}/"]))
 
-    client = s3_connection().client
+
+def _list_s3_glob(location: str, bucket: str, path: str, pass_over: PassOver) -> Iterator[InputFile]:
+    connection = _connection()
     literal = GLOB_SIGN.split(path, maxsplit=1)[0]
     base = literal[: literal.rfind("/") + 1]
     # A sign may also be percent-encoded in the location, and then it isn't a glob.
-    if not GLOB_SIGN.search(location) or literal == path or (base and not _holds_any(client, bucket, base)):
+    if not GLOB_SIGN.search(location) or literal == path or (base and not _holds_any(connection, bucket, base)):
         raise InputNotFound(f"{location}: no such object or prefix.")
     pattern = re.compile(glob_translate(path))
-    matches = (found for found in _listed(client, bucket, literal) if pattern.fullmatch(found[0]))
+    matches = (found for found in _listed(connection, bucket, literal) if pattern.fullmatch(found[0]))
     yield from _usable(matches, f"s3://{bucket}/", base, pass_over)
 
 
@@ -76,28 +86,33 @@ def _usable(
         last = blamed
 
 
-def _named_object(client: "S3Client", bucket: str, key: str) -> InputFile | None:
+def _named_object(connection: "S3Connection", bucket: str, key: str) -> InputFile | None:
+    """Return the object with a key, even if reading it is refused."""
     from botocore.exceptions import ClientError
 
-    from infra.storage.object_store.s3_errors import http_status
+    from infra.storage.object_store.s3_errors import blame
 
     if not key or key.endswith("/"):
         return None
     try:
-        found = client.head_object(Bucket=bucket, Key=key)
+        found = _look_up(connection, bucket, key)
     except ClientError as error:
-        if http_status(error) == 404:
-            return None
-        raise
-    return _s3_file(bucket, key, found["ContentLength"], found["ETag"])
+        if blame(error) != "object":
+            raise
+        # The prefix of a folder may be refused too, if the credentials only cover what is below it.
+        listed = next(_listed(connection, bucket, key), None)
+        return listed[1] if listed and listed[0] == key else None
+    return _s3_file(bucket, key, *found) if found else None
 
 
-def _holds_any(client: "S3Client", bucket: str, prefix: str) -> bool:
-    return bool(client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1).get("Contents"))
+def _holds_any(connection: "S3Connection", bucket: str, prefix: str) -> bool:
+    options = connection.reading_options
+    return bool(connection.client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1, **options).get("Contents"))
 
 
-def _listed(client: "S3Client", bucket: str, prefix: str) -> Iterator[tuple[str, InputFile]]:
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+def _listed(connection: "S3Connection", bucket: str, prefix: str) -> Iterator[tuple[str, InputFile]]:
+    pages = connection.client.get_paginator("list_objects_v2")
+    for page in pages.paginate(Bucket=bucket, Prefix=prefix, **connection.reading_options):
         for found in page.get("Contents", []):
             yield found["Key"], _s3_file(bucket, found["Key"], found["Size"], found["ETag"])
 
@@ -115,67 +130,102 @@ def s3_fingerprint(size: int, etag: str) -> str:
 def stat_file(uri: str) -> InputFile | None:
     """Look up an object, see `input_files.stat_input`."""
     bucket, key = _place(uri)
+    if not key or key.endswith("/"):
+        return None
     with _clear_errors(uri, bucket):
-        from infra.storage.object_store.s3_configuration import s3_connection
-
-        return _named_object(s3_connection().client, bucket, key)
+        found = _look_up(_connection(), bucket, key)
+        return _s3_file(bucket, key, *found) if found else None
 
 
 def read_file(uri: str, fingerprint: str, largest: int) -> bytes:
     """Read an object, see `input_files.read_input`."""
-    from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
-
-    from infra.storage.object_store.s3_configuration import s3_connection
-    from infra.storage.object_store.s3_errors import error_code, http_status
+    from botocore.exceptions import HTTPClientError, IncompleteReadError
 
     bucket, key = _place(uri)
     attempts = itertools.count(1)
     with _clear_errors(uri, bucket):
-        client = s3_connection().client
+        connection = _connection()
         while True:
-            try:
-                answer = client.get_object(Bucket=bucket, Key=key)
-                size = answer["ContentLength"]
+            answer = connection.client.get_object(Bucket=bucket, Key=key, **connection.reading_options)
+            size = answer["ContentLength"]
+            with closing(answer["Body"]) as body:
                 check_version(s3_fingerprint(size, answer["ETag"]), fingerprint, size, largest)
-                return answer["Body"].read()
-            except (HTTPClientError, IncompleteReadError):  # botocore retries only up to the first byte
-                if next(attempts) == MAX_ATTEMPTS:
-                    raise
-            except ClientError as error:
-                if http_status(error) == 404 and error_code(error) != "NoSuchBucket":
-                    raise InputUnreadable(VANISHED) from None
-                if http_status(error) == 403 and error_code(error) == "AccessDenied":
-                    raise InputUnreadable(DENIED) from None
-                raise
+                try:
+                    return body.read()
+                except (HTTPClientError, IncompleteReadError):  # botocore retries only up to the first byte
+                    if next(attempts) == MAX_ATTEMPTS:
+                        raise
 
 
 def open_file(uri: str, fetch: int) -> Any:
     """Open an object, see `input_files.open_input`."""
     from pyarrow import BufferReader
 
-    _place(uri)
-    filesystem, path = filesystem_of(uri)
-    try:
-        file = filesystem.open_input_file(path)
-        if file.size() > fetch:
-            return file
-        with file:
-            return BufferReader(file.read())
-    except FileNotFoundError:
-        raise InputUnreadable(VANISHED) from None
-    except OSError as error:
-        if "ACCESSDENIED" in str(error):
-            raise InputUnreadable(DENIED) from None
-        raise InputsUnavailable(f"{uri} can't be read: {error}.") from None
+    from infra.storage.input_files.s3_reader import RangeReader, S3File, S3Object
 
-
-def filesystem_of(uri: str) -> tuple[Any, str]:
-    """Return the `pyarrow.fs.S3FileSystem` of an object and its path there."""
-    bucket, key = bucket_and_key(uri)
+    bucket, key = _place(uri)
     with _clear_errors(uri, bucket):
-        from infra.storage.object_store.s3_configuration import s3_connection
+        connection = _connection()
+        found = _look_up(connection, bucket, key) if key else None
+        if found is None:
+            raise InputUnreadable(VANISHED)
+        size, etag = found
+        version = S3Object(bucket, key, size, etag.strip('"'))
+        reader = RangeReader(connection, version, partial(_clear_errors, uri, bucket))
+        if size > fetch:
+            return S3File(reader)
+        with closing(reader):
+            return BufferReader(reader.read())
 
-        return s3_connection().arrow_filesystem(), f"{bucket}/{key}"
+
+def _connection() -> "S3Connection":
+    from infra.storage.object_store.s3_configuration import input_connection
+
+    return input_connection()
+
+
+def _look_up(connection: "S3Connection", bucket: str, key: str) -> tuple[int, str] | None:
+    """Return an object's size and ETag, or None if it doesn't exist.
+
+    Raises:
+        ClientError: the object or the request is refused, or there is no such bucket.
+    """
+    from botocore.exceptions import ClientError
+
+    from infra.storage.object_store.s3_errors import has_no_code, http_status
+
+    try:
+        found = connection.client.head_object(Bucket=bucket, Key=key, **connection.reading_options)
+    except ClientError as error:
+        if not 400 <= http_status(error) < 500 or not has_no_code(error):
+            raise
+        if http_status(error) == 404 and bucket in connection.buckets_seen:
+            return None
+        return _look_up_by_reading(connection, bucket, key, error)
+    connection.buckets_seen.add(bucket)
+    return found["ContentLength"], found["ETag"]
+
+
+def _look_up_by_reading(
+    connection: "S3Connection", bucket: str, key: str, refused: "ClientError"
+) -> tuple[int, str] | None:
+    """Look up an object by reading a byte. The answer to HEAD has no body that says why it is refused."""
+    from botocore.exceptions import ClientError
+
+    from infra.storage.object_store.s3_errors import error_code, http_status
+
+    try:
+        found = connection.client.get_object(Bucket=bucket, Key=key, Range="bytes=0-0", **connection.reading_options)
+    except ClientError as error:
+        if http_status(error) == 416:  # the object is empty, so there is no byte to read
+            raise refused from None
+        if http_status(error) == 404 and error_code(error) != "NoSuchBucket":
+            connection.buckets_seen.add(bucket)
+            return None
+        raise
+    with closing(found["Body"]):
+        size = found.get("ContentRange", "").rpartition("/")[2]
+        return int(size) if size.isdigit() else found["ContentLength"], found["ETag"]
 
 
 def _place(uri: str) -> tuple[str, str]:
@@ -187,19 +237,31 @@ def _place(uri: str) -> tuple[str, str]:
 
 @contextmanager
 def _clear_errors(location: str, bucket: str) -> Iterator[None]:
+    """Turn an error of botocore into one of inputs.
+
+    Raises:
+        InputUnreadable: S3 refuses the one object that was asked for.
+        InputsUnavailable: the server or the network fails.
+        RequestError: the credentials, the bucket or a setting is wrong.
+    """
     from botocore.exceptions import BotoCoreError, ClientError
 
-    from infra.storage.object_store.s3_configuration import s3_connection
+    from infra.storage.input_files.s3_refusals import refusal
+    from infra.storage.object_store.s3_configuration import InputSettings
     from infra.storage.object_store.s3_errors import explain, is_server_failure
 
     try:
         yield
     except (BotoCoreError, ClientError) as error:
+        reason = refusal(error) if isinstance(error, ClientError) else None
+        if reason:
+            raise InputUnreadable(reason) from None
         try:
-            endpoint = s3_connection().endpoint
+            endpoint = _connection().endpoint
         except BotoCoreError:  # the error that is being explained
             endpoint = "the server"
-        explanation = explain(error, bucket=bucket, endpoint=endpoint)
+        names = InputSettings.of(load_settings()).names
+        explanation = explain(error, bucket=bucket, endpoint=endpoint, input_settings=names)
         failure = InputsUnavailable if is_server_failure(error) else RequestError
     else:
         return

@@ -11,12 +11,14 @@ import threading
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import urlsplit
 
-from infra.settings import load_settings
+from infra.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from botocore.credentials import Credentials
     from botocore.session import Session
     from mypy_boto3_s3 import S3Client
 
@@ -41,6 +43,38 @@ _WORKER_VARIABLES = (
     "AWS_RESPONSE_CHECKSUM_VALIDATION",
     "FMNIST_S3_TIMEOUT_SECONDS",
 )
+
+
+AWS_ITSELF = "https://s3.amazonaws.com"
+"""FMNIST_INPUT_ENDPOINT_URL for inputs on AWS while the store is elsewhere. Each bucket's region has its endpoint."""
+
+
+@dataclass(frozen=True)
+class InputSettings:
+    """Settings with which inputs are read differently from the store."""
+
+    endpoint_url: str | None = None
+    profile: str | None = None
+    region: str | None = None
+    is_unsigned: bool = False
+    requester_pays: bool = False
+
+    @classmethod
+    def of(cls, settings: Settings) -> "InputSettings":
+        """Return the part of the settings that is about inputs."""
+        return cls(
+            settings.input_endpoint_url,
+            settings.input_profile,
+            settings.input_region,
+            settings.input_unsigned,
+            settings.input_requester_pays,
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the settings that replace those of the AWS SDK: `PROFILE` for FMNIST_INPUT_PROFILE and so on."""
+        values = {"ENDPOINT_URL": self.endpoint_url, "PROFILE": self.profile, "REGION": self.region}
+        return [name for name, value in values.items() if value]
 
 
 @dataclass(frozen=True)
@@ -73,18 +107,24 @@ class S3Connection:
         botocore.exceptions.BotoCoreError: no credentials, no such profile, no region, or a malformed endpoint.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, settings: InputSettings | None = None) -> None:
+        """Open a connection to the store, or with `settings` to the inputs."""
         import boto3
-        import botocore.session
-        from botocore.exceptions import InvalidEndpointConfigurationError, NoCredentialsError
+        from botocore.exceptions import InvalidConfigError, InvalidEndpointConfigurationError, NoCredentialsError
 
-        session = botocore.session.Session()
-        self.configuration = _resolve(session)
+        from infra.storage.object_store.s3_credentials import follow_credentials
+
+        self.settings = settings or InputSettings()
+        session = _open_session(self.settings)
+        self.configuration = _resolve(session, self.settings)
+        if self.configuration.ca_bundle and not Path(self.configuration.ca_bundle).exists():
+            raise InvalidConfigError(error_msg=f"AWS_CA_BUNDLE names {self.configuration.ca_bundle}, which is missing")
         session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_moment)
-        credentials = session.get_credentials()
-        if credentials is None:
-            raise NoCredentialsError
-        self._credentials = credentials
+        self._credentials: Credentials | None = None
+        if not self.settings.is_unsigned:
+            self._credentials = follow_credentials(session, lambda: _open_session(self.settings))
+            if self._credentials is None:
+                raise NoCredentialsError
         self.etag_is_quoted: dict[str, bool] = {}
         """Whether `If-Match` takes the ETag in quotes, by the root of each store where it was tested."""
         self.buckets_seen: set[str] = set()
@@ -94,7 +134,7 @@ class S3Connection:
                 "s3",
                 endpoint_url=self.configuration.endpoint_url,
                 region_name=self.configuration.region,
-                config=_client_config(self.configuration),
+                config=_client_config(self.configuration, is_signed=self._credentials is not None),
             )
         except ValueError:  # its message may repeat a password in the URL
             raise InvalidEndpointConfigurationError(msg="not a URL") from None
@@ -112,12 +152,17 @@ class S3Connection:
     @property
     def credentials_source(self) -> str:
         """Source of the credentials in the chain: `env`, `shared-credentials-file`, `sso`, `iam-role`, …"""
-        return self._credentials.method or "unknown"
+        return (self._credentials.method or "unknown") if self._credentials else "none"
 
     @property
     def access_key_id(self) -> str:
         """The public half of the current credentials."""
-        return str(self._credentials.get_frozen_credentials().access_key)
+        return str(self._frozen_credentials().access_key)
+
+    @property
+    def reading_options(self) -> Any:
+        """Parameters for each GET, HEAD and LIST."""
+        return {"RequestPayer": "requester"} if self.settings.requester_pays else {}
 
     def arrow_filesystem(self) -> Any:
         """Return a `pyarrow.fs.S3FileSystem` with the current credentials.
@@ -126,7 +171,7 @@ class S3Connection:
         that expire within ten minutes, and builds a new file system if they have changed. Call this for each file you
         open, and keep the file system no longer than the file.
         """
-        credentials = self._credentials.get_frozen_credentials()
+        credentials = self._frozen_credentials()
         with self._lock:
             made_for, filesystem = self._arrow
             if made_for != credentials:
@@ -140,7 +185,7 @@ class S3Connection:
         Both the credentials and the endpoint are always named. So delta-rs never asks the instance's metadata service,
         and doesn't read what this connection ignores from the environment.
         """
-        credentials = self._credentials.get_frozen_credentials()
+        credentials = self._frozen_credentials()
         configuration = self.configuration
         endpoint, is_virtual = self._delta_endpoint(bucket)
         options = {
@@ -167,6 +212,13 @@ class S3Connection:
         }
         return {name: value for name, value in options.items() if value}
 
+    def _frozen_credentials(self) -> Any:
+        from botocore.exceptions import NoCredentialsError
+
+        if self._credentials is None:
+            raise NoCredentialsError
+        return self._credentials.get_frozen_credentials()
+
     def _delta_endpoint(self, bucket: str) -> tuple[str, bool]:
         """Return the endpoint for delta-rs, and whether it names the bucket in its host."""
         from botocore.utils import check_dns_name
@@ -184,7 +236,9 @@ class S3Connection:
         endpoint = self.client.meta.endpoint_url
         return cast("str | None", get_environ_proxies(endpoint).get(urlsplit(endpoint).scheme))
 
-    def _delay_of_retry(self, attempts: int, response: Any, caught_exception: Any, **_: Any) -> float | None:
+    def _delay_of_retry(
+        self, attempts: int, response: Any, caught_exception: Any, request_dict: Any, **_: Any
+    ) -> float | None:
         """Return the seconds to wait before the next attempt, or None to give up. Overrides botocore's own answer.
 
         botocore's standard mode has a quota of about 35 failures, which successes refill slowly. When it is used up,
@@ -193,12 +247,18 @@ class S3Connection:
         """
         from botocore.exceptions import HTTPClientError
 
-        status = response[0].status_code if response else 0
+        from infra.storage.object_store.s3_credentials import reload_if_expired
+        from infra.storage.object_store.s3_errors import is_throttling
+
         if attempts >= self.configuration.max_attempts:
             return None
-        if status not in (429, 500, 502, 503, 504) and not isinstance(caught_exception, HTTPClientError):
+        if reload_if_expired(self._credentials, response, request_dict):
+            return 0
+        status = response[0].status_code if response else 0
+        throttles = status in (429, 503) or (status == 400 and is_throttling(response[1].get("Error", {}).get("Code")))
+        if not throttles and status not in (500, 502, 504) and not isinstance(caught_exception, HTTPClientError):
             return None
-        scale_seconds = 1.0 if status in (429, 503) else 0.05
+        scale_seconds = 1.0 if throttles else 0.05
         return random.uniform(0, min(scale_seconds * 2.0 ** (attempts - 1), 20.0))  # noqa: S311 (chance, not secrets)
 
     def _make_arrow_filesystem(self, credentials: Any) -> Any:
@@ -229,12 +289,28 @@ def s3_connection() -> S3Connection:
     Raises:
         botocore.exceptions.BotoCoreError: as `S3Connection`.
     """
+    environment = _environment()
+    with _connecting:
+        return _connection(environment)
+
+
+def input_connection() -> S3Connection:
+    """Return the connection to inputs of this process. It is the store's, unless an FMNIST_INPUT_ setting is set.
+
+    Raises:
+        botocore.exceptions.BotoCoreError: as `S3Connection`.
+        RequestError: a setting has an invalid value.
+    """
+    environment = _environment()
+    with _connecting:
+        return _input_connection(environment)
+
+
+def _environment() -> int:
     # All SDKs in the process read it. pyarrow's reads it only when it creates a client.
     os.environ.setdefault(CHECKSUM_VARIABLE, "when_required")
     # Hashed, so that the keys of the cache hold no secrets.
-    environment = hash(frozenset(item for item in os.environ.items() if _concerns_s3(item[0])))
-    with _connecting:
-        return _connection(environment)
+    return hash(frozenset(item for item in os.environ.items() if _concerns_s3(item[0])))
 
 
 def worker_environment() -> dict[str, str]:
@@ -255,33 +331,46 @@ def _connection(_environment: int) -> S3Connection:
     return S3Connection()
 
 
+@lru_cache(maxsize=4)
+def _input_connection(environment: int) -> S3Connection:
+    settings = InputSettings.of(load_settings())
+    return _connection(environment) if settings == InputSettings() else S3Connection(settings)
+
+
 def _forget() -> None:
     # A child can't use the sockets and locks of its parent.
     global _connecting  # noqa: PLW0603
     _connecting = threading.Lock()
     _connection.cache_clear()
+    _input_connection.cache_clear()
 
 
 os.register_at_fork(after_in_child=_forget)
 
 
 def _concerns_s3(variable: str) -> bool:
-    return variable.startswith(("AWS_", "FMNIST_S3_")) or variable.lower().endswith("_proxy")
+    return variable.startswith(("AWS_", "FMNIST_S3_", "FMNIST_INPUT_")) or variable.lower().endswith("_proxy")
 
 
-def _resolve(session: "Session") -> S3Configuration:
+def _open_session(settings: InputSettings) -> "Session":
+    from botocore.session import Session
+
+    return Session(profile=settings.profile)
+
+
+def _resolve(session: "Session", settings: InputSettings) -> S3Configuration:
     from botocore.exceptions import NoRegionError
 
-    endpoint_url = _endpoint_url(session)
-    # botocore reads only AWS_DEFAULT_REGION. The other SDKs, including pyarrow's, read AWS_REGION.
-    region = os.environ.get("AWS_REGION") or session.get_config_variable("region")
-    if not region and not endpoint_url:
+    endpoint_url = _endpoint_url(session, settings)
+    region = _region(session, settings)
+    if not region and not endpoint_url and settings == InputSettings():
         raise NoRegionError
     s3_section: dict[str, Any] = session.get_config_variable("s3") or {}
     style = s3_section.get("addressing_style")
     return S3Configuration(
         endpoint_url=endpoint_url,
-        region=region or "us-east-1",  # to a private server, the region is only a word in the signature
+        # To a private server, the region is only a word in the signature. AWS redirects to the region of a bucket.
+        region=region or "us-east-1",
         profile=session.profile,
         addressing_style=style if style in ("path", "virtual") else "path" if endpoint_url else "auto",
         retry_mode="adaptive" if session.get_config_variable("retry_mode") == "adaptive" else "standard",
@@ -292,15 +381,32 @@ def _resolve(session: "Session") -> S3Configuration:
     )
 
 
-def _endpoint_url(session: "Session") -> str | None:
+def _region(session: "Session", settings: InputSettings) -> str | None:
+    own = session.get_scoped_config().get("region") if settings.profile else None
+    # botocore reads only AWS_DEFAULT_REGION. The other SDKs, including pyarrow's, read AWS_REGION.
+    region = settings.region or own or os.environ.get("AWS_REGION") or session.get_config_variable("region")
+    return cast("str | None", region)
+
+
+def _endpoint_url(session: "Session", settings: InputSettings) -> str | None:
     from botocore.configprovider import ConfiguredEndpointProvider
 
+    if settings.endpoint_url:
+        return None if settings.endpoint_url == AWS_ITSELF else settings.endpoint_url
     if session.get_config_variable("ignore_configured_endpoint_urls"):
         return None
-    provider = ConfiguredEndpointProvider(
-        full_config=session.full_config, scoped_config=session.get_scoped_config(), client_name="s3"
-    )
-    return cast("str | None", provider.provide())
+
+    def configured(environment: Any) -> str | None:
+        provider = ConfiguredEndpointProvider(
+            full_config=session.full_config,
+            scoped_config=session.get_scoped_config(),
+            client_name="s3",
+            environ=environment,
+        )
+        return cast("str | None", provider.provide())
+
+    # The profile was named for the inputs, and the environment for everything.
+    return (configured({}) if settings.profile else None) or configured(os.environ)
 
 
 def _moment(text: Any) -> datetime:
@@ -313,7 +419,8 @@ def _moment(text: Any) -> datetime:
         return parse_timestamp(text)
 
 
-def _client_config(configuration: S3Configuration) -> Any:
+def _client_config(configuration: S3Configuration, *, is_signed: bool) -> Any:
+    from botocore import UNSIGNED
     from botocore.config import Config
 
     s3_options: Any = {"addressing_style": configuration.addressing_style}
@@ -329,4 +436,7 @@ def _client_config(configuration: S3Configuration) -> Any:
         request_checksum_calculation=configuration.checksum_mode,
         max_pool_connections=32,
         tcp_keepalive=True,
+        signature_version=None if is_signed else UNSIGNED,
+        # `_endpoint_url` has found the right one.
+        ignore_configured_endpoint_urls=True,  # type: ignore[call-arg]  # the stubs lack it
     )

@@ -24,6 +24,7 @@ _PARQUET: dict[str, Any] = {
         "label",
         "file_version",
         "model_version",
+        "transform",
         "reason_kind",
         "reason",
         "retryable",

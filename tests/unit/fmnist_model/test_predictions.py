@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.classifier import Classifier
+from fmnist_model.images import TRANSFORM_VERSION
 from fmnist_model.network import NeuralNetwork
 from fmnist_model.predictions import (
     Predictions,
@@ -107,6 +108,7 @@ def test_columns_are_the_documented_ones():
         "label": pa.int16(),
         "file_version": pa.int32(),
         "model_version": pa.dictionary(pa.int32(), pa.string()),
+        "transform": pa.int16(),
     }
 
 
@@ -164,6 +166,12 @@ def test_every_row_has_the_versions_of_model_and_file(batch: pa.RecordBatch):
     assert batch["file_version"].to_pylist() == [7] * 4
 
 
+def test_every_row_has_the_version_of_the_transform(predictions: Predictions, batch: pa.RecordBatch):
+    assert batch["transform"].to_pylist() == [TRANSFORM_VERSION] * 4
+    older = prediction_batch(URIS, predictions, LABELS, transform=1, **VERSIONS)
+    assert older["transform"].to_pylist() == [1] * 4
+
+
 def test_quarantined_images_keep_their_reasons_and_labels():
     rejections = {
         3: Rejection("vanished", "vanished: no such file", True),
@@ -181,6 +189,7 @@ def test_quarantined_images_keep_their_reasons_and_labels():
             "label": label,
             "file_version": 7,
             "model_version": "12",
+            "transform": TRANSFORM_VERSION,
         }
         for row, label in ((3, 3), (0, 9))
     ]

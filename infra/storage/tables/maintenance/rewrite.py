@@ -69,7 +69,8 @@ def read_part(
     Args:
         store: store of the table.
         folder: folder of the Delta table.
-        part: a part of that table. Those from before Delta Lake have other types, and no `file_version`.
+        part: a part of that table. Those from before Delta Lake have other types, and lack `file_version` and
+            `transform`.
         schema: current schema of the rows.
         books: books of the part's batch. They supply columns that the part doesn't have.
 
@@ -77,7 +78,11 @@ def read_part(
         PartUnreadable: the part lacks a column that the books don't have either.
         FileNotFoundError: the part is gone.
     """
-    supplied: dict[str, Any] = {"file_version": books.number, "model_version": books.model_version}
+    supplied: dict[str, Any] = {
+        "file_version": books.number,
+        "model_version": books.model_version,
+        "transform": books.options.get("transform", 1),
+    }
     filesystem, path = store.arrow(f"{folder}/{part.name}")
     with pq.ParquetFile(path, filesystem=filesystem) as file:
         lacking = [field.name for field in schema if field.name not in {*file.schema_arrow.names, *supplied}]

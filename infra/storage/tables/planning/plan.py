@@ -75,7 +75,7 @@ class Piece:
     fingerprint: str
     """Version of the file when it was planned."""
     kind: str
-    """`image`, a kind of container, or `unreadable`."""
+    """`image`, a kind of container, `unreadable`, or `unusable` (see `tasks.classification.listed_file`)."""
     first_row: int
     """Number of the first image in the file, from 0."""
     rows: int

@@ -15,7 +15,7 @@ import pytest
 
 from infra.errors import RequestError
 from infra.packages import ROOT
-from infra.storage.input_files import InputNotFound, InputsUnavailable, filesystem_of, list_input_files, stat_input
+from infra.storage.input_files import InputNotFound, InputsUnavailable, list_input_files, open_input, stat_input
 from infra.storage.uris import local_path
 from tests.harness.absent import missing
 from tests.unit.tasks.classification.image_inputs import as_nobody
@@ -148,8 +148,7 @@ def test_folder_of_any_name_is_listed(tmp_path: Path, name: str):
 def test_listed_uri_leads_back_to_the_file(tmp_path: Path, name: str):
     touch(tmp_path, name)
     (file,) = list_input_files(str(tmp_path))
-    filesystem, path = filesystem_of(file.uri)
-    with filesystem.open_input_file(path) as stream:
+    with open_input(file.uri) as stream:
         assert stream.read() == name.encode()
 
 

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fmnist_model.images import TRANSFORM_VERSION
 from fmnist_model.predictions import prediction_schema
 from infra.errors import JobStopped, RequestError
+from infra.storage.input_files import InputNotFound
 from infra.storage.keys import number_key, plan_key, table_folder
 from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.tables.delta import ensure_delta
@@ -20,6 +22,7 @@ from infra.storage.tables.planning import index
 from infra.storage.tables.planning.batches import NumberedBatch, NumberTaken, list_batches, read_catalog
 from infra.storage.tables.planning.plan import BatchPlan, ShardInputs, find_plan
 from infra.storage.uris import canonical_uri
+from tasks.classification import options
 from tasks.classification import plan as planning
 from tasks.classification.options import ReadOptions
 from tasks.classification.plan import PlannedWork, plan_inputs
@@ -181,9 +184,11 @@ def test_finished_batch_is_not_planned_again(table: Table, images: Path):
     assert table.plan(images).plans == []
 
 
-def test_container_without_images_is_not_planned(table: Table, tmp_path: Path):
-    work = table.plan(save_parquet(tmp_path / "a.parquet", []))
-    assert (work.plans, work.done.images, table.batches()) == ([], 0, [])
+def test_container_without_images_is_refused(table: Table, tmp_path: Path):
+    with pytest.raises(InputNotFound) as error:
+        table.plan(save_parquet(tmp_path / "a.parquet", []))
+    assert "a.parquet" in str(error.value)
+    assert table.batches() == []
 
 
 @pytest.mark.parametrize(
@@ -201,6 +206,27 @@ def test_other_options_for_the_same_table_and_model_are_refused(table: Table, im
     with pytest.raises(RequestError) as error:
         table.plan(images, options=options)
     assert all(words in str(error.value) for words in ("Table t", "version 1", changed))
+
+
+def test_table_of_another_transform_goes_on_with_one_line(
+    table: Table, images: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(options, "TRANSFORM_VERSION", 1)
+    table.plan(images / "a.png")
+    monkeypatch.undo()
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        [earlier, new] = table.plan(images).plans
+    assert (earlier.options["transform"], new.options["transform"]) == (1, TRANSFORM_VERSION)
+    [line] = [record.getMessage() for record in caplog.records if "transform" in record.getMessage()]
+    assert f"transform {TRANSFORM_VERSION}" in line
+
+
+def test_table_of_the_same_transform_says_nothing(table: Table, images: Path, caplog: pytest.LogCaptureFixture):
+    table.plan(images / "a.png")
+    with caplog.at_level("INFO"):
+        table.plan(images)
+    assert "transform" not in caplog.text
 
 
 def test_other_options_for_another_model_are_accepted(table: Table, images: Path):
