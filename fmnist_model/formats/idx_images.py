@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from fmnist_model.classes import IMAGE_SIZE
-from fmnist_model.errors import InvalidDataset
+from fmnist_model.errors import InvalidDataset, NoImages
+from fmnist_model.formats.content import describe_start
 from fmnist_model.formats.forward import ForwardBytes, is_gzipped, open_forward
 from fmnist_model.formats.interface import BATCH_BYTES, ContainerPiece, ImageBatch, even_cuts, row_fragments
 from fmnist_model.formats.labels import parse_labels
@@ -23,6 +24,9 @@ from fmnist_model.images.idx import UNSIGNED_BYTE
 
 _MAX_PIXELS = 64_000_000
 """Maximum number of pixels per image, the same as for image files."""
+
+_MAX_GZIP_RATIO = 1100
+"""Upper bound of how much gzip can compress. Its format allows a ratio of 1,032."""
 
 _BITMAP_HEADER_BYTES = 14 + 40 + 4 * 256
 """Size of BITMAPFILEHEADER, BITMAPINFOHEADER and a palette of 256 colours."""
@@ -138,7 +142,9 @@ class _Header:
 def _images_header(file: Any, origin: str) -> _Header:
     header = _header(file, origin)
     if len(header.shape) != 3:
-        raise InvalidDataset(
+        # Labels have one dimension, and other data that belongs to images may have two.
+        error = NoImages if len(header.shape) < 3 else InvalidDataset
+        raise error(
             f"{origin} holds an array of shape {list(header.shape)[:8]}. Expected images [n, height, width]. Exclude "
             "the file."
         )
@@ -168,8 +174,11 @@ def _header(file: Any, origin: str) -> _Header:
     # A header has at most 4 + 4 * 255 bytes.
     data = open_forward(file, origin, block_bytes=1024).at(0, 1024)
     if data[:2] != b"\0\0" or len(data) < 4:
-        found = data[:4].hex(" ") or "nothing"
-        raise InvalidDataset(f"{origin} is not an IDX file: it starts with {found} instead of 00 00. Exclude the file.")
+        found = describe_start(data) or f"it starts with {data[:4].hex(' ')} instead of 00 00"
+        # Many programs call an index `.idx`. NVIDIA DALI puts one next to each tar.
+        is_index = data[:1] not in (b"", b"\0") and origin.lower().endswith(".idx")
+        error = NoImages if is_index else InvalidDataset
+        raise error(f"{origin} is not an IDX file: {found}. Exclude the file.")
     if data[2] != UNSIGNED_BYTE:
         raise InvalidDataset(
             f"{origin} holds values of type 0x{data[2]:02x}. Expected unsigned bytes (0x08). Exclude the file."
@@ -183,6 +192,8 @@ def _check_length(file: Any, header: _Header, origin: str) -> None:
     expected = header.offset_of(header.count)
     if not is_gzipped(file):
         found = file.size()
+    elif expected > file.size() * _MAX_GZIP_RATIO:
+        found = 0
     elif _recorded_length(file) == expected % 2**32:
         # The recorded length is right, so don't decompress the file to count its bytes. Reading it detects damage.
         return

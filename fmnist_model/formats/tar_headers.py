@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from fmnist_model.errors import InvalidDataset
+from fmnist_model.formats.content import describe_start
 from fmnist_model.formats.forward import ForwardBytes, skip_zeros
 
 _BLOCK = 512
@@ -29,7 +30,7 @@ _WITHOUT_DATA = frozenset({b"1", b"2", b"3", b"4", b"5", b"6"})
 
 
 class TarMember(NamedTuple):
-    """A regular file in a tar."""
+    """A regular file in a tar, or bytes that aren't a member."""
 
     name: bytes
     """Path in the tar, in the tar's encoding."""
@@ -39,13 +40,15 @@ class TarMember(NamedTuple):
     """Offset of the data."""
     size: int
     """Size of the data in bytes."""
+    is_damage: bool = False
+    """Whether a header should be at `start`, but isn't. The next member is the first one with a valid header."""
 
 
 def tar_members(data: ForwardBytes, start: int, origin: str) -> Iterator[TarMember]:
     """Yield the regular files of a tar.
 
     A truncated tar yields the members with complete headers. Reading continues after an end mark, as needed for
-    `cat a.tar b.tar`. Global PAX headers are skipped.
+    `cat a.tar b.tar`, and after damage, with the next valid header, like GNU tar. Global PAX headers are skipped.
 
     Args:
         data: the tar's bytes.
@@ -53,7 +56,7 @@ def tar_members(data: ForwardBytes, start: int, origin: str) -> Iterator[TarMemb
         origin: URI of the tar, for error messages.
 
     Raises:
-        InvalidDataset: a header is invalid.
+        InvalidDataset: the file isn't a tar.
     """
     position = start
     extension = _Extension()
@@ -63,20 +66,23 @@ def tar_members(data: ForwardBytes, start: int, origin: str) -> Iterator[TarMemb
             extension = _Extension()
             continue
         header = _parse(block)
+        if header is None and position == 0:
+            raise InvalidDataset(f"{origin} is not a tar file{_description(block)}. Restore or recreate it.")
+        if header is not None and header[2] in b"xXLKg":
+            value = data.at(position + _BLOCK, min(header[1], _MAX_EXTENSION_BYTES + 1))
+            if len(value) < min(header[1], _MAX_EXTENSION_BYTES):
+                return
+            if header[1] <= _MAX_EXTENSION_BYTES and extension.take(header[2], value):
+                position += _BLOCK + _padded(header[1])
+                continue
+            header = None
         if header is None:
-            raise _damage(origin, position, block)
+            yield TarMember(b"", position, position, 0, is_damage=True)
+            start = position = _next_header(data, position + _BLOCK)
+            extension = _Extension()
+            continue
         name, size, kind = header
         position += _BLOCK
-        if kind in b"xXLKg":
-            if size > _MAX_EXTENSION_BYTES:
-                raise _damage(origin, position - _BLOCK, block)
-            value = data.at(position, size)
-            if len(value) < size:
-                return
-            if not extension.take(kind, value):
-                raise _damage(origin, position, value[:_BLOCK])
-            position += _padded(size)
-            continue
         if kind == b"S":
             position = _skip_sparse_headers(data, block, position)
         size = 0 if kind in _WITHOUT_DATA else size if extension.size is None else extension.size
@@ -87,7 +93,7 @@ def tar_members(data: ForwardBytes, start: int, origin: str) -> Iterator[TarMemb
         start = position
         extension = _Extension()
     if position == 0:
-        raise _damage(origin, 0, block)
+        raise InvalidDataset(f"{origin} is not a tar file{_description(block)}. Restore or recreate it.")
 
 
 class _Extension:
@@ -175,9 +181,15 @@ def _skip_sparse_headers(data: ForwardBytes, block: bytes, position: int) -> int
     return position
 
 
-def _damage(origin: str, position: int, found: bytes) -> InvalidDataset:
-    if position == 0:
-        problem = f"is not a tar file, plain or gzipped: it starts with {found[:8].hex(' ') or 'nothing'}"
-    else:
-        problem = f"is a damaged tar file: the header at byte {position:,} is invalid"
-    return InvalidDataset(f"{origin} {problem}. Restore or recreate it.")
+def _next_header(data: ForwardBytes, position: int) -> int:
+    """Return the offset of the next valid header, or of the end. Very old tars without a magic number have none."""
+    while len(block := data.at(position, _BLOCK)) == _BLOCK:
+        if block[257:262] == b"ustar" and _parse(block) is not None:
+            return position
+        position += _BLOCK
+    return position
+
+
+def _description(start: bytes) -> str:
+    """Return what is known about a file that isn't a tar, for an error message."""
+    return f": {describe_start(start) or 'it starts with ' + start[:8].hex(' ')}"

@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmnist_model.classes import CLASS_NAMES
-from fmnist_model.errors import InvalidDataset
-from fmnist_model.formats import parquet
+from fmnist_model.errors import InvalidDataset, NoImages
+from fmnist_model.formats import parquet, parquet_pages
 from fmnist_model.formats.interface import ContainerPiece, ImageBatch
 from fmnist_model.formats.parquet import MAX_CUTS, pieces, read
+from fmnist_model.formats.parquet_columns import Columns
 from fmnist_model.images.decode import holds_images
 
 ORIGIN = "s3://bucket/images.parquet"
@@ -116,7 +117,7 @@ def test_lists_of_pixels_are_returned_unchanged(kind: pa.DataType):
     pixels = [[tone] * 784 for tone in range(9)]
     column = pa.array([{"bytes": row} for row in pixels] if pa.types.is_struct(kind) else pixels, kind)
     batches = read_batches(make_file(pa.table({"image": column}), 4), rows=3, batch_rows=2)
-    assert [value for batch in batches for value in batch.encoded.to_pylist()] == column.to_pylist()
+    assert [value for batch in batches for value in batch.encoded.to_pylist()] == pixels
     assert all(holds_images(batch.encoded.type) for batch in batches)
 
 
@@ -145,7 +146,48 @@ def test_other_fields_of_an_image_struct_are_not_read():
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string()), ("thumbnail", pa.binary())])
     column = pa.array([{"bytes": b"image", "path": "x", "thumbnail": bytes(1000)}, None], kind)
     [batch] = read_batches(make_file(pa.table({"image": column})))
-    assert batch.encoded.to_pylist() == [{"bytes": b"image"}, None]
+    assert (batch.encoded.to_pylist(), batch.paths) == ([b"image", None], {})
+
+
+PATH_TYPES = [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+
+
+@pytest.mark.parametrize("path_type", PATH_TYPES, ids=str)
+def test_path_of_an_image_without_bytes_is_returned(path_type: pa.DataType):
+    images = pa.array([b"1", None, None, None], pa.binary())
+    paths = pa.array(["1.png", "2.png", None, ""]).cast(path_type)
+    column = pa.StructArray.from_arrays([images, paths], ["bytes", "path"])
+    [batch] = read_batches(make_file(pa.table({"image": column})))
+    assert (batch.encoded.to_pylist(), batch.paths) == ([b"1", None, None, None], {1: "2.png", 3: ""})
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.binary_view(),
+        pa.large_binary(),
+        pa.struct([("bytes", pa.binary_view())]),
+        pa.dictionary(pa.int8(), pa.large_binary()),
+    ],
+    ids=str,
+)
+def test_binary_of_every_type_is_an_image_column(kind: pa.DataType):
+    values = [b"first image", b"2", None, b"first image"]
+    plain = pa.array(values, pa.binary())
+    if pa.types.is_struct(kind):
+        column = pa.StructArray.from_arrays([plain.cast(pa.binary_view())], ["bytes"])
+    else:
+        column = plain.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else plain.cast(kind)
+    batches = read_batches(make_file(pa.table({"image": column})), batch_rows=3)
+    assert values_of(batches) == values
+    assert all(holds_images(batch.encoded.type) for batch in batches)
+
+
+def test_tensors_of_pixels_are_an_image_column():
+    pixels = np.arange(3 * 784).astype(np.uint8).reshape(3, 28, 28)
+    column = pa.FixedShapeTensorArray.from_numpy_ndarray(pixels)
+    [batch] = read_batches(make_file(pa.table({"picture": column})))
+    assert batch.encoded.to_pylist() == pixels.reshape(3, 784).tolist()
 
 
 # Pieces
@@ -216,7 +258,7 @@ def test_single_large_row_group_is_read_in_bounded_memory(tmp_path: Path, distin
     program = f"""
 import resource
 import pyarrow as pa
-from fmnist_model.formats import parquet
+from fmnist_model.formats import parquet, parquet_pages
 with pa.OSFile({str(tmp_path / "images.parquet")!r}) as file:
     [piece] = parquet.pieces(file, "x", target_rows=10_000, target_bytes=2**40)
     parquet.BATCH_BYTES = 8 * 2**20
@@ -270,6 +312,47 @@ def test_error_about_the_image_column_lists_the_columns(table: pa.Table, image_c
     with pytest.raises(InvalidDataset, match=ORIGIN) as error:
         list(pieces(make_file(table), ORIGIN, target_rows=1, target_bytes=1, image_column=image_column))
     assert all(text in str(error.value) for text in named)
+
+
+PNG = b"\x89PNG\r\n\x1a\n and so on"
+HASHES = [
+    pa.array([b"\1" * 32] * 3, pa.binary()),
+    pa.array([b"\1" * 20] * 3, pa.binary(20)),
+    pa.array([bytes([number]) * 16 for number in range(3)], pa.binary_view()),
+    pa.array([[1, 2, 3]] * 3, pa.list_(pa.uint8())),
+]
+
+
+@pytest.mark.parametrize("hashes", HASHES, ids=lambda column: str(column.type))
+@pytest.mark.parametrize("name", ["sha256", "data", "Content", "bytes"])
+def test_hashes_are_not_images(name: str, hashes: pa.Array):
+    with pytest.raises(NoImages, match=name):
+        cut(make_file(pa.table({"url": ["x"] * 3, name: hashes})))
+
+
+@pytest.mark.parametrize("name", ["picture", "Content", "IMAGE", "Jpg", "image_bytes", "img"])
+def test_images_are_told_from_hashes_next_to_them(name: str):
+    table = pa.table({"sha256": HASHES[0], "embedding": HASHES[3], name: [PNG] * 3})
+    assert values_of(read_batches(make_file(table))) == [PNG] * 3
+
+
+def test_column_of_nulls_next_to_images_is_ignored():
+    table = pa.table({"thumbnail": pa.nulls(3, pa.binary()), "picture": [PNG] * 3})
+    assert values_of(read_batches(make_file(table))) == [PNG] * 3
+
+
+def test_error_about_several_image_columns_names_them_and_the_option():
+    table = pa.table({"front": [PNG], "back": [PNG], "sha256": [b"\1" * 32]})
+    with pytest.raises(InvalidDataset, match=r"front, back\).*--image-column"):
+        cut(make_file(table))
+
+
+def test_file_without_the_named_column_and_without_images_holds_none():
+    with pytest.raises(NoImages):
+        cut(make_file(pa.table({"url": ["x"], "sha256": [b"\1" * 32]})), image_column="image")
+    with pytest.raises(InvalidDataset, match="'image'") as error:
+        cut(make_file(pa.table({"picture": [PNG]})), image_column="image")
+    assert not isinstance(error.value, NoImages)
 
 
 def test_duplicate_column_names_are_refused():
@@ -328,18 +411,102 @@ def test_labels_are_null_without_a_label_column():
 # Damage
 
 
-@pytest.mark.parametrize("data", [b"", b"PAR1", b"\x89PNG" * 100, b"PAR1" + bytes(100) + b"PAR1"])
-def test_file_of_another_format_is_refused(data: bytes):
-    with pytest.raises(InvalidDataset, match=ORIGIN):
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (b"", "it is empty"),
+        (b"PAR1", ""),
+        (b"\x89PNG" * 100, "PNG image"),
+        (b"PAR1" + bytes(100) + b"PAR1", ""),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    ],
+)
+def test_error_about_another_format_says_what_the_file_is(data: bytes, found: str):
+    with pytest.raises(InvalidDataset, match=f"{ORIGIN} .*{found}"):
         cut(pa.BufferReader(data))
 
 
-def test_damaged_page_is_refused():
+def with_damage(values: Values, damaged: bytes, **options: Any) -> pa.NativeFile:
+    """Overwrite the bytes from 40 before a value up to the value's end, and so the header of its page."""
+    data = bytearray(make_file(pa.table({"image": images_of(values, pa.binary())}), **options).read())
+    start = data.index(damaged)
+    data[start - 40 : start + len(damaged)] = b"\xff" * (40 + len(damaged))
+    return pa.BufferReader(bytes(data))
+
+
+def random_values(count: int, size: int = 500) -> Values:
     generator = np.random.default_rng(0)
-    data = bytearray(make_file(pa.table({"image": images_of([generator.bytes(500) for _ in range(100)])})).read())
-    data[4:60] = bytes(56)
+    return [generator.bytes(size) for _ in range(count)]
+
+
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+@pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
+def test_damaged_row_group_costs_only_its_own_images(rows: int, compression: str):
+    values = random_values(50)
+    first = values[20]
+    assert first is not None
+    file = with_damage(values, first, row_group_size=10, use_dictionary=False, compression=compression)
+    batches = read_batches(file, rows)
+    assert values_of(batches) == [*values[:20], *[None] * 10, *values[30:]]
+    reasons = [reason for batch in batches for reason in batch.reasons.values()]
+    assert len(reasons) == 10
+    assert all(reason.startswith("damaged: ") and "row group 2" in reason for reason in reasons)
+
+
+def test_damaged_page_costs_only_the_rest_of_its_row_group():
+    values = random_values(100)
+    damaged = values[50]
+    assert damaged is not None
+    options = {"use_dictionary": False, "compression": "none", "data_page_size": 1, "write_batch_size": 10}
+    found = values_of(read_batches(with_damage(values, damaged, **options), batch_rows=1000))
+    assert found == values[:50] + [None] * 50
+
+
+def test_damaged_footer_is_refused():
+    data = bytearray(make_file(pa.table({"image": images_of(random_values(3))})).read())
+    data[-60:-8] = b"\xff" * 52
     with pytest.raises(InvalidDataset, match=ORIGIN):
-        read_batches(pa.BufferReader(bytes(data)))
+        cut(pa.BufferReader(bytes(data)))
+
+
+def test_image_that_is_too_large_has_a_reason(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(parquet, "MAX_IMAGE_BYTES", 100)
+    batches = read_batches(make_file(pa.table({"image": images_of([b"x", bytes(101), bytes(100), None])})))
+    assert values_of(batches) == [b"x", None, bytes(100), None]
+    assert [batch.reasons for batch in batches] == [{1: "too large: 101 bytes"}]
+
+
+def test_page_that_is_too_large_costs_only_the_rest_of_its_row_group(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(parquet_pages, "LARGEST_PAGE_BYTES", 50_000)
+    values: Values = [b"a", b"b", bytes(60_000), b"c", b"d"]
+    batches = read_batches(make_file(pa.table({"image": images_of(values)}), 2, use_dictionary=False))
+    assert values_of(batches) == [b"a", b"b", None, None, b"d"]
+    [reasons] = [batch.reasons for batch in batches]
+    assert sorted(reasons) == [2, 3]
+    assert all(reason.startswith("too large: ") for reason in reasons.values())
+
+
+@pytest.mark.parametrize("values", [[bytes(20_000)] * 40, [bytes(20_000), *[b"x"] * 100, bytes(20_000)]])
+@pytest.mark.parametrize(
+    "options", [{}, {"use_dictionary": False}, {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY"}]
+)
+def test_large_values_are_decoded_few_at_once(values: Values, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(parquet_pages, "MANY_BYTES", 50_000)
+    monkeypatch.setattr(parquet_pages, "_FEW_BYTES", 40_000)
+    largest: list[int] = []
+    take = Columns.take
+    monkeypatch.setattr(Columns, "take", lambda self, rows: (largest.append(rows.nbytes), take(self, rows))[1])
+    table = pa.table({"image": images_of(values, pa.binary())})
+    assert values_of(read_batches(make_file(table, **options))) == values
+    assert max(largest) < 70_000
+
+
+def test_dictionary_of_large_images_is_decoded_in_parts(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(parquet, "BATCH_BYTES", 50_000)
+    column = images_of([bytes(20_000), None, b"x"] * 20, pa.binary()).dictionary_encode()
+    batches = read_batches(make_file(pa.table({"image": column})))
+    assert values_of(batches) == column.to_pylist()
+    assert max(batch.encoded.nbytes for batch in batches) <= 50_000
 
 
 @pytest.mark.parametrize("now", [0, 10, 45])
