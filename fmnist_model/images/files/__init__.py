@@ -80,6 +80,9 @@ class LoadedPicture:
     format: str
     """Pillow's name of the format."""
     file: CleanFile
+    box: tuple[float, float, float, float] | None = None
+    """Left, top, right and bottom of what the file shows, if the picture was scaled. The last column and row may lie
+    partly outside, because libjpeg rounds up."""
 
 
 @contextmanager
@@ -97,8 +100,10 @@ def load_picture(data: bytes) -> Iterator[LoadedPicture]:
         raise ImageRejected(f"too large: {len(data):,} bytes")
     file = _FORMATS[name].clean(data)
     with _open(name, file.data if file.has_end else _completed_jpeg(file.data)) as picture:
+        box = None
         if name == "JPEG" and min(picture.size) >= 2 * _DRAFT_SIZE:
-            picture.draft("L", (_DRAFT_SIZE, _DRAFT_SIZE))
+            drafted = picture.draft("L", (_DRAFT_SIZE, _DRAFT_SIZE))
+            box = drafted[1] if drafted else None
         if name == "AVIF":  # Pillow states what the boxes `irot` and `imir` say as EXIF
             file = replace(file, orientation=exif_orientation(picture.info.get("exif", b"")) or UPRIGHT)
         try:
@@ -107,7 +112,7 @@ def load_picture(data: bytes) -> Iterator[LoadedPicture]:
             if file.is_cut:
                 raise ImageRejected("truncated: the file ends before its pixels do") from None
             raise
-        yield LoadedPicture(picture, name, file)
+        yield LoadedPicture(picture, name, file, box)
 
 
 def _open(name: str, data: bytes) -> "ImageFile":
