@@ -253,7 +253,7 @@ def test_new_files_are_listed_files_without_planned_ones(
     assert {(uri, fingerprint) for uri, fingerprint, _ in found}.isdisjoint(held)
 
 
-@settings(deadline=None, print_blob=True, max_examples=15)
+@settings(deadline=None, print_blob=True, max_examples=8)
 @given(listed=any_files, done=any_files, range_files=st.integers(1, 8))
 def test_comparing_in_ranges_gives_the_same_files(
     tmp_path_factory: pytest.TempPathFactory, listed: list[File], done: list[File], range_files: int
