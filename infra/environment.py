@@ -3,6 +3,8 @@
 import os
 import pwd
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 _PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy"})
@@ -13,6 +15,21 @@ def adapt_environment() -> None:
     """Let proxies and user ids that lack a home folder work. Variables that the user has set stay in force."""
     _bypass_proxies_on_this_machine()
     _name_the_user()
+
+
+@contextmanager
+def variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables while the block runs, for processes that start in it."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ |= values
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _bypass_proxies_on_this_machine() -> None:

@@ -1,4 +1,4 @@
-"""Say in one sentence what ended a command, if it is no error of this project's own."""
+"""Report in one sentence what ended a command, unless the cause is a bug of this project."""
 
 import os
 import select
@@ -7,15 +7,15 @@ import tempfile
 import traceback
 from contextlib import suppress
 
+from infra.errors import last_line
+
 
 def described(error: Exception) -> str:
     """Describe an error that nobody expected, and keep its traceback in a file."""
-    if isinstance(error, UnicodeError):
-        what = f"{type(error).__name__}: {error}"
-    elif isinstance(error, OSError) and error.strerror:
+    if isinstance(error, OSError) and error.strerror:
         what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     else:
-        what = f"unexpected {type(error).__name__}: {error}"
+        what = f"unexpected {type(error).__name__}: {last_line(error)}"
     try:
         with tempfile.NamedTemporaryFile("w", prefix="fmnist-", suffix=".log", delete=False, encoding="utf-8") as file:
             traceback.print_exception(error, file=file)

@@ -13,6 +13,8 @@ from typing import Any
 from infra.cluster.signals import own_sigterm_handler
 from infra.cluster.temporary_folder import ray_folder
 from infra.cluster.worker_environment import KNOWN_ENVIRONMENT, worker_environment
+from infra.environment import variables
+from infra.errors import JobError, last_line
 from infra.packages import search_paths
 from infra.settings import load_settings
 from infra.upstream.ray_driver_paths import job_config_with_paths
@@ -69,14 +71,19 @@ def _start(*, include_dashboard: bool) -> Any:
     if not os.environ.get("RAY_AUTH_MODE") and not _can_save_token():
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     folder = ray_folder(dashboard=include_dashboard)
-    return ray.init(
-        address="local",
-        job_config=job_config_with_paths(search_paths()),
-        include_dashboard=include_dashboard,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        **folder.options(),
-    )
+    try:
+        # The dashboard starts processes that would search the current folder for modules first.
+        with variables({"PYTHONSAFEPATH": "1"} | folder.variables()):
+            return ray.init(
+                address="local",
+                job_config=job_config_with_paths(search_paths()),
+                include_dashboard=include_dashboard,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **folder.options(),
+            )
+    except Exception as error:  # Ray raises errors of all kinds, some with the log of its processes as their text
+        raise JobError(f"Ray did not start: {type(error).__name__}: {last_line(error)}.") from error
 
 
 def _can_save_token() -> bool:

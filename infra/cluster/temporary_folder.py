@@ -24,12 +24,17 @@ class RayFolder:
     """The folder that TMPDIR names."""
     short: Path | None
     """Private folder for the sockets and logs, if the path of the chosen one is too long for sockets."""
+    dashboard: bool
 
     def options(self) -> dict[str, Any]:
         """Return the arguments for `ray.init`."""
         if self.short is None:
             return {}
         return {"_temp_dir": str(self.short), "object_spilling_directory": str(self.chosen)}
+
+    def variables(self) -> dict[str, str]:
+        """Return variables for Ray's processes. The dashboard's processes put sockets below TMPDIR themselves."""
+        return {"TMPDIR": str(self.short.parent)} if self.short and self.dashboard else {}
 
 
 def ray_folder(*, dashboard: bool = False) -> RayFolder:
@@ -52,11 +57,11 @@ def ray_folder(*, dashboard: bool = False) -> RayFolder:
         ) from None
     longest = _SOCKET_BYTES - len(_own_part("dash_UsageStatsHead" if dashboard else "plasma_store"))
     if len(os.fsencode(chosen)) <= longest:
-        return RayFolder(chosen, None)
+        return RayFolder(chosen, None, dashboard)
     for folder in filter(None, (os.environ.get("XDG_RUNTIME_DIR"), *_SHORT_FOLDERS)):
         short = _private_folder(Path(folder), longest)
         if short is not None:
-            return RayFolder(chosen, short)
+            return RayFolder(chosen, short, dashboard)
     raise RequestError(
         f"{name}: the path {chosen} is too long for Ray's sockets, and /tmp can't be written. Set a folder with a path "
         f"of at most {longest} bytes."

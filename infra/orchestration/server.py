@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from infra.environment import variables
 from infra.errors import JobError, RequestError
 from infra.orchestration.child_process import ChildProcess, parent_is_gone
 from infra.orchestration.history import locked, users_database
@@ -73,18 +74,8 @@ def client_settings(url: str) -> Iterator[None]:
     settings: dict[Any, str] = {PREFECT_API_URL: url}
     if password := get_current_settings().server.api.auth_string:
         settings[PREFECT_API_AUTH_STRING] = password.get_secret_value()
-    variables = {setting.name: value for setting, value in settings.items()}
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ |= variables
-    try:
-        with temporary_settings(settings):
-            yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    with variables({setting.name: value for setting, value in settings.items()}), temporary_settings(settings):
+        yield
 
 
 def embedded_home(state_dir: Path) -> Path:

@@ -25,7 +25,7 @@ def job_config_with_paths(paths: list[str]) -> Any:
     """
     from ray.job_config import JobConfig
 
-    class OwnPaths(JobConfig):
+    class OwnPaths(JobConfig):  # type: ignore[misc] # Ray has no type hints
         def _get_proto_job_config(self) -> Any:
             self._py_driver_sys_path = [*reversed(paths)]  # workers insert one after the other at the front
             return super()._get_proto_job_config()

@@ -1,4 +1,4 @@
-"""Decode the images of a batch. Whatever one image does, the others go on."""
+"""Decode the images of a batch. Whatever one image does, the others are decoded."""
 
 from typing import Any
 

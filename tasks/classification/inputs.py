@@ -41,7 +41,7 @@ def list_files(
     Args:
         locations: paths or URIs of files, folders, globs or lists of images.
         options: options for reading the images.
-        passed_over: collects what folders and globs hold besides.
+        passed_over: collects what folders and globs hold apart from images.
 
     Yields:
         Batches of rows of `FILE_SCHEMA`.

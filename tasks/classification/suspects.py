@@ -2,7 +2,7 @@
 
 A child process reads and decodes the images, and announces each one before it decodes it. If the child dies, the
 announced image is decoded again by a child of its own. If that one dies too, the image is quarantined as `crashed`. The
-next child goes on with the rest.
+next child continues with the rest.
 
 If a child dies while it reads from a container, the rest of the container is halved until single images are left. A tar
 can't be read from the middle, so the rest of its piece is quarantined if a second child dies.
