@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 
+from fmnist_model.errors import NoImages
 from fmnist_model.formats import pieces
 from fmnist_model.formats.idx_images import label_file_name
 from fmnist_model.formats.interface import ContainerPiece
@@ -61,6 +62,8 @@ def cut_container(file: ListedFile, options: ReadOptions, passed_over: PassedOve
     kind = file.kind
     try:
         found = list(container_pieces(file, options))
+    except NoImages:
+        found = []
     except Exception as error:  # noqa: BLE001 (one container must not stop the others)
         reason_of(error, file.uri)  # raises if the container isn't to blame. Reading it finds the reason again.
         kind, found = "unreadable", [ContainerPiece(0, 1, 0, 0)]
@@ -77,6 +80,7 @@ def container_pieces(file: ListedFile, options: ReadOptions) -> Iterator[Contain
 
     Raises:
         InputUnreadable: the file is gone, or reading it isn't permitted.
+        NoImages: the file can be read, but holds no images.
         InvalidDataset: the container is damaged.
         InputsUnavailable: S3 or this machine fails.
     """

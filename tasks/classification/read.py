@@ -1,6 +1,6 @@
 """Read a shard's images: loose files many at a time, containers as streams. Report unreadable images with a reason."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -16,6 +16,7 @@ from fmnist_model.formats.interface import ContainerPiece, row_fragments
 from infra.storage.input_files import CHANGED, VANISHED, InputUnreadable, read_input, stat_input
 from infra.storage.tables.planning.plan import Piece
 from infra.storage.tables.planning.staged_inputs import WITH_LABELS
+from tasks.classification.container_paths import read_paths
 from tasks.classification.containers import open_container, planned_fingerprint
 from tasks.classification.listed_file import UNUSABLE
 from tasks.classification.options import ReadOptions
@@ -97,7 +98,26 @@ def container_batches(opened: tuple[Any, Any], piece: Piece, options: ReadOption
         labels=labels,
     ):
         images = pc.binary_join_element_wise(pa.scalar(piece.uri), batch.fragments, "")
-        yield ReadImages(images, batch.encoded, batch.labels)
+        found = ReadImages(images, batch.encoded, batch.labels, dict(batch.reasons))
+        yield from _with_files(found, batch.paths, piece.uri) if batch.paths else [found]
+
+
+def _with_files(batch: ReadImages, paths: Mapping[int, str], container: str) -> Iterator[ReadImages]:
+    """Add the files that a container names by path, and cut the batch so that no part has too many bytes."""
+    start = 0
+    for contents in read_paths(paths, container):
+        last = max(contents)
+        end = len(batch.images) if last == max(paths) else last + 1
+        values = batch.encoded.slice(start, end - start).to_pylist()
+        reasons = {row - start: reason for row, reason in batch.reasons.items() if start <= row < end}
+        for row, content in contents.items():
+            if isinstance(content, str):
+                reasons[row - start] = content
+            else:
+                values[row - start] = content
+        encoded = pa.array(values, pa.binary())
+        yield ReadImages(batch.images[start:end], encoded, batch.labels[start:end], reasons)
+        start = end
 
 
 def check_version(piece: Piece) -> None:
