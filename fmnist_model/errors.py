@@ -9,6 +9,10 @@ class InvalidDataset(InvalidInput):
     """A dataset or one of its files can't be used. The message names the file and the problem."""
 
 
+class NoImages(InvalidDataset):
+    """A file can be read, but holds no images. For example, it holds metadata of images in another file."""
+
+
 class InvalidWeights(InvalidInput):
     """The weights don't fit the network, or their file can't be read safely."""
 

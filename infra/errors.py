@@ -17,3 +17,9 @@ class JobError(RuntimeError):
 
 class JobStopped(JobError):
     """The work failed for a reason that a retry would meet again."""
+
+
+def last_line(error: Exception) -> str:
+    """Return the last line of an error's message, without the full stop. Some messages contain a whole traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].rstrip(".") if lines else type(error).__name__

@@ -107,10 +107,12 @@ def load_settings() -> Settings:
     """Read the settings.
 
     Raises:
-        RequestError: a setting has an invalid value.
+        RequestError: a setting has an invalid value, or the file `.env` can't be read.
     """
     try:
         return Settings()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f".env: {Path('.env').absolute()} can't be read: {error}.") from None
     except ValidationError as error:
         first = error.errors()[0]
         raise RequestError(f"FMNIST_{str(first['loc'][0]).upper()}: {first['msg']}") from None

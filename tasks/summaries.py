@@ -45,19 +45,18 @@ class ClassificationSummary:
     def _counts(self) -> str:
         model = f"model version {self.work.model.version}"
         if not self.batches:
-            return f"Nothing new: {self._done_in_words()} {model}."
+            return self._nothing_new(model)
         predicted = sum(books.predicted for books in self.batches)
         quarantined = sum(books.quarantined for books in self.batches)
         return f"{predicted:,} images in table {self.table} predicted by {model}, {quarantined:,} in quarantine."
 
-    def _done_in_words(self) -> str:
+    def _nothing_new(self, model: str) -> str:
         done = self.work.done
-        predicted = done.images - done.quarantined
         if not done.quarantined:
-            return f"table {self.table} holds all {done.images:,} images, predicted by"
+            return f"Nothing new: table {self.table} holds all {done.images:,} images, predicted by {model}."
         return (
-            f"table {self.table} holds all {done.images:,} images: {predicted:,} predicted, {done.quarantined:,} in "
-            "quarantine (--retry-quarantined tries these again),"
+            f"Nothing new: table {self.table} holds all {done.images:,} images, {done.images - done.quarantined:,} "
+            f"predicted by {model} and {done.quarantined:,} in quarantine. --retry-quarantined tries these again."
         )
 
 

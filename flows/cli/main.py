@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from typing import Annotated
 
@@ -10,21 +10,24 @@ import cyclopts
 from cyclopts import Parameter
 from rich.console import Console
 
+from flows.cli.border import described, end_output, output_is_closed
 from flows.cli.catalog import dataset, models
 from flows.cli.describe import describe
 from flows.cli.predictions import predictions
 from flows.cli.printing import Json, print_json
 from flows.cli.refusal import refusal
 from flows.cli.serve import serve
+from flows.cli.signals import ending
 from flows.cli.store import store
 from flows.cli.table_maintenance import compact_table, delete_images
 from flows.cli.timeline import Timeline
 from flows.parameters import INPUTS_HELP, ClassifyParameters, TrainParameters
 from fmnist_model.errors import InvalidInput
+from infra.environment import open_standard_streams
 from infra.errors import JobError, RequestError
 from infra.settings import Settings, load_settings
 
-_FAILED, _WRONG_REQUEST, _INTERRUPTED = 1, 2, 130
+_FAILED, _WRONG_REQUEST, _CLOSED_PIPE = 1, 2, 141
 
 # Modules to import while Prefect's server starts.
 _TRAINING = ("flows.train_and_classify", "ray.train.torch")
@@ -143,7 +146,7 @@ def _job(title: str) -> Iterator[Callable[..., Timeline]]:
     from flows.cli.progress_line import ProgressLine, progress_line
 
     console = Console(stderr=True)
-    console.print(f"[bold]{title}[/bold]", highlight=False)
+    console.print(f"[bold]{title}[/bold]", highlight=False, soft_wrap=True)
     lines: list[ProgressLine] = []
     with ExitStack() as stack:
 
@@ -157,13 +160,14 @@ def _job(title: str) -> Iterator[Callable[..., Timeline]]:
 
         try:
             yield start
-        except KeyboardInterrupt:
-            raise Interrupted(how_to_resume(lines[0].run_id if lines else None)) from None
-        except JobError as error:
+        except (KeyboardInterrupt, Exception) as error:
+            run_id = lines[0].run_id if lines else None
+            if isinstance(error, KeyboardInterrupt) or ending.signal:  # a signal may reach Ray's processes first
+                raise Interrupted(how_to_resume(run_id)) from None
             from infra.cluster.waiting import ClusterLost
 
             if isinstance(error, ClusterLost):
-                raise ClusterLost(f"{error} {how_to_resume(lines[0].run_id if lines else None)}") from None
+                raise ClusterLost(f"{error} {how_to_resume(run_id)}") from None
             raise
 
 
@@ -192,26 +196,45 @@ def how_to_resume(run_id: str | None) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line. The exit code is 0 done, 1 job failed, 2 wrong request, 130 interrupted."""
+    """Run the command line.
+
+    The exit code is 0 done, 1 job failed, 2 wrong request, 130 interrupted (143 by SIGTERM, 129 by SIGHUP), and 141 if
+    the reader of the output is gone.
+    """
+    open_standard_streams()
+    with ending.on_signals():
+        try:
+            code = _run(arguments)
+        except KeyboardInterrupt as interrupt:
+            code = _report(ending.exit_code, f"{ending}. {interrupt}")
+        except SystemExit:
+            code = _CLOSED_PIPE  # from rich, which raises it instead of BrokenPipeError
+        except Exception as error:  # noqa: BLE001 # the border of the command
+            code = _CLOSED_PIPE if output_is_closed() else _report(_FAILED, described(error))
+        if (lost := end_output()) and code == 0:
+            closed = isinstance(lost, BrokenPipeError)
+            code = _CLOSED_PIPE if closed else _report(_FAILED, f"The output can't be written: {lost.strerror}.")
+    sys.exit(ending.exit_code if ending.signal else code)
+
+
+def _run(arguments: list[str] | None) -> int:
     from flows.cli.services import prepare_environment
 
-    prepare_environment()
-    code = 0
     try:
+        prepare_environment()
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except cyclopts.CycloptsError as error:
-        code = _report(_WRONG_REQUEST, refusal(error))
+        return _report(_WRONG_REQUEST, refusal(error))
     except (RequestError, InvalidInput) as error:
-        code = _report(_WRONG_REQUEST, error)
+        return _report(_WRONG_REQUEST, error)
     except JobError as error:
-        code = _report(_FAILED, error)
-    except KeyboardInterrupt as interrupt:
-        code = _report(_INTERRUPTED, f"Interrupted. {interrupt}")
-    sys.exit(code)
+        return _report(_FAILED, error)
+    return 0
 
 
 def _report(code: int, message: object) -> int:
-    sys.stderr.write(f"fmnist: {message}\n")
+    with suppress(OSError):  # the terminal may be gone
+        sys.stderr.write(f"fmnist: {message}\n")
     return code
 
 

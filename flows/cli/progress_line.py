@@ -86,6 +86,6 @@ def progress_line(console: Console) -> Iterator[ProgressLine]:
     """Show progress while the block runs: one live line on a terminal, or a line every few seconds elsewhere."""
     line = ProgressLine(console)
     if not console.is_terminal:
-        console.print(_FIRST_ENTRY["text"], highlight=False)
+        console.print(_FIRST_ENTRY["text"], highlight=False, soft_wrap=True)
     with Live(line, console=console, refresh_per_second=8, transient=True) if console.is_terminal else nullcontext():
         yield line

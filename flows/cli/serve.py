@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
+from flows.cli.services import prepare_prefect
 from infra.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -57,9 +58,11 @@ def serve(
 
 @contextmanager
 def _until_stopped() -> Iterator[threading.Event]:
-    """Yield an event that Ctrl-C or SIGTERM sets. A second signal raises KeyboardInterrupt."""
+    """Yield an event that Ctrl-C, SIGTERM or SIGHUP sets. A second signal raises KeyboardInterrupt."""
     stopped = threading.Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    if before[signal.SIGHUP] == signal.SIG_IGN:  # as under `nohup`
+        del before[signal.SIGHUP]
 
     def stop(*_: object) -> None:
         if stopped.is_set():
@@ -81,10 +84,11 @@ def _start_services(settings: Settings, port: int, stack: ExitStack) -> "tuple[S
     Returns:
         Prefect's server, or None if it was not started here, and the dashboard's URL or the address of Ray.
     """
-    from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
-
     from infra.cluster.local_ray import ray_head
-    from infra.orchestration.server import prefect_server
+    from infra.orchestration.server import client_settings, permanent_home, prefect_server
+
+    prepare_prefect(permanent_home(settings.state_dir))
+    from prefect.settings import get_current_settings
 
     configured = get_current_settings().api.url
     server = None if configured else stack.enter_context(prefect_server(settings.state_dir, port))
@@ -92,8 +96,10 @@ def _start_services(settings: Settings, port: int, stack: ExitStack) -> "tuple[S
         os.environ["FMNIST_RAY_ADDRESS"], ray = stack.enter_context(ray_head())
     else:
         ray = settings.ray_address
-    os.environ["PREFECT_API_URL"] = server.wait_until_healthy() if server else str(configured)
-    stack.enter_context(temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]}))
+    if server is None:
+        os.environ["PREFECT_API_URL"] = str(configured)
+    else:
+        stack.enter_context(client_settings(server.wait_until_healthy()))
     return server, ray
 
 

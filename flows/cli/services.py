@@ -2,12 +2,17 @@
 
 import importlib
 import os
+import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
+from infra.environment import adapt_environment
 from infra.importing import gc_paused
+from infra.orchestration.history import set_aside_unusable_history
 from infra.settings import Settings
 
 _ENVIRONMENT = {
@@ -42,6 +47,28 @@ def prepare_environment(*, console: bool = False) -> None:
     """
     for name, value in (_ENVIRONMENT if console else _ENVIRONMENT | _QUIET).items():
         os.environ.setdefault(name, value)
+    adapt_environment()
+    if "error" in os.environ.get("PYTHONWARNINGS", ""):
+        del os.environ["PYTHONWARNINGS"]  # a warning of some library must not end the command
+        warnings.simplefilter("ignore")
+    # Prefect's client needs no folder of its own. The home folder may be read-only.
+    warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")
+
+
+def prepare_prefect(home: Path) -> None:
+    """Make sure that Prefect has a folder of its own, and that a server in this folder can use its database.
+
+    Args:
+        home: folder of the server that starts here.
+    """
+    if not os.environ.get("PREFECT_HOME") and not _can_have(Path("~/.prefect").expanduser()):
+        os.environ["PREFECT_HOME"] = str(home)
+    if sentence := set_aside_unusable_history(home):
+        sys.stderr.write(f"fmnist: {sentence}\n")
+
+
+def _can_have(folder: Path) -> bool:
+    return folder.exists() or os.access(folder.parent, os.W_OK)
 
 
 @contextmanager
@@ -56,8 +83,9 @@ def services(settings: Settings, *, imports: Sequence[str] = ()) -> Iterator[Sta
         RequestError: a configured service can't be used.
         JobError: Prefect's server doesn't start.
     """
-    from infra.orchestration.server import prefect_api
+    from infra.orchestration.server import embedded_home, prefect_api
 
+    prepare_prefect(embedded_home(settings.state_dir))
     started = time.perf_counter()
     start_up = StartUp()
     with prefect_api(settings.state_dir) as wait_for_prefect:

@@ -1,8 +1,8 @@
 """Define what every container format produces: pieces for planning and batches of images for reading."""
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -11,6 +11,9 @@ import pyarrow.compute as pc
 
 BATCH_BYTES = 64 * 2**20
 """Size at which a batch ends early. It bounds a worker's memory if images are large."""
+
+MAX_IMAGE_BYTES = 256 * 2**20
+"""Maximum size of an image file. The decoder's limit is 64 megapixels, and no such picture is larger."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,11 @@ class ContainerPiece:
     """Approximate number of bytes to read, used to balance the work."""
 
 
+def too_large(size: int) -> str:
+    """Return the reason for quarantine of an image with more than `MAX_IMAGE_BYTES` bytes."""
+    return f"too large: {size:,} bytes"
+
+
 @dataclass(frozen=True)
 class ImageBatch:
     """Consecutive images as stored in the container: three columns of the same length."""
@@ -40,6 +48,10 @@ class ImageBatch:
     """Encoded images, as input for `fmnist_model.images.decode.decode_images`."""
     labels: pa.Int16Array
     """0 to 9, null where unknown."""
+    reasons: Mapping[int, str] = field(default_factory=dict)
+    """Reason for quarantine by row, for each image that can't be read. The row's image is null."""
+    paths: Mapping[int, str] = field(default_factory=dict)
+    """Path by row, for each image that is a file elsewhere, as the container names it. The row's image is null."""
 
 
 def row_fragments(first_row: int, rows: int) -> pa.StringArray:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.errors import InvalidDataset
@@ -22,6 +23,9 @@ _MISSING_TEXTS = frozenset({"", "?", "-1", "-1.0", "n/a", "na", "nan", "<na>", "
 
 _UNKNOWN = -1
 """Stands for a value that names no class."""
+
+_MAX_LABEL_BYTES = 1000
+"""Bytes of a text to look at."""
 
 _MAX_REPORTED = 10_000
 """Maximum number of files to remember, so that each file's unknown labels are logged only once."""
@@ -60,7 +64,7 @@ def parse_labels(
         return pa.nulls(len(column), pa.int16())
     if not pa.types.is_dictionary(column.type):
         column = _with_simple_type(column).dictionary_encode()
-    values = column.dictionary.to_pylist()
+    values = _short(column.dictionary).to_pylist()
     classes = [_class_of(value, names) for value in values]
     if origin is not None and _UNKNOWN in classes:
         report_unknown_label(origin, values[classes.index(_UNKNOWN)])
@@ -82,10 +86,14 @@ def report_unknown_label(origin: str, value: object) -> None:
     _log.warning(
         "%s has labels that name no class, such as %s. They count as unknown. Labels are 0 to %d, or %s.",
         origin,
-        f"{value!r:.80}",
+        f"{_shown(value)!r:.80}",
         len(CLASS_NAMES) - 1,
         ", ".join(CLASS_NAMES),
     )
+
+
+def _shown(value: object) -> object:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def find_label_column(schema: pa.Schema, label_column: str | None, origin: str) -> str | None:
@@ -176,6 +184,13 @@ def _with_simple_type(column: pa.Array) -> pa.Array:
     if pa.types.is_float16(column.type):
         return column.cast(pa.float32())
     return column
+
+
+def _short(values: pa.Array) -> pa.Array:
+    """Cut texts after more bytes than a label has, so that huge values aren't converted."""
+    if not holds_text(values.type) and not _holds_bytes(values.type):
+        return values
+    return pc.binary_slice(values.cast(pa.large_binary()), 0, _MAX_LABEL_BYTES)
 
 
 def _class_of(value: object, names: Sequence[object] | None) -> int | None:

@@ -1,7 +1,7 @@
 """Find a picture's orientation, and turn the picture upright.
 
-Only the orientation is read. Other values of EXIF may be of the wrong type or point anywhere, which is no reason to
-reject a picture. Source: TIFF 6.0, section 2, and EXIF 2.32, section 4.6.4.
+Only the orientation is read. A wrong type or a bad pointer elsewhere in EXIF is ignored.
+Source: TIFF 6.0, section 2, and EXIF 2.32, section 4.6.4.
 """
 
 import re

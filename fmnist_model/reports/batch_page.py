@@ -104,7 +104,7 @@ class ReportedBatch:
     facts: Mapping[str, str]
     """Model, code, storage and other provenance, by name."""
     passed_over: Sequence[PassedOverFiles] = ()
-    """What the inputs hold besides images."""
+    """What the inputs hold apart from images."""
 
 
 def render_batch_page(batch: ReportedBatch) -> str:

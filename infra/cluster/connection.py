@@ -13,8 +13,9 @@ from infra.cluster.local_ray import start_for_run
 from infra.cluster.signals import own_sigterm_handler
 from infra.cluster.worker_environment import KNOWN_ENVIRONMENT, worker_environment
 from infra.errors import RequestError
-from infra.packages import PACKAGES, ROOT
+from infra.packages import PACKAGES, ROOT, search_paths
 from infra.settings import Settings, load_settings
+from infra.upstream.ray_driver_paths import job_config_with_paths
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -66,6 +67,8 @@ def _join(settings: Settings, address: str) -> None:
     }
     # Worker processes start faster without a runtime environment of their own.
     is_known = json.loads(os.environ.get(KNOWN_ENVIRONMENT, "null")) == environment
+    # Ray's client protocol adds no folder of the driver's.
+    paths = {} if "://" in address else {"job_config": job_config_with_paths(search_paths())}
     try:
         with own_sigterm_handler():
             ray.init(
@@ -73,6 +76,7 @@ def _join(settings: Settings, address: str) -> None:
                 runtime_env=None if is_known else runtime_env,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
+                **paths,
             )
     except ConnectionError as error:
         raise RequestError(

@@ -3,13 +3,21 @@
 import json
 import logging
 import os
+import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from infra.cluster.signals import own_sigterm_handler
+from infra.cluster.temporary_folder import ray_folder
 from infra.cluster.worker_environment import KNOWN_ENVIRONMENT, worker_environment
+from infra.environment import variables
+from infra.errors import JobError, last_line
+from infra.packages import search_paths
 from infra.settings import load_settings
+from infra.upstream.ray_driver_paths import job_config_with_paths
 from infra.upstream.ray_monitoring_processes import without_monitoring_processes
 
 ENVIRONMENT = {
@@ -23,11 +31,8 @@ ENVIRONMENT = {
 
 def start_for_run() -> None:
     """Start Ray for this process alone. `ray.shutdown()` ends it."""
-    import ray
-
-    _set_environment()
     with own_sigterm_handler(), without_monitoring_processes():
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        _start(include_dashboard=False)
 
 
 @contextmanager
@@ -41,7 +46,6 @@ def ray_head() -> Iterator[tuple[str, str]]:
     """
     import ray
 
-    _set_environment()
     environment = worker_environment(load_settings())
     # Ray's own actors look for the cluster in their environment. Without an address there, they take any cluster on
     # this machine, and fail if there are two. So the port is chosen before the start.
@@ -49,7 +53,7 @@ def ray_head() -> Iterator[tuple[str, str]]:
     os.environ |= environment | {"RAY_GCS_SERVER_PORT": str(port)}
     os.environ["RAY_ADDRESS"] = f"{ray.util.get_node_ip_address()}:{port}"
     with own_sigterm_handler():
-        context = ray.init(address="local", include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR)
+        context = _start(include_dashboard=True)
     os.environ[KNOWN_ENVIRONMENT] = json.dumps(environment)
     try:
         yield ray.get_runtime_context().gcs_address, f"http://{context.dashboard_url}"
@@ -59,9 +63,33 @@ def ray_head() -> Iterator[tuple[str, str]]:
         ray.shutdown()
 
 
-def _set_environment() -> None:
+def _start(*, include_dashboard: bool) -> Any:
+    import ray
+
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if not os.environ.get("RAY_AUTH_MODE") and not _can_save_token():
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    folder = ray_folder(dashboard=include_dashboard)
+    try:
+        # The dashboard starts processes that would search the current folder for modules first.
+        with variables({"PYTHONSAFEPATH": "1"} | folder.variables()):
+            return ray.init(
+                address="local",
+                job_config=job_config_with_paths(search_paths()),
+                include_dashboard=include_dashboard,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **folder.options(),
+            )
+    except Exception as error:  # Ray raises errors of all kinds, some with the log of its processes as their text
+        raise JobError(f"Ray did not start: {type(error).__name__}: {last_line(error)}.") from error
+
+
+def _can_save_token() -> bool:
+    """Return whether Ray finds or can save the token of this machine's clusters in the home folder."""
+    folder = Path("~/.ray").expanduser()
+    return (folder / "auth_token").exists() or os.access(folder if folder.exists() else folder.parent, os.W_OK)
 
 
 def _free_port() -> int:

@@ -1,6 +1,5 @@
 """Create this project's deployments and automations on a Prefect server, and run deployments."""
 
-import os
 import subprocess
 import sys
 from contextlib import suppress
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from infra.errors import JobError
 from infra.orchestration.worker import POOL
+from infra.packages import ROOT, child_environment
 
 _SILENT_SECONDS = 120
 """Time without a heartbeat after which a run counts as crashed."""
@@ -23,7 +23,8 @@ def deploy_all() -> None:
     """
     _create_pool()
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(DEFINITIONS)]
-    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=False)
+    # Prefect imports the flows with the current folder first on `sys.path`. It may hold modules of the same names.
+    done = subprocess.run(command, cwd=ROOT, env=child_environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise JobError(f"Prefect refused the deployments of {DEFINITIONS}:\n{(done.stdout + done.stderr)[-2000:]}")
 

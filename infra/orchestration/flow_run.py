@@ -39,11 +39,15 @@ def root_flow_run() -> RootFlowRun | None:
     return RootFlowRun(found.id, found.created or datetime.now(UTC))
 
 
-def is_retry() -> bool:
-    """Return whether Prefect retries the current flow run. False outside of a flow run."""
+def retried_since() -> datetime | None:
+    """Return when the current flow run first started, if Prefect retries it. None in a first try, or outside of one."""
     from prefect import runtime
+    from prefect.client.orchestration import get_client
 
-    return int(runtime.flow_run.run_count or 0) > 1
+    if int(runtime.flow_run.run_count or 0) < 2:
+        return None
+    with get_client(sync_client=True) as client:
+        return client.read_flow_run(UUID(str(runtime.flow_run.id))).start_time
 
 
 def task_run_id() -> str | None:

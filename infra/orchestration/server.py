@@ -6,6 +6,7 @@ bound before its start, so no other process can take its port. It ends with the 
 """
 
 import os
+import re
 import signal
 import socket
 import sys
@@ -15,9 +16,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from infra.environment import variables
 from infra.errors import JobError, RequestError
 from infra.orchestration.child_process import ChildProcess, parent_is_gone
+from infra.orchestration.history import locked, users_database
+from infra.packages import child_environment
 
 _START_SECONDS = 180
 
@@ -41,20 +46,46 @@ def prefect_api(state_dir: Path) -> Iterator[Callable[[], str]]:
         RequestError: the folder can't be written.
     """
     from prefect.logging.handlers import APILogHandler
-    from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+    from prefect.settings import get_current_settings
 
     configured = get_current_settings().api.url
     if configured:
         yield lambda: _answering(configured)
         return
-    with _server(state_dir / "prefect") as server, temporary_settings({PREFECT_API_URL: server.url}):
-        os.environ["PREFECT_API_URL"] = server.url
+    with _server(embedded_home(state_dir)) as server, client_settings(server.url):
         _embedded_urls.add(server.url)
         try:
             yield server.wait_until_healthy
         finally:
             APILogHandler().flush()  # otherwise, Prefect would flush at exit, after the server has ended
-            del os.environ["PREFECT_API_URL"]
+
+
+@contextmanager
+def client_settings(url: str) -> Iterator[None]:
+    """Point Prefect's client to a server that was started here, in this process and in those that it starts.
+
+    If PREFECT_SERVER_API_AUTH_STRING is set, the server asks for this password, so the client gets the same one.
+
+    Args:
+        url: URL of the server's API.
+    """
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, get_current_settings, temporary_settings
+
+    settings: dict[Any, str] = {PREFECT_API_URL: url}
+    if password := get_current_settings().server.api.auth_string:
+        settings[PREFECT_API_AUTH_STRING] = password.get_secret_value()
+    with variables({setting.name: value for setting, value in settings.items()}), temporary_settings(settings):
+        yield
+
+
+def embedded_home(state_dir: Path) -> Path:
+    """Return the folder of the embedded server."""
+    return state_dir / "prefect"
+
+
+def permanent_home(state_dir: Path) -> Path:
+    """Return the folder of the server with schedules, automations and the UI."""
+    return state_dir / "serve"
 
 
 def _answering(url: str) -> str:
@@ -91,7 +122,7 @@ def prefect_server(state_dir: Path, port: int) -> Iterator["Server"]:
     Raises:
         RequestError: the folder can't be written, or the port is in use.
     """
-    with _server(state_dir / "serve", port) as server:
+    with _server(permanent_home(state_dir), port) as server:
         yield server
 
 
@@ -120,8 +151,17 @@ class Server(ChildProcess):
                     return self.url
             except httpx.HTTPError:
                 time.sleep(0.05)
-        ending = self.log.read_text(errors="replace")[-2000:]
-        raise JobError(f"Prefect's embedded server did not start. The end of {self.log}:\n{ending}")
+        ended = f"ended ({_last_error(self.log)})" if self.has_ended() else f"did not answer within {_START_SECONDS} s"
+        address = users_database(self.log.parent)
+        advice = f" Check the database that {address} names." if address else ""
+        raise JobError(f"Prefect's server {ended}.{advice} Its log is {self.log}.")
+
+
+def _last_error(log: Path) -> str:
+    """Return the last line of a log that names an exception, or else the last line."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Refused|Interrupt)\b", line)]
+    return (errors or lines or ["its log is empty"])[-1][:300]
 
 
 _FOR_ONE_RUN = {
@@ -148,8 +188,8 @@ def _server(home: Path, port: int | None = None) -> Iterator[Server]:
             f"FMNIST_STATE_DIR: {home} can't be written: {error.strerror}. Make it writable, or set another folder."
         ) from None
     environment = {
-        **os.environ,
-        "PREFECT_HOME": os.environ.get("PREFECT_HOME", str(home)),
+        **child_environment(),
+        "PREFECT_HOME": os.environ.get("PREFECT_HOME") or str(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT__SERVER_FINAL": "1",
         **{name: value.format(home=home) for name, value in (_FOR_SCHEDULES if port else _FOR_ONE_RUN).items()},
@@ -190,9 +230,16 @@ def _serve(
     """
     import uvicorn
     from prefect.server.api.server import create_app
+    from prefect.settings import get_current_settings
 
     from infra.orchestration.access import access_settings, restrict_access
     from infra.upstream.prefect_sqlite_transactions import begin_transactions_as_writers
+
+    class OneStartAtATime(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            # Two servers that create the same database at the same moment would both fail.
+            with locked(get_current_settings().home / "starting.lock"):
+                await super().startup(sockets)
 
     if owner is not None:
         threading.Thread(target=_stop_with, args=[owner], daemon=True).start()
@@ -201,7 +248,8 @@ def _serve(
     listener = socket.create_server((host, port)) if descriptor is None else socket.socket(fileno=descriptor)
     with listener, access_settings(listener.getsockname()[1]) as addresses:
         app = restrict_access(create_app(final=True), addresses)
-        uvicorn.run(app, fd=listener.fileno(), log_level=level, lifespan="on")
+        config = uvicorn.Config(app, fd=listener.fileno(), log_level=level, lifespan="on")
+        OneStartAtATime(config).run()
 
 
 def _stop_with(owner: int) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.orchestration.child_process import ChildProcess, parent_is_gone
+from infra.packages import child_environment
 
 POOL = "fmnist"
 _GRACE_SECONDS = 10
@@ -40,7 +41,7 @@ def prefect_worker(log: Path) -> Iterator[Worker]:
     """Run a worker while the block runs. Its output and that of its flow runs go to the log."""
     log.write_bytes(b"")
     command = [sys.executable, "-m", "infra.orchestration.worker", str(os.getpid())]
-    worker = Worker(command, os.environ | {"PREFECT_WORKER_QUERY_SECONDS": _QUERY_SECONDS}, log)
+    worker = Worker(command, child_environment() | {"PREFECT_WORKER_QUERY_SECONDS": _QUERY_SECONDS}, log)
     worker.start()
     try:
         yield worker
@@ -66,7 +67,7 @@ def end_with_runs(worker: int, grace_seconds: float = _GRACE_SECONDS) -> None:
 
 @cache
 def engine_worker() -> Any:
-    """Return a process worker that starts every flow run directly as `python -m prefect.engine`.
+    """Return a process worker that starts every flow run directly in infra/orchestration/engine.py.
 
     By default, Prefect starts one process that fetches the flow's code, and a second one that runs it. This imports
     Prefect twice. Our flows are installed next to the worker, so there is nothing to fetch.
@@ -78,7 +79,7 @@ def engine_worker() -> Any:
     class EngineConfiguration(ProcessJobConfiguration):
         def prepare_for_flow_run(self, *args: Any, **kwargs: Any) -> None:
             if self.command is None:
-                self.command = command_to_string([sys.executable, "-m", "prefect.engine"])
+                self.command = command_to_string([sys.executable, "-m", "infra.orchestration.engine"])
             super().prepare_for_flow_run(*args, **kwargs)
 
     warnings.filterwarnings("ignore", message="Type 'EngineWorker'", category=UserWarning)  # it replaces its parent

@@ -14,7 +14,7 @@ from uuid import uuid4
 import pyarrow as pa
 
 from fmnist_model.images import TRANSFORM_VERSION
-from fmnist_model.images.decode import decode_images
+from infra.cluster.placement import this_node
 from infra.cluster.progress_board import ShardProgress
 from infra.cluster.prometheus import StageTimer
 from infra.cluster.worker_logs import forward_logs
@@ -26,9 +26,11 @@ from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.tables.parts import PartFile, PartWriter, open_part
 from infra.storage.tables.planning.plan import BatchPlan, ShardInputs
 from infra.storage.tables.records import ShardRecord, create_record, read_record
+from tasks.classification.decode import decode_batch
 from tasks.classification.options import ReadOptions
 from tasks.classification.read import ReadImages, read_shard
 from tasks.classification.reasons import is_retryable, reason_kind
+from tasks.classification.suspects import read_suspect_shard
 from tasks.classification.tally import ShardTally
 from tasks.prometheus import IMAGES, SHARDS, STAGE_SECONDS, count_failures
 
@@ -49,6 +51,12 @@ class ShardTask(NamedTuple):
     shard: int
     number: int = 0
     """Number of its record: 0, or more if parts of earlier records are missing or damaged."""
+    is_suspect: bool = False
+    """Whether it killed workers, so that its images are read and decoded in child processes."""
+
+    def as_suspect(self) -> Self:
+        """Return the task to hand out after the shard killed workers."""
+        return self._replace(is_suspect=True)
 
 
 class ShardClassifier:
@@ -81,8 +89,9 @@ class ShardClassifier:
             "options": json.dumps(self._options.to_record()),
         }
 
-    def ready(self) -> None:
-        """Return when the model is loaded. The actor pool calls this to wait for an actor."""
+    def ready(self) -> str:
+        """Return the id of this node once the model is loaded. The actor pool calls this to wait for an actor."""
+        return this_node()
 
     def work(self, task: ShardTask) -> ShardRecord:
         """Classify a shard, unless another attempt has already finished it. Return the record that counts."""
@@ -102,8 +111,11 @@ class ShardClassifier:
         inputs = self._inputs.of(task.shard)
         planned = sum(inputs.column("rows").to_pylist())
         stages = StageTimer(STAGE_SECONDS)
+        if task.is_suspect:
+            _log.warning("The shard killed its workers. Its images are now decoded in processes of their own.")
+        images = (read_suspect_shard if task.is_suspect else read_shard)(inputs, self._options)
         with (
-            prefetched(stages.measure_each("read", read_shard(inputs, self._options)), 1) as batches,
+            prefetched(stages.measure_each("read", images), 1) as batches,
             prefetched(map(partial(self._classify, stages), batches), 1) as classified,
         ):
             record = self._write(task, planned, classified, started, stages)
@@ -124,7 +136,7 @@ class ShardClassifier:
         from fmnist_model.predictions import Rejection
 
         with stages.measure("decode"):
-            decoded = decode_images(batch.encoded, invert=self._options.invert)
+            decoded = decode_batch(batch.encoded, invert=self._options.invert)
         reasons = {row: batch.reasons.get(row, reason) for row, reason in decoded.rejected}
         with stages.measure("forward"):
             predictions = self._classifier.classify(decoded.pixels)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Self
 
 from infra.cluster.actor_pool import map_shards
@@ -14,7 +15,7 @@ from infra.orchestration.flow_run import task_run_id
 from infra.settings import load_settings
 from infra.storage.model_registry import ModelVersion
 from infra.storage.object_store import ObjectStore, open_store
-from infra.storage.tables.planning.plan import BatchPlan
+from infra.storage.tables.planning.plan import BatchPlan, ShardInputs
 from infra.storage.tables.records import ShardRecord, damaged_shards, read_records
 from tasks.artifacts import run_log
 from tasks.classification.actor import ShardClassifier, ShardTask, shard_name
@@ -67,8 +68,15 @@ def _classify_batch(
             break
         noun = "shard" if len(tasks) == 1 else "shards"
         ProgressBoard().post("start classifiers", f"Starting the classifiers for {len(tasks):,} {noun}")
-        what = f"Classification into {plan.table}"
-        with map_shards(ShardClassifier, (store.root, plan, model), tasks, resources, what=what) as results:
+        with map_shards(
+            ShardClassifier,
+            (store.root, plan, model),
+            tasks,
+            resources,
+            what=f"Classification into {plan.table}",
+            describe=partial(describe_shard, store, plan),
+            as_suspect=ShardTask.as_suspect,
+        ) as results:
             began = began if ends else time.perf_counter()
             with BatchProgress(plan, list(records.values())) as progress:
                 for record in results:
@@ -85,6 +93,12 @@ class _End(NamedTuple):
 
     images: int
     seconds: float
+
+
+def describe_shard(store: ObjectStore, plan: BatchPlan, task: ShardTask) -> str:
+    """Name a shard, its batch and its first input."""
+    first = ShardInputs(store, plan).of(task.shard).column("uri")[0]
+    return f"shard {task.shard} of batch {plan.batch}, whose first input is {first}"
 
 
 def unfinished_shards(store: ObjectStore, plan: BatchPlan, records: dict[int, ShardRecord]) -> list[ShardTask]:

@@ -5,7 +5,7 @@ from typing import Any
 from fmnist_model.predictions import prediction_schema, quarantine_schema
 from infra.errors import JobStopped
 from infra.orchestration.events import BATCH_COMMITTED, BATCH_OVER_ERROR_SHARE, announce
-from infra.orchestration.flow_run import is_retry
+from infra.orchestration.flow_run import retried_since
 from infra.settings import load_settings
 from infra.storage.keys import quarantine_folder, table_folder
 from infra.storage.model_registry import ModelVersion
@@ -110,15 +110,18 @@ def check_quarantine(work: PlannedWork, table: str, max_error_share: float) -> N
     Raises:
         TooManyErrors: more images are in quarantine.
     """
-    done, store = work.done, open_store(load_settings().store)
-    if is_retry():
-        batches = [books for books in read_books(store, table) if books.model_version == str(work.model.version)]
-        check_error_share.fn(batches[-1:], max_error_share)
+    done, store, started = work.done, open_store(load_settings().store), retried_since()
+    if started is not None:
+        version = str(work.model.version)
+        of_model = [books for books in read_books(store, table) if books.model_version == version]
+        check_error_share.fn([books for books in of_model if books.provenance.created_at >= started], max_error_share)
     counted = done.quarantined - done.retryable
     if counted / max(done.images, 1) > max_error_share:
         raise TooManyErrors(
-            f"Nothing new, and {counted:,} of {done.images:,} images in table {table} could not be classified, more "
-            f"than the {max_error_share * 100:.6g}% allowed. Their URIs and reasons are in the Delta table "
+            f"Nothing new: table {table} holds all {done.images:,} images, "
+            f"{done.images - done.quarantined:,} predicted and {done.quarantined:,} in quarantine. "
+            f"Of these, {counted:,} count as errors, more than the "
+            f"{max_error_share * 100:.6g}% allowed. Their URIs and reasons are in the Delta table "
             f"{store.uri(quarantine_folder(table))}. Remove the files, allow a larger --max-error-share, or try them "
             "again with --retry-quarantined."
         )

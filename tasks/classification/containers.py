@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 
-from fmnist_model.errors import InvalidDataset
+from fmnist_model.errors import NoImages
 from fmnist_model.formats import pieces
 from fmnist_model.formats.idx_images import label_file_name
 from fmnist_model.formats.interface import ContainerPiece
@@ -16,6 +16,7 @@ from infra.storage.tables.planning.staged_inputs import WITH_LABELS
 from tasks.classification.listed_file import ListedFile, path_or_uri
 from tasks.classification.options import ReadOptions
 from tasks.classification.passed_over import PassedOver
+from tasks.classification.reading_errors import first_cause, reason_of
 
 if TYPE_CHECKING:
     from fmnist_model.formats import ContainerKind
@@ -54,11 +55,17 @@ def cut_container(file: ListedFile, options: ReadOptions, passed_over: PassedOve
     """Cut a container into pieces, as rows of `PIECE_SCHEMA`.
 
     An unreadable one becomes one piece with one image. One without images is passed over.
+
+    Raises:
+        RequestError, JobError: the store, the account or this machine is to blame.
     """
     kind = file.kind
     try:
         found = list(container_pieces(file, options))
-    except (InputUnreadable, InvalidDataset):
+    except NoImages:
+        found = []
+    except Exception as error:  # noqa: BLE001 (one container must not stop the others)
+        reason_of(error, file.uri)  # raises if the container isn't to blame. Reading it finds the reason again.
         kind, found = "unreadable", [ContainerPiece(0, 1, 0, 0)]
     if not found:
         passed_over.add(f"{_NAMES[file.kind]} file without images", path_or_uri(file.uri))
@@ -73,19 +80,25 @@ def container_pieces(file: ListedFile, options: ReadOptions) -> Iterator[Contain
 
     Raises:
         InputUnreadable: the file is gone, or reading it isn't permitted.
+        NoImages: the file can be read, but holds no images.
         InvalidDataset: the container is damaged.
+        InputsUnavailable: S3 or this machine fails.
     """
-    with open_container(file.uri, file.kind) as (opened, labels):
-        yield from pieces(
-            cast("ContainerKind", file.kind),
-            opened,
-            file.uri,
-            target_rows=_PIECE_IMAGES,
-            target_bytes=_PIECE_BYTES,
-            image_column=options.image_column,
-            label_column=options.label_column,
-            labels=labels,
-        )
+    files: tuple[Any, ...] = ()
+    try:
+        with open_container(file.uri, file.kind) as files:
+            yield from pieces(
+                cast("ContainerKind", file.kind),
+                files[0],
+                file.uri,
+                target_rows=_PIECE_IMAGES,
+                target_bytes=_PIECE_BYTES,
+                image_column=options.image_column,
+                label_column=options.label_column,
+                labels=files[1],
+            )
+    except Exception as error:  # noqa: BLE001 (the cause is raised)
+        raise first_cause(error, files) from None
 
 
 def planned_fingerprint(file: InputFile, kind: str) -> str:

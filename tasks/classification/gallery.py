@@ -1,5 +1,6 @@
 """Find the images of a batch with the lowest confidence, and read their pixels again for the report."""
 
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -11,41 +12,43 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from fmnist_model.errors import InvalidDataset
+from fmnist_model.errors import one_line
 from fmnist_model.formats import pieces
 from fmnist_model.formats.interface import ContainerPiece
-from fmnist_model.images.decode import decode_images
 from fmnist_model.reports.batch_page import ShownImage
-from infra.errors import JobError, RequestError
-from infra.storage.input_files import InputUnreadable
 from infra.storage.object_store import ObjectStore
 from infra.storage.tables.planning.plan import BatchPlan, Piece, ShardInputs
 from infra.storage.tables.records import LeastConfident, ShardRecord
 from tasks.classification.containers import open_container
+from tasks.classification.decode import decode_batch
 from tasks.classification.options import ReadOptions
 from tasks.classification.read import ReadImages, check_version, container_batches, read_shard
+from tasks.classification.reasons import CRASHED
 from tasks.classification.tally import least_confident
 
 _MAX_BYTES = 2**30
 """Maximum bytes to read for a gallery. An image in a container can lie behind a lot of other data."""
 _MAX_GAP_BYTES = 8 * 2**20
 """Largest gap between two row groups that is read along instead of sending another request."""
-_UNREADABLE = (InputUnreadable, InvalidDataset, RequestError, JobError, OSError, pa.ArrowException)
+_log = logging.getLogger(__name__)
 _FRAGMENT = re.compile(r"#(?:row|member)=")
 
 
 def show_least_confident(store: ObjectStore, plan: BatchPlan, records: Iterable[ShardRecord]) -> list[ShownImage]:
     """Return the images of a batch with the lowest confidence, the lowest first.
 
-    An image that is gone, has changed or can't be read has no pixels and gives the reason instead.
+    An image that is gone, has changed or can't be read has no pixels and gives the reason instead. Nothing raises.
 
     Args:
         store: the store with the batch.
         plan: plan of the batch.
         records: the records of its shards.
     """
+    records = list(records)
     least, shards = _least(records)
-    found = _PixelReader(store, plan).read(shards)
+    crashing = {record.shard for record in records if any(reason.kind == CRASHED for reason in record.reasons)}
+    found = {image: _Pixels(missing="its shard has images that kill their reader") for image in shards}
+    found |= _PixelReader(store, plan).read({image: shard for image, shard in shards.items() if shard not in crashing})
     return [
         ShownImage(
             uri=entry.image,
@@ -103,26 +106,29 @@ class _PixelReader:
             images: shard of each image, by URI.
         """
         found = {image: _Pixels() for image in images}
-        for wanted in self._wanted(images):
-            piece = wanted.piece
-            try:
-                if piece.kind == "image":
-                    self._read(piece, {piece.uri}, read_shard(_table(piece), self._options), found)
-                else:
-                    self._read_container(wanted, found)
-            except _UNREADABLE as error:
-                missing = (image for image in wanted.images if found[image].pixels is None)
-                found |= dict.fromkeys(missing, _Pixels(missing=str(error)))
+        try:
+            for wanted in self._wanted(images):
+                self._read_wanted(wanted, found)
+        except Exception as error:  # noqa: BLE001 (the batch is committed, and its report must not fail the run)
+            _log.warning("The report lacks pictures, because the batch's plan can't be read: %s", one_line(error))
         return found
+
+    def _read_wanted(self, wanted: _WantedImages, found: dict[str, _Pixels]) -> None:
+        piece = wanted.piece
+        try:
+            if piece.kind == "image":
+                self._read(piece, {piece.uri}, read_shard(_table(piece), self._options), found)
+            else:
+                self._read_container(wanted, found)
+        except Exception as error:  # noqa: BLE001 (one image must not stop the others)
+            missing = (image for image in wanted.images if found[image].pixels is None)
+            found |= dict.fromkeys(missing, _Pixels(missing=str(error) or type(error).__name__))
 
     def _wanted(self, images_to_shards: dict[str, int]) -> Iterator[_WantedImages]:
         """Find the pieces of the plan that may hold the images, one piece for each container with numbered images."""
         if not images_to_shards:
             return
-        try:
-            inputs = ShardInputs(self._store, self._plan)
-        except _UNREADABLE:
-            return
+        inputs = ShardInputs(self._store, self._plan)
         by_shard = defaultdict(list)
         for image, shard in images_to_shards.items():
             by_shard[shard].append(image)
@@ -243,7 +249,7 @@ def _decode_wanted(batch: ReadImages, wanted: set[str], options: ReadOptions) ->
     rows = [row for row, image in enumerate(batch.images.to_pylist()) if image in wanted]
     if not rows:
         return
-    decoded = decode_images(batch.encoded.take(pa.array(rows, pa.int64())), invert=options.invert)
+    decoded = decode_batch(batch.encoded.take(pa.array(rows, pa.int64())), invert=options.invert)
     for position, reason in decoded.rejected:
         yield batch.images[rows[position]].as_py(), _Pixels(missing=batch.reasons.get(rows[position], reason))
     for slot, position in enumerate(decoded.rows.tolist()):

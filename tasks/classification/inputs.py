@@ -41,7 +41,7 @@ def list_files(
     Args:
         locations: paths or URIs of files, folders, globs or lists of images.
         options: options for reading the images.
-        passed_over: collects what folders and globs hold besides.
+        passed_over: collects what folders and globs hold apart from images.
 
     Yields:
         Batches of rows of `FILE_SCHEMA`.
@@ -124,14 +124,10 @@ def check_inputs(locations: Iterable[str], options: ReadOptions) -> None:
 def _checked_list(location: str, options: ReadOptions) -> bool:
     """Check the first list of a location. Return False if its first file isn't a list."""
     file = next(list_input_files(location), None)
-    if file is None or not is_list(file, location, _named(location), options):
+    if file is None or not is_list(file, location, possible_uris(location), options):
         return False
     check_list(file, options)
     return True
-
-
-def _named(location: str) -> list[str]:
-    return possible_uris(location) if location.lower().endswith(".parquet") else []
 
 
 def _listed_file(files: pa.RecordBatch, row: int) -> ListedFile:
@@ -149,9 +145,8 @@ def _to_batches(files: Iterator[ListedFile]) -> Iterator[pa.RecordBatch]:
 
 def _files(location: str, options: ReadOptions, passed_over: PassedOver) -> Iterator[ListedFile]:
     named = possible_uris(location)
-    named_parquet = _named(location)
     for file in list_input_files(location, passed_over.add):
-        if is_list(file, location, named_parquet, options):
+        if is_list(file, location, named, options):
             yield from files_in_list(file, options)
         elif kind := (named_kind if file.uri in named else file_kind)(file.uri):
             yield ListedFile(file.uri, planned_fingerprint(file, kind), kind, file.size)

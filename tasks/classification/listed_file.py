@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from fmnist_model.formats import container_kind
 from fmnist_model.images.endings import UNSUPPORTED_IMAGE_SUFFIXES, is_image_name
+from infra.storage.tables.planning import staged_inputs
 from infra.storage.uris import local_path
 
 METADATA_FILE = "metadata file"
@@ -33,7 +34,7 @@ _METADATA_NAMES = frozenset(
 """Names without an ending that hold text, in lower case."""
 _LABEL_FILE = re.compile(r".*(idx1-ubyte|\.idx1)(\.gz)?|.*label.*\.idx(\.gz)?")
 
-UNUSABLE = "unusable"
+UNUSABLE = staged_inputs.UNUSABLE
 """Kind of a list's entry that can't be read, as planning found out. Its fingerprint is the reason for quarantine."""
 
 
@@ -51,7 +52,7 @@ def file_kind(uri: str) -> str | None:
     """Return `image`, a kind of container, or None for a file to pass over. Its name decides.
 
     A name without an ending can be that of an image, and its content decides when it is read. Files that accompany
-    data have such names too, and are told apart by convention: `_SUCCESS`, `README`, `train-labels-idx1-ubyte`.
+    data have such names too, and are recognized by convention: `_SUCCESS`, `README`, `train-labels-idx1-ubyte`.
     """
     if is_image_name(uri):
         return "image"

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from fmnist_model.errors import InvalidDataset, describe_unexpected
 from fmnist_model.formats import container_kind
 from fmnist_model.formats.lists import ListEntry, has_columns, is_list_name, is_parquet_list, read_list, resolve
-from fmnist_model.images.endings import is_image_name
+from fmnist_model.images.endings import UNSUPPORTED_IMAGE_SUFFIXES, is_image_name
 from infra.errors import JobError, RequestError
 from infra.storage.input_files import (
     FOLDER,
@@ -45,6 +45,8 @@ _SHOWN = 200
 _REASONS_IF_THERE = ("permission:", "archived:", "refused:")
 """Starts of the reasons that don't mean that there is no such file."""
 
+_OTHER_ENDINGS = tuple(UNSUPPORTED_IMAGE_SUFFIXES)
+
 _SECRET = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/@]*@")
 _OTHER_SCHEME = re.compile(r"(?!(?:file|s3[an]?):)([A-Za-z][A-Za-z0-9+.-]+:(?=//|image/))", re.IGNORECASE)
 _GLOB_SIGN = re.compile(r"[*?\[]")
@@ -56,7 +58,7 @@ def is_list(file: InputFile, location: str, named: list[str], options: ReadOptio
     """Return whether a file is a list. A Parquet file can only be one if the location names it and not its folder."""
     if is_list_name(location):
         return is_list_name(file.uri)
-    if file.uri not in named:
+    if file.uri not in named or not file.uri.lower().endswith(".parquet"):
         return False
     try:
         with open_input(file.uri) as opened:
@@ -139,6 +141,7 @@ class _LookUp:
 
     def __init__(self, list_uri: str) -> None:
         self._list_uri = list_uri
+        self._row_name = "row" if list_uri.lower().endswith(".parquet") else "line"
         on_disk = list_uri.startswith("file://")
         self._list_location = local_path(list_uri) if on_disk else "s3://{}/{}".format(*bucket_and_key(list_uri))
         self._real_folder: Callable[[str], str] = lru_cache(_FOLDERS)(real_folder)
@@ -182,9 +185,8 @@ class _LookUp:
             if file is not None:
                 self._count(entry, place)
                 kind = container_kind(place.uri) or "image"
-                return _Found(
-                    entry, ListedFile(place.uri, planned_fingerprint(file, kind), kind, file.size, place.label), True
-                )
+                fingerprint = planned_fingerprint(file, kind)
+                return _Found(entry, ListedFile(place.uri, fingerprint, kind, file.size, place.label), True)
         return self._not_found(entry, places, denied)
 
     def _places(self, entry: ListEntry) -> list[_Place]:
@@ -223,12 +225,13 @@ class _LookUp:
     def _unusable(
         self, entry: ListEntry, reason: str, uri: str = "", label: int | None = None, *, exists: bool = False
     ) -> _Found:
-        file = ListedFile(uri or f"{self._list_uri}#row={entry.row}", reason, UNUSABLE, 0, label)
+        # A fragment would make it a part of the list, of which newer batches replace older rows.
+        file = ListedFile(uri or f"{self._list_uri}/{self._row_name}={entry.row}", reason, UNUSABLE, 0, label)
         return _Found(entry, file, exists)
 
 
 def _has_known_ending(uri: str) -> bool:
-    return is_image_name(uri) or container_kind(uri) is not None
+    return is_image_name(uri) or container_kind(uri) is not None or uri.lower().endswith(_OTHER_ENDINGS)
 
 
 def _why_missing(entry: ListEntry, places: list[_Place]) -> str:

@@ -24,15 +24,16 @@ class ReadOptions(FormModel):
         OptionalText,
         Field(
             title="Image column",
-            description="Column with the images in Parquet files. By default, it is found by name and type.",
+            description="Column with the images in Parquet files, or with their locations in lists. By default, it is "
+            "found by name and type.",
         ),
     ] = None
     label_column: Annotated[
         OptionalText,
         Field(
             title="Label column",
-            description="Column with the true classes in Parquet files, to write next to the predictions. By default, "
-            "it is found by name and type, if there is one.",
+            description="Column with the true classes in Parquet files and lists, to write next to the predictions. By "
+            "default, it is found by name and type, if there is one.",
         ),
     ] = None
     calibrate: Annotated[

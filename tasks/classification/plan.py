@@ -35,6 +35,7 @@ from infra.storage.tables.planning.staged_inputs import Comparison, DoneImages, 
 from tasks.classification.inputs import list_files, no_images, pieces_of
 from tasks.classification.options import ReadOptions
 from tasks.classification.passed_over import PassedOver
+from tasks.classification.reasons import BEYOND_A_LOOK
 from tasks.classification.retries import look_at
 from tasks.classification.shared_folders import check_plan, check_readable
 
@@ -51,7 +52,7 @@ class PlannedWork:
     done: DoneImages
     """Images among the inputs that committed batches of this table and model already hold."""
     passed_over: PassedOver = field(default_factory=PassedOver)
-    """What the inputs hold besides images, by kind."""
+    """What the inputs hold apart from images, by kind."""
 
 
 def plan_inputs(
@@ -71,9 +72,9 @@ def plan_inputs(
     quarantine for a reason of their place get a batch of their own, if they have changed or can be read now. Such a
     file is planned as a whole, like a new version of it. So its older rows don't count any more.
 
-    The work for the table
-    doesn't grow with the number of its batches. On S3, planning one new image in a table of up to 10,000 committed
-    batches takes at most 200 requests, plus those for listing the inputs and for Delta's log.
+    The work for the table doesn't grow with the number of its batches. On S3, planning one new image in a table of up
+    to 10,000 committed batches takes at most 200 requests, plus those for listing the inputs, for Delta's log, and for
+    parts of the quarantine with images between the first and the last input. A compaction merges those.
 
     Args:
         store: store of the table.
@@ -101,7 +102,7 @@ def plan_inputs(
     staged.stage(check_readable(list_files(inputs, options, passed_over), readable_folders))
     planner = _Planner(store, table, model, options, scratch)
     work, catalog = planner.plan(staged, passed_over, retry_all=retry_quarantined)
-    if not work.plans and not work.done.images and not catalog.unfinished:
+    if not (work.plans or work.done.images) and work.passed_over.to_record():
         raise no_images(", ".join(inputs), work.passed_over)
     for plan in work.plans:
         check_plan(store, plan, readable_folders)
@@ -112,7 +113,7 @@ def plan_inputs(
 def check_options(catalog: Catalog, model_version: str, options: ReadOptions) -> None:
     """Check that the table's images were all read with the same options for this model.
 
-    The transform is no option. A table goes on with a newer one, and its rows say which one decoded them.
+    The transform isn't an option. A table continues with a newer one, and its rows say which one decoded them.
 
     Raises:
         RequestError: an earlier batch used other options. The message names them.
@@ -164,7 +165,7 @@ class _Planner:
         check_options(catalog, self._version, self.options)
         unfinished = [entry for entry in catalog.unfinished if entry.model_version == self._version]
         plans = [_plan_of(self.store, self.table, entry) for entry in unfinished]
-        compared = staged.compare(self._planned_files(catalog), retry_all=retry_all)
+        compared = staged.compare(self._planned_files(catalog, staged.bounds), retry_all=retry_all)
         retries = compared.retries(lambda files: look_at(files, self.options))
         for files, is_retry in ((compared.new_files(), False), (retries, True)):
             counted = _Counted(files)
@@ -205,7 +206,7 @@ class _Planner:
         take_number(self.store, self.table, entry)
         return catalog.with_batch(entry)
 
-    def _planned_files(self, catalog: Catalog) -> PlannedFiles:
+    def _planned_files(self, catalog: Catalog, bounds: tuple[str, str] | None) -> PlannedFiles:
         """Bring to this machine what tells which files the batches of the model hold."""
         tail = [entry for entry in catalog.tail if entry.model_version == self._version]
         plans = plan_files(self.store, self.table, [entry.batch for entry in tail], self.scratch)
@@ -215,7 +216,12 @@ class _Planner:
             segments=local_files(self.store, segments, self.scratch),
             unfinished=[entry.number for entry in catalog.unfinished],
             plans={entry.number: path for entry, path in zip(tail, plans, strict=True)},
-            quarantined=write_quarantined_files(self.store, self.table, self._version, self.scratch),
+            quarantined=self._quarantined_files(bounds) if bounds and self._version in catalog.options else None,
+        )
+
+    def _quarantined_files(self, bounds: tuple[str, str]) -> Path | None:
+        return write_quarantined_files(
+            self.store, self.table, self._version, self.scratch, bounds=bounds, uncertain_kinds=BEYOND_A_LOOK
         )
 
 

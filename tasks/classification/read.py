@@ -1,6 +1,6 @@
 """Read a shard's images: loose files many at a time, containers as streams. Report unreadable images with a reason."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -10,16 +10,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fmnist_model.errors import InvalidDataset, describe_unexpected
+from fmnist_model.errors import InvalidDataset
 from fmnist_model.formats import container_kind, pieces, read
 from fmnist_model.formats.interface import ContainerPiece, row_fragments
-from infra.errors import JobError, RequestError
 from infra.storage.input_files import CHANGED, VANISHED, InputUnreadable, read_input, stat_input
 from infra.storage.tables.planning.plan import Piece
 from infra.storage.tables.planning.staged_inputs import WITH_LABELS
+from tasks.classification.container_paths import read_paths
 from tasks.classification.containers import open_container, planned_fingerprint
 from tasks.classification.listed_file import UNUSABLE
 from tasks.classification.options import ReadOptions
+from tasks.classification.reading_errors import first_cause, reason_of
 
 if TYPE_CHECKING:
     from fmnist_model.formats import ContainerKind
@@ -33,9 +34,6 @@ _MAX_FILE_BYTES = 256 * 2**20
 _READS_IN_FLIGHT = 16
 _LOCAL_FILES_PER_READ = 32
 """Local files that a thread reads in one call: handing work to a thread costs as much as reading a file."""
-
-_STORE_FAILURES = (RequestError, JobError, OSError)
-"""Failures of the store or the machine. They may be temporary, so the shard fails and is retried."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,26 @@ def container_batches(opened: tuple[Any, Any], piece: Piece, options: ReadOption
         labels=labels,
     ):
         images = pc.binary_join_element_wise(pa.scalar(piece.uri), batch.fragments, "")
-        yield ReadImages(images, batch.encoded, batch.labels)
+        found = ReadImages(images, batch.encoded, batch.labels, dict(batch.reasons))
+        yield from _with_files(found, batch.paths, piece.uri) if batch.paths else [found]
+
+
+def _with_files(batch: ReadImages, paths: Mapping[int, str], container: str) -> Iterator[ReadImages]:
+    """Add the files that a container names by path, and cut the batch so that no part has too many bytes."""
+    start = 0
+    for contents in read_paths(paths, container):
+        last = max(contents)
+        end = len(batch.images) if last == max(paths) else last + 1
+        values = batch.encoded.slice(start, end - start).to_pylist()
+        reasons = {row - start: reason for row, reason in batch.reasons.items() if start <= row < end}
+        for row, content in contents.items():
+            if isinstance(content, str):
+                reasons[row - start] = content
+            else:
+                values[row - start] = content
+        encoded = pa.array(values, pa.binary())
+        yield ReadImages(batch.images[start:end], encoded, batch.labels[start:end], reasons)
+        start = end
 
 
 def check_version(piece: Piece) -> None:
@@ -166,41 +183,27 @@ def _read_chunk(uris: list[str], fingerprints: list[str]) -> list[bytes | str]:
     for uri, fingerprint in zip(uris, fingerprints, strict=True):
         try:
             found.append(read_input(uri, fingerprint, _MAX_FILE_BYTES))
-        except InputUnreadable as reason:
-            found.append(str(reason))
-        except _STORE_FAILURES:
-            raise
         except Exception as error:  # noqa: BLE001 (one file must not stop the others)
-            found.append(describe_unexpected(error))
+            found.append(reason_of(error, uri))
     return found
 
 
 def _read_container(piece: Piece, options: ReadOptions) -> Iterator[ReadImages]:
     """Read a piece of a container, and give a reason for each image that can't be read."""
     done = 0
+    files: tuple[Any, ...] = ()
     try:
         if piece.kind == "unreadable":
             raise InputUnreadable(_why_unreadable(piece.uri, options))
         check_version(piece)
-        with open_container(piece.uri, piece.kind, download=True) as opened:
-            for batch in container_batches(opened, piece, options):
+        with open_container(piece.uri, piece.kind, download=True) as files:
+            for batch in container_batches(files, piece, options):
                 if len(batch.images) > piece.rows - done:
                     raise InputUnreadable(CHANGED)
                 yield batch
                 done += len(batch.images)
-    except _STORE_FAILURES:
-        raise
     except Exception as error:  # noqa: BLE001 (one file must not stop the others)
-        yield from _unreadable_rest(piece, done, _reason(error, piece.uri))
-
-
-def _reason(error: Exception, uri: str) -> str:
-    """Describe why a container can't be read, as a reason for quarantine."""
-    if isinstance(error, InputUnreadable):
-        return str(error)
-    if isinstance(error, InvalidDataset):
-        return f"damaged: {str(error).removeprefix(f'{uri}: ')}"
-    return describe_unexpected(error)
+        yield from _unreadable_rest(piece, done, reason_of(first_cause(error, files), piece.uri))
 
 
 def _unreadable_rest(piece: Piece, done: int, reason: str) -> Iterator[ReadImages]:
@@ -222,14 +225,14 @@ def _unreadable(images: pa.StringArray, reason: str) -> ReadImages:
 def _why_unreadable(uri: str, options: ReadOptions) -> str:
     """Find out why a container can't be read by trying to cut it into pieces again."""
     kind = container_kind(uri)
+    files: tuple[Any, ...] = ()
     try:
         if kind is not None:
-            with open_container(uri, kind) as (file, labels):
+            with open_container(uri, kind) as files:
                 columns = {"image_column": options.image_column, "label_column": options.label_column}
-                for _ in pieces(kind, file, uri, target_rows=1, target_bytes=2**30, labels=labels, **columns):
+                for _ in pieces(kind, files[0], uri, target_rows=1, target_bytes=2**30, labels=files[1], **columns):
                     pass
-    except InvalidDataset as error:
-        return f"unreadable: {error}"
-    except InputUnreadable as reason:
-        return str(reason)
+    except Exception as error:  # noqa: BLE001 (one file must not stop the others)
+        cause = first_cause(error, files)
+        return f"unreadable: {cause}" if isinstance(cause, InvalidDataset) else reason_of(cause, uri)
     return "changed: the file could not be read when it was planned, and the next run classifies it"

@@ -2,9 +2,14 @@
 
 import re
 
+CRASHED = "crashed"
+"""Kind of an image that kills the process that decodes it."""
 OF_THE_PLACE = frozenset(["archived", "changed", "permission", "refused", "unreadable", "vanished"])
 """Kinds whose cause lies with the place of the image. The next run looks whether it can read the image now."""
-_OF_THE_BYTES = frozenset(["crashed", "damaged", "missing", "not an image", "too large", "truncated", "unsupported"])
+BEYOND_A_LOOK = frozenset(["changed", "unreadable"])
+"""Kinds of the place that reading can meet again although a look finds the file readable. One retry per version of a
+file has to do, so that a bad sector doesn't make a batch every hour."""
+_OF_THE_BYTES = frozenset([CRASHED, "damaged", "missing", "not an image", "too large", "truncated", "unsupported"])
 _KINDS = OF_THE_PLACE | _OF_THE_BYTES
 _LONGEST = 200
 _ADDRESS, _NUMBER = (

@@ -41,7 +41,7 @@ def write_batch_reports(
     Args:
         batches: the committed batches, the newest last.
         classified: the same batches before they were committed.
-        passed_over: what the run's inputs hold besides images. The newest batch's report shows it.
+        passed_over: what the run's inputs hold apart from images. The newest batch's report shows it.
 
     Returns:
         URIs of the reports that were written.

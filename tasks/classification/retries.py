@@ -32,6 +32,7 @@ def look_at(files: pa.RecordBatch, options: ReadOptions) -> pa.BooleanArray:
 
 
 def _is_readable(file: ListedFile, options: ReadOptions) -> bool:
+    # The fingerprint of both changes once they can be read.
     if file.fingerprint == NOT_THERE or file.kind == UNUSABLE or not can_be_read(file.uri):
         return False
     if file.kind == "image":

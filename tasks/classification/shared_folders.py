@@ -14,6 +14,7 @@ from infra.storage.keys import plan_key
 from infra.storage.object_store import ObjectStore
 from infra.storage.tables.planning.plan import CHUNK_ROWS, PLAN_SCHEMA, BatchPlan
 from infra.storage.uris import local_path, percent_encode, real_folder
+from tasks.classification.listed_file import UNUSABLE
 
 _ADVICE = "If all machines mount the folder at the same path, set FMNIST_SHARED_FOLDERS"
 
@@ -34,14 +35,14 @@ def check_readable(files: Iterable[pa.RecordBatch], folders: Sequence[str] | Non
     """Yield batches of listed files, unless one holds a local file outside of the readable folders.
 
     Args:
-        files: batches with a column `uri`.
+        files: batches with columns `uri` and `kind`.
         folders: see `readable_folders`.
 
     Raises:
         RequestError: a file is local and not in one of the folders.
     """
     for batch in files:
-        if folders is not None and (uri := _first_unreadable(batch.column("uri"), folders)):
+        if folders is not None and (uri := _first_unreadable(batch, folders)):
             raise RequestError(
                 f"{uri} is on this machine, and workers on the Ray cluster's other machines can't read it. Put the "
                 f"inputs on S3. {_ADVICE}={Path(local_path(uri)).parent}"
@@ -64,8 +65,9 @@ def check_plan(store: ObjectStore, plan: BatchPlan, folders: Sequence[str] | Non
         return
     filesystem, path = store.arrow(plan_key(plan.table, plan.batch))
     with pq.ParquetFile(path, filesystem=filesystem) as file:
-        for batch in file.iter_batches(CHUNK_ROWS, row_groups=_groups_with_local_files(file.metadata), columns=["uri"]):
-            if uri := _first_unreadable(batch.column("uri"), folders):
+        groups = _groups_with_local_files(file.metadata)
+        for batch in file.iter_batches(CHUNK_ROWS, row_groups=groups, columns=["uri", "kind"]):
+            if uri := _first_unreadable(batch, folders):
                 raise RequestError(
                     f"Batch {plan.batch} of table {plan.table} isn't finished, and {uri} in it is on one machine. "
                     "Workers on the Ray cluster's other machines can't read it. Unset FMNIST_RAY_ADDRESS and run "
@@ -85,8 +87,9 @@ def _groups_with_local_files(metadata: pq.FileMetaData) -> list[int]:
     ]
 
 
-def _first_unreadable(uris: pa.Array, folders: Sequence[str]) -> str | None:
-    unreadable = pc.starts_with(uris, "file://")
+def _first_unreadable(files: pa.RecordBatch, folders: Sequence[str]) -> str | None:
+    uris = files.column("uri")
+    unreadable = pc.and_not(pc.starts_with(uris, "file://"), pc.equal(files.column("kind"), UNUSABLE))
     for folder in folders:
         inside = pc.starts_with(uris, f"file://{percent_encode(folder.rstrip('/'))}/")
         unreadable = pc.and_not(unreadable, inside)

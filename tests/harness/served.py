@@ -23,7 +23,7 @@ PROGRESS_SECONDS = 120
 FINAL = ("Completed", "Failed", "Crashed", "Cancelled", "TimedOut")
 _ALWAYS_THERE = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::_AutoscalingCoordinatorActor", "ray::IDLE")
 """Titles of processes that Ray runs whether it has work or not."""
-_FLOW_MODULES = {"prefect.engine"}
+_FLOW_MODULES = {"infra.orchestration.engine"}
 
 
 class PrefectApi:

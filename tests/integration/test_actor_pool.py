@@ -3,12 +3,15 @@
 import os
 import time
 from collections.abc import Callable
+from operator import neg
 from pathlib import Path
 
 import psutil
 import pytest
+import ray
 
 from infra.cluster.actor_pool import map_shards
+from infra.cluster.placement import this_node
 from infra.cluster.resources import ActorResources
 from infra.errors import JobError, RequestError
 
@@ -23,8 +26,8 @@ def actor_that(do: Callable[[Path, int], int]) -> type:
             self._folder = folder
             (folder / f"{os.getpid()}.pid").touch()
 
-        def ready(self) -> None:
-            pass
+        def ready(self) -> str:
+            return this_node()
 
         def work(self, shard: int) -> int:
             return do(self._folder, shard)
@@ -95,6 +98,68 @@ def test_shard_that_kills_every_actor_fails_the_job(tmp_path: Path) -> None:
     with pytest.raises(JobError) as error:
         results_of(die, tmp_path, 1)
     assert "The test" in str(error.value)
+
+
+def test_shard_that_kills_two_actors_is_handed_out_as_a_suspect(tmp_path: Path) -> None:
+    def die_of_one(_: Path, shard: int) -> int:
+        if shard == 1:
+            os._exit(1)
+        return shard
+
+    actor = actor_that(die_of_one)
+    with map_shards(actor, (tmp_path,), range(3), ActorResources(), what="The test", as_suspect=neg) as results:
+        assert sorted(results) == [-1, 0, 2]
+
+
+def test_shard_of_an_actor_that_ray_ended_to_free_memory_is_done_by_another_one(tmp_path: Path) -> None:
+    def run_out_of_memory_once(folder: Path, shard: int) -> int:
+        if not (folder / "died").exists():
+            (folder / "died").touch()
+            raise ray.exceptions.OutOfMemoryError("The node has no memory left.")
+        return shard
+
+    assert results_of(run_out_of_memory_once, tmp_path, 1) == [0]
+    assert len(processes(tmp_path)) == 2
+
+
+def test_shard_whose_actor_was_killed_once_is_no_suspect(tmp_path: Path) -> None:
+    def die_once(folder: Path, shard: int) -> int:
+        if not (folder / "died").exists():
+            (folder / "died").touch()
+            os._exit(1)
+        return shard
+
+    actor = actor_that(die_once)
+    with map_shards(actor, (tmp_path,), [5], ActorResources(), what="The test", as_suspect=neg) as results:
+        assert list(results) == [5]
+
+
+@pytest.mark.parametrize("end", ["death", "error"])
+def test_failed_shard_is_named(tmp_path: Path, end: str) -> None:
+    def fail(_: Path, shard: int) -> int:
+        if shard == 2 and end == "death":
+            os._exit(1)
+        if shard == 2:
+            error = JobError("no answer")
+            error.add_note("It was reading s3://bucket/a.png.")
+            raise error
+        return shard
+
+    with (
+        pytest.raises(JobError) as failure,
+        map_shards(
+            actor_that(fail),
+            (tmp_path,),
+            range(3),
+            ActorResources(),
+            what="The test",
+            describe=lambda shard: f"shard {shard} of batch 7",
+        ) as results,
+    ):
+        list(results)
+    assert "shard 2 of batch 7" in str(failure.value)
+    expected = "4 workers died" if end == "death" else "s3://bucket/a.png"
+    assert str(failure.value).count(expected) == 1
 
 
 def test_error_of_a_shard_is_part_of_the_jobs_error(tmp_path: Path) -> None:

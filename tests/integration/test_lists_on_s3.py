@@ -74,7 +74,7 @@ def test_folder_in_a_list_has_a_reason_that_says_so(prefix: str, entry: str):
 
 def test_entry_outside_the_bucket_does_not_stop_the_others(prefix: str):
     first, second = listed(prefix, "../" * 9 + "a.png", "a.png")
-    assert (first["uri"], first["kind"]) == (f"s3://{prefix}/list.txt#row=1", "unusable")
+    assert (first["uri"], first["kind"]) == (f"s3://{prefix}/list.txt/line=1", "unusable")
     assert second["uri"] == f"s3://{prefix}/a.png"
 
 

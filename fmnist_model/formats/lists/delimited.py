@@ -19,11 +19,11 @@ from fmnist_model.formats.lists.columns import (
 from fmnist_model.formats.lists.entry import RawEntry, damaged, missing
 from fmnist_model.formats.lists.lines import MAX_LINE_BYTES, Line
 from fmnist_model.formats.lists.text import is_label, readings_of
-from fmnist_model.images.endings import is_image_name
+from fmnist_model.images.endings import UNSUPPORTED_IMAGE_SUFFIXES, is_image_name
 
 _DELIMITERS = (",", ";", "\t", "|")
 _SAMPLE_LINES = 100
-"""Lines from which the delimiter is told."""
+"""Lines that show the delimiter."""
 _EVEN_SHARE = 0.9
 """Share of these lines that a delimiter must cut into the same number of columns."""
 _MAX_RECORD_LINES = 100
@@ -52,7 +52,7 @@ def read_delimited(
         label_column: see `find_columns`.
 
     Raises:
-        InvalidDataset: it can't be told which column has the locations or the labels.
+        InvalidDataset: it isn't clear which column has the locations or the labels.
     """
     held = _Lines(lines)
     yield from held.skip_comments()
@@ -132,7 +132,7 @@ def _records(lines: _Lines, delimiter: str | None) -> Iterator[_Record]:
 
 
 def _quoted_record(line: Line, lines: _Lines, delimiter: str | None) -> _Record:
-    """Parse a record that may go on in the next lines. If it can't be parsed, only its first line is lost."""
+    """Parse a record that may continue in the next lines. If it can't be parsed, only its first line is lost."""
     taken: list[Line] = []
     while True:
         text = "\n".join([line.text, *(more.text for more in taken)])
@@ -223,6 +223,9 @@ def _positions(cells: list[str], origin: str, label_column: str | None) -> Colum
 
 
 def _is_location(cell: str) -> bool:
-    if is_label(cell):
+    name = cell.strip().lower()
+    if is_label(name):
         return False
-    return "/" in cell or "\\" in cell or is_image_name(cell.strip()) or container_kind(cell.strip()) is not None
+    if "/" in name or "\\" in name or name.endswith((*UNSUPPORTED_IMAGE_SUFFIXES,)):
+        return True
+    return is_image_name(name) or container_kind(name) is not None

@@ -10,7 +10,7 @@ from fmnist_model.formats.forward import BLOCK_BYTES
 MAX_LINE_BYTES = 2**20
 
 _SAMPLE_BYTES = 8192
-"""Bytes from which the encoding is told."""
+"""Bytes that show the encoding."""
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),  # starts with the mark of UTF-16

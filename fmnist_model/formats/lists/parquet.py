@@ -32,7 +32,7 @@ from fmnist_model.images.decode import holds_images
 
 _ROWS_TO_LOOK_AT = 100
 _START_BYTES = 256
-"""Rows, and bytes of each value, from which it is told what a binary column holds."""
+"""Rows, and bytes of each value, that show what a binary column holds."""
 
 _BATCH_BYTES = 32 * 2**20
 """Bytes of locations in a batch, as far as the file tells them."""

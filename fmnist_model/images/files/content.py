@@ -20,7 +20,7 @@ _SIGNATURES: Final = (
     (re.compile(rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51"), "JPEG2000"),
     (re.compile(rb"P[1-6f]\s+(?:#|\d)"), "PPM"),
 )
-"""Signature and Pillow's name of each format that is decoded. `ftyp` files are told apart by their brands."""
+"""Signature and Pillow's name of each format that is decoded. `ftyp` files differ by their brands."""
 
 _SVG: Final = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*<(?:\?xml.{0,4000}?<)?(?:!--.{0,4000}?<)?(?:!DOCTYPE )?svg\b", re.DOTALL

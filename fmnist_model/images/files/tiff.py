@@ -116,7 +116,7 @@ class _Directory:
         return int(count)
 
     def bytes_of(self, tag: int, longest: int) -> bytes:
-        """Return at most so many bytes of a tag's value, as far as the file has them."""
+        """Return the first bytes of a tag's value, as far as the file has them."""
         entry = self.tags.get(tag)
         if entry is None:
             return b""
@@ -129,7 +129,7 @@ class _Directory:
         return self.data[position : position + min(size, longest)]
 
     def values(self, tag: int, most: int) -> NDArray[np.uint64]:
-        """Return at most so many values of a tag, or none if they aren't whole numbers."""
+        """Return the first values of a tag, or none if they aren't whole numbers."""
         entry = self.tags.get(tag, bytes(4))
         (kind,) = struct.unpack_from(f"{self.order}2xH", entry)
         width = _UNSIGNED.get(kind)

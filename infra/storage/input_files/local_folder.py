@@ -32,11 +32,11 @@ class Glob:
         self._any_depth = "**" in parts
         fixed = parts[: parts.index("**") if self._any_depth else -1]
         self._folders = [_compile("/".join(fixed[: depth + 1])) for depth in range(len(fixed))]
-        self._file = _compile("/".join(parts))
+        self._file = None if parts == ["**"] else _compile("/".join(parts))
 
     def has_file(self, path: str) -> bool:
         """Return whether to list a file."""
-        return self._file.fullmatch(path) is not None
+        return self._file is None or self._file.fullmatch(path) is not None
 
     def reaches(self, path: str) -> bool:
         """Return whether a folder can hold files to list, if the folder above can."""

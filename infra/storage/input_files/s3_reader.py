@@ -20,14 +20,14 @@ from infra.errors import RequestError
 from infra.storage.input_files.interface import CHANGED, InputUnreadable
 from infra.storage.object_store.s3_configuration import MAX_ATTEMPTS, S3Connection
 
-REQUEST_BYTES = 8 * 2**20
+REQUEST_BYTES = 16 * 2**20
 """Bytes per request, and bytes to read ahead of a reader that goes from start to end."""
 _SMALLEST_REQUEST_BYTES = 256 * 2**10
 """Bytes to read at least. Readers look at a few bytes first, and S3 takes as long to return one as 256 KiB."""
 _REQUESTS_IN_FLIGHT = 4
 _BLOCKS_HELD = 3
 """Parts of an object that are kept until they are read: the current one, the next one, and a footer."""
-_PART_BYTES = 256 * 2**10
+_PART_BYTES = 2**20
 """Bytes of an answer that are lost if the connection breaks."""
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _MEMORY = "512MB"
 """Memory that DuckDB uses before it spills to disk."""
 _THREADS = 4
-NUMBERED_ID = re.compile(r"\d{8,}-.*")
+_PLANNED_ID = re.compile(r"\d{8,}-.*")
 """The id of a batch that was planned as a Delta table. Ids of migrated batches don't contain their number."""
 
 
@@ -62,7 +62,7 @@ def newest_query(
     """
     version = None if model_version is None else sql_text(model_version)
     bodies = {
-        name: migrated_query(source, sources.books, version) if is_migrated else _simple(source, version)
+        name: _migrated(source, sources.books, version) if is_migrated else _simple(source, version)
         for name, source in (("predicted", sources.predictions), ("quarantined", sources.quarantine))
     }
     return _QUERY.format(
@@ -75,7 +75,7 @@ def newest_query(
 
 def has_migrated(batches: Collection[BatchBooks]) -> bool:
     """Whether some batches are from before Delta Lake. Their rows have no `file_version`."""
-    return not all(NUMBERED_ID.fullmatch(books.batch) for books in batches)
+    return not all(_PLANNED_ID.fullmatch(books.batch) for books in batches)
 
 
 @contextmanager
@@ -214,14 +214,7 @@ def _simple(source: str, version: str | None) -> str:
     return f"SELECT * FROM {source}" + ("" if version is None else f" WHERE model_version = {version}")  # noqa: S608
 
 
-def migrated_query(source: str, books: str, version: str | None) -> str:
-    """Return the query of all rows of a table with batches from before Delta Lake, with what their rows lack.
-
-    Args:
-        source: rows of predictions or of quarantine, as SQL that can follow `FROM`.
-        books: numbers and model versions of the batches, as SQL that can follow `FROM`.
-        version: the model version whose rows to select, as SQL, or None for all.
-    """
+def _migrated(source: str, books: str, version: str | None) -> str:
     where = f"\n    WHERE books.model_version = {version}" if version else ""
     return _MIGRATED.format(source=source, books=books, image=_IMAGE, where=where)
 

@@ -1,7 +1,7 @@
 """Listed files on the local disk, to find those that no batch holds yet. Memory doesn't grow with their number."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,9 @@ def literal(text: str) -> str:
 
 WITH_LABELS = "+"
 """Separates the fingerprint of a file from that of its label file."""
+
+UNUSABLE = "unusable"
+"""Kind of a list's entry that can't be read, as planning found out. Its fingerprint is the reason for quarantine."""
 
 
 @dataclass(frozen=True)
@@ -89,19 +92,35 @@ class DoneImages:
             self.images + other.images, self.quarantined + other.quarantined, self.retryable + other.retryable
         )
 
+    def __sub__(self, other: "DoneImages") -> "DoneImages":
+        return DoneImages(
+            self.images - other.images, self.quarantined - other.quarantined, self.retryable - other.retryable
+        )
 
-@dataclass(frozen=True)
+
+_DONE = [entry.name for entry in fields(DoneImages)]
+
+
 class Comparison:
     """Staged files, compared with those that batches hold."""
 
-    _new: list[Path]
-    """Local files with the new files of each range, in order."""
-    _retries: list[Path]
-    """Local files with the files to try again of each range, in order, and whether to look at each one first."""
-    superseded: int
-    """Number of new files of which a batch holds another version."""
-    done: DoneImages
-    """Images of the staged files that committed batches hold."""
+    def __init__(self, new: list[Path], retries: list[Path], superseded: int, done: DoneImages) -> None:
+        """Take the results of all ranges.
+
+        Args:
+            new: local files with the new files of each range, in order.
+            retries: local files with the files to try again of each range, in order.
+            superseded: number of new files of which a batch holds another version.
+            done: images of the staged files that committed batches hold.
+        """
+        self._new, self._retries, self._done = new, retries, done
+        self.superseded = superseded
+        """Number of new files of which a batch holds another version."""
+
+    @property
+    def done(self) -> DoneImages:
+        """Images of the staged files that committed batches hold, without those that `retries` has returned."""
+        return self._done
 
     def new_files(self) -> Iterator[pa.RecordBatch]:
         """Return each file once whose current version no batch holds, in the order of the URIs. Call it once.
@@ -119,11 +138,18 @@ class Comparison:
                 called for files that haven't changed.
         """
         for batch in _once_each(self._retries):
-            files, look = batch.select(FILE_SCHEMA.names).cast(FILE_SCHEMA), batch.column("look")
-            yield files.filter(pc.invert(look))
-            candidates = files.filter(look)
-            if len(candidates):
-                yield candidates.filter(may_be_read(candidates))
+            for files in (
+                batch.filter(pc.invert(batch.column("look"))),
+                _readable(batch.filter(batch.column("look")), may_be_read),
+            ):
+                if len(files):
+                    self._done -= DoneImages(*(pc.sum(files.column(name)).as_py() for name in _DONE))
+                    yield files.select(FILE_SCHEMA.names).cast(FILE_SCHEMA)
+
+
+def _readable(files: pa.RecordBatch, may_be_read: Callable[[pa.RecordBatch], pa.Array]) -> pa.RecordBatch:
+    """Return the files that can be read now."""
+    return files.filter(may_be_read(files.select(FILE_SCHEMA.names).cast(FILE_SCHEMA))) if len(files) else files
 
 
 def _once_each(paths: list[Path]) -> Iterator[pa.RecordBatch]:
@@ -141,12 +167,21 @@ def _once_each(paths: list[Path]) -> Iterator[pa.RecordBatch]:
         path.unlink()
 
 
-_SAME = (
-    f"(held.fingerprint = listed.fingerprint OR (held.is_newest AND listed.fingerprint = {literal(NOT_THERE)}) "
-    f"OR (NOT contains(held.fingerprint, {literal(WITH_LABELS)}) "
-    f"AND starts_with(listed.fingerprint, held.fingerprint || {literal(WITH_LABELS)})))"
-)
-"""Whether a batch holds the listed version of a file. Plans from before Delta Lake lack the label file's part."""
+_IS_GONE = f"(listed.fingerprint = {literal(NOT_THERE)} OR listed.kind = {literal(UNUSABLE)})"
+"""Whether a list names a file that doesn't exist any more, or can't be used now."""
+
+
+def _is_listed_version(held: str) -> str:
+    """Return the condition that a batch holds the listed version of a file.
+
+    A file that is gone has no new version. Plans from before Delta Lake lack the label file's part of the fingerprint,
+    so without it any label file will do.
+    """
+    plain = f"(NOT contains({held}.fingerprint, {literal(WITH_LABELS)}) AND starts_with(listed.fingerprint, "
+    return (
+        f"CASE WHEN {_IS_GONE} THEN {held}.is_newest ELSE {held}.fingerprint = listed.fingerprint "
+        f"OR {plain}{held}.fingerprint || {literal(WITH_LABELS)})) END"
+    )
 
 
 @dataclass(frozen=True)
@@ -166,16 +201,21 @@ class StagedInputs:
         self._files = 0
         self._samples: list[str] = []
         """One URI of each batch, enough to find bounds of ranges with similar numbers of files."""
+        self.bounds: tuple[str, str] | None = None
+        """The first and the last URI in their order. None without files."""
 
     def stage(self, files: Iterable[pa.RecordBatch]) -> None:
         """Write listed files, rows of `FILE_SCHEMA`, to the disk."""
-        self._files, self._samples = 0, []
+        self._files, self._samples, self.bounds = 0, [], None
         with pq.ParquetWriter(self._listed, FILE_SCHEMA, compression="lz4") as writer:
             for batch in files:
                 writer.write_batch(batch)
                 if len(batch):
                     self._files += len(batch)
                     self._samples.append(batch.column("uri")[0].as_py())
+                    found = pc.min_max(batch.column("uri")).as_py()
+                    first, last = self.bounds or (found["min"], found["max"])
+                    self.bounds = min(first, found["min"]), max(last, found["max"])
 
     def compare(self, planned: PlannedFiles, *, retry_all: bool = False) -> Comparison:
         """Compare the staged files with those that batches of the same model hold.
@@ -183,8 +223,12 @@ class StagedInputs:
         A file is new if no batch holds its fingerprint. A file that doesn't exist any more is not new if a batch holds
         any version of it.
 
-        A new version of a file is a retry if images of the newest version that batches hold are in quarantine for a
-        reason of their place. So is a file that hasn't changed and has such images, if it can be read now.
+        A file is a retry if images of the newest version that committed batches hold are in quarantine, and
+
+        - the version is new, and the reason lies with the file's place;
+        - or a batch holds the version, but a later batch holds another one, as after a restored backup;
+        - or the version is the same, the reason lies with its place, and the file can be read now. If a look can't
+          rule the reason out, the version is tried again only once.
 
         Args:
             planned: the files that batches hold.
@@ -207,39 +251,26 @@ class StagedInputs:
         listed = f"(SELECT * FROM listed WHERE {condition})"  # noqa: S608 (URIs are encoded)
         views: dict[str, Sequence[Path]] = {"listed": [self._listed]}
         if not planned.views:
-            self._copy(f"SELECT * FROM {listed} ORDER BY uri, label NULLS LAST", views, files.new)  # noqa: S608
+            self._copy(f"SELECT * FROM {listed} ORDER BY {_ORDER}", views, files.new)  # noqa: S608 (our own names)
             return 0, DoneImages()
         held = self._write_held(planned, listed)
         views |= {"held": [held]}
-        wanted = "quarantined" if retry_all else "retryable"
-        compared = (
-            f"SELECT listed.*, coalesce(newest.{wanted}, 0) > 0 AND newest.committed AS retry, "  # noqa: S608
-            "held.number IS NOT NULL AS same, held.number = newest.number AS same_is_newest, "
-            f"held.committed, held.images, held.quarantined, held.retryable FROM {listed} AS listed "
-            "LEFT JOIN (SELECT * FROM held WHERE is_newest) AS newest USING (uri) "
-            f"LEFT JOIN held ON held.uri = listed.uri AND {_SAME}"
-        )
+        compared = _compared(listed, retry_all=retry_all)
         columns = ", ".join(FILE_SCHEMA.names)
-        self._copy(
-            f"SELECT {columns} FROM ({compared}) WHERE NOT same AND retry IS NOT TRUE ORDER BY uri, label NULLS LAST",  # noqa: S608
-            views,
-            files.new,
-        )
+        self._copy(f"SELECT {columns} FROM ({compared}) WHERE is_new ORDER BY {_ORDER}", views, files.new)  # noqa: S608
         if planned.quarantined:
-            look = f"fingerprint = {literal(NOT_THERE)}" if retry_all else "same"
+            columns += f", look, {', '.join(_DONE)}"
             self._copy(
-                f"SELECT {columns}, {look} AS look FROM ({compared}) "  # noqa: S608 (our own names)
-                "WHERE retry AND (NOT same OR same_is_newest) ORDER BY uri, label NULLS LAST",
+                f"SELECT {columns} FROM ({compared}) WHERE is_retry ORDER BY {_ORDER}, number DESC NULLS LAST",  # noqa: S608
                 views,
                 files.retries,
             )
         new = {"new": [files.new], "held": [held]}
         superseded = query("SELECT count(DISTINCT uri) FROM new SEMI JOIN held USING (uri)", new, self._folder)
+        totals = ", ".join(f"coalesce(sum({name}), 0)::BIGINT" for name in _DONE)
+        newest = ", ".join(f"arg_max({name}, number) AS {name}" for name in _DONE)
         done = query(
-            "SELECT coalesce(sum(images), 0)::BIGINT, coalesce(sum(quarantined), 0)::BIGINT, "  # noqa: S608
-            "coalesce(sum(retryable), 0)::BIGINT FROM (SELECT uri, max(images) AS images, "
-            "max(quarantined) AS quarantined, max(retryable) AS retryable "
-            f"FROM ({compared}) WHERE same AND committed GROUP BY uri)",
+            f"SELECT {totals} FROM (SELECT {newest} FROM ({compared}) WHERE is_done GROUP BY uri)",  # noqa: S608
             views,
             self._folder,
         )
@@ -252,21 +283,24 @@ class StagedInputs:
         views: dict[str, Sequence[Path]] = {"listed": [self._listed]} | planned.views
         self._copy(f"SELECT * FROM ({planned.sql}) SEMI JOIN {listed} AS listed USING (uri)", views, known)  # noqa: S608
         views = {"known": [known]}
-        in_quarantine = "(SELECT NULL::VARCHAR AS uri, NULL AS file_version, NULL AS images, NULL AS retryable)"
+        in_quarantine = (
+            "(SELECT NULL::VARCHAR AS uri, NULL AS number, NULL AS images, NULL AS retryable, NULL AS uncertain)"
+        )
         if planned.quarantined:
             in_quarantine = "in_quarantine"
             views["in_quarantine"] = [planned.quarantined]
         unfinished = ", ".join(map(str, planned.unfinished)) or "NULL"
         self._copy(
-            "WITH newest AS (SELECT uri, fingerprint, max(number) AS number FROM known GROUP BY ALL), "  # noqa: S608
-            "held AS (SELECT uri, fingerprint, number, sum(images)::BIGINT AS images "
+            "WITH newest AS (SELECT uri, fingerprint, max(number) AS number, min(number) < max(number) AS is_again "  # noqa: S608
+            "FROM known GROUP BY uri, fingerprint), "
+            "held AS (SELECT uri, fingerprint, number, is_again, sum(images)::BIGINT AS images "
             "FROM known JOIN newest USING (uri, fingerprint, number) GROUP BY ALL), "
             "last AS (SELECT uri, max(number) AS number FROM known GROUP BY uri) "
             f"SELECT held.*, (held.number IN ({unfinished})) IS NOT TRUE AS committed, "
-            "held.number = last.number AS is_newest, "
-            "q.images::BIGINT AS quarantined, q.retryable::BIGINT AS retryable "
+            "held.number = last.number AS is_newest, coalesce(q.images, 0)::BIGINT AS quarantined, "
+            "coalesce(q.retryable, 0)::BIGINT AS retryable, coalesce(q.uncertain, 0)::BIGINT AS uncertain "
             f"FROM held JOIN last USING (uri) LEFT JOIN {in_quarantine} AS q "
-            "ON q.uri = held.uri AND q.file_version = held.number",
+            "ON q.uri = held.uri AND q.number = held.number",
             views,
             held,
         )
@@ -288,6 +322,38 @@ class StagedInputs:
         count = max(1, -(-self._files // RANGE_FILES))
         bounds = sorted({samples[len(samples) * number // count] for number in range(1, count)} if samples else ())
         yield from zip(["", *bounds], [*bounds, None], strict=True)
+
+
+_ORDER = "uri, label NULLS LAST"
+
+
+def _compared(listed: str, *, retry_all: bool) -> str:
+    """Return the query for the listed files, and what becomes of each. A file can have several rows.
+
+    Args:
+        listed: the listed files, as SQL that can follow `FROM`.
+        retry_all: try all files again that have images in quarantine, whatever the reason.
+    """
+    is_newest = f"coalesce({_is_listed_version('newest')}, false)"
+    may_have_changed = "newest.retryable > newest.uncertain OR NOT newest.is_again"
+    wanted = "newest.quarantined > 0" if retry_all else f"newest.retryable > 0 AND ({may_have_changed})"
+    counts = ", ".join(f"CASE WHEN held.committed THEN held.{name} ELSE 0 END AS {name}" for name in _DONE)
+    return f"""
+        SELECT *, number IS NULL AND is_retry IS NOT TRUE AS is_new
+        FROM (
+            SELECT listed.*, held.number, held.committed AS is_done, {counts},
+                {"false" if retry_all else is_newest} AS look,
+                newest.committed AND CASE
+                    WHEN held.number IS NULL THEN newest.retryable > 0
+                    WHEN {_IS_GONE} THEN false
+                    WHEN {is_newest} THEN {wanted}
+                    ELSE newest.quarantined > 0
+                END AS is_retry
+            FROM {listed} AS listed
+            LEFT JOIN (SELECT * FROM held WHERE is_newest) AS newest USING (uri)
+            LEFT JOIN held ON held.uri = listed.uri AND {_is_listed_version("held")}
+        )
+    """  # noqa: S608 (our own names)
 
 
 def query(sql: str, views: Mapping[str, Sequence[Path]], scratch: Path) -> Any:

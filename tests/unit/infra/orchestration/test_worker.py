@@ -28,7 +28,7 @@ def prepared(**configured: Any) -> Any:
 
 def test_run_starts_as_one_process() -> None:
     configuration = prepared()
-    assert configuration.command == f"{sys.executable} -m prefect.engine"
+    assert configuration.command == f"{sys.executable} -m infra.orchestration.engine"
     assert configuration._command_configured  # otherwise, Prefect would start another process first
 
 

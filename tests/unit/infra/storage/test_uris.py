@@ -200,7 +200,7 @@ names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0
 file_names = names.filter(lambda name: name not in (".", ".."))
 
 
-@settings(print_blob=True, max_examples=1000)
+@settings(deadline=None, print_blob=True, max_examples=1000)
 @given(st.lists(file_names, min_size=1, max_size=4))
 def test_path_survives_the_round_trip(parts: list[str]):
     path = "/".join(["", "nowhere", *parts])
@@ -211,14 +211,14 @@ def test_path_survives_the_round_trip(parts: list[str]):
     assert not {"#", "?"} & set(uri)
 
 
-@settings(print_blob=True, max_examples=1000)
+@settings(deadline=None, print_blob=True, max_examples=1000)
 @given(st.lists(names | st.just(""), min_size=1, max_size=4))
 def test_key_survives_the_round_trip(parts: list[str]):
     key = "/".join(parts)
     assert bucket_and_key(canonical_uri(f"s3://bucket/{key}")) == ("bucket", key)
 
 
-@settings(print_blob=True)
+@settings(deadline=None, print_blob=True)
 @given(names)
 def test_standard_library_reads_the_uri_as_we_do(name: str):
     uri = urlsplit(f"{canonical_uri(f'/nowhere/x{name}')}#row=17")
@@ -229,7 +229,7 @@ def test_standard_library_reads_the_uri_as_we_do(name: str):
 # Members of containers
 
 
-@settings(print_blob=True, max_examples=1000)
+@settings(deadline=None, print_blob=True, max_examples=1000)
 @given(names.map(lambda name: name.replace("\\x", "")))
 def test_members_are_encoded_like_paths(name: str):
     assert member_fragment(name.encode()) == f"#member={percent_encode(name)}"

@@ -23,7 +23,7 @@ from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.tables.planning.plan import BatchPlan, cut_into_shards, write_plan
 from infra.storage.tables.records import ShardRecord, create_record, read_record, read_records
 from tasks.classification.actor import ShardClassifier, ShardTask
-from tasks.classification.classify import unfinished_shards
+from tasks.classification.classify import describe_shard, unfinished_shards
 from tasks.classification.options import ReadOptions
 from tasks.prometheus import IMAGES
 from tests.unit.tasks.classification.image_inputs import OPTIONS, picture, plan_of, png, save_files, save_tar
@@ -141,6 +141,26 @@ def test_rows_name_the_versions_of_model_and_file(
     for rows in (predictions(store, record), quarantine(store, record)):
         assert set(rows.column("file_version").to_pylist()) == {7}
         assert set(rows.column("model_version").to_pylist()) == {"1"}
+
+
+def test_suspect_shard_has_the_same_rows(store: ObjectStore, model: ModelVersion, images: Path, tmp_path: Path):
+    batch = plan(store, tmp_path, images, options=ReadOptions(invert="always"))
+    actor = ShardClassifier(store.root, batch, model)
+    found = [actor.work(task) for task in (ShardTask(0), ShardTask(0, number=1).as_suspect())]
+    first, second = (predictions(store, record).drop_columns("probabilities") for record in found)
+    assert first.drop_columns("confidence") == second.drop_columns("confidence")
+    np.testing.assert_allclose(first.column("confidence"), second.column("confidence"), rtol=1e-5)
+    assert quarantine(store, found[0]) == quarantine(store, found[1])
+
+
+def test_failed_shard_is_named_with_its_batch_and_first_input(
+    store: ObjectStore, model: ModelVersion, images: Path, tmp_path: Path
+):
+    batch = plan(store, tmp_path, images, shard_work=1)
+    named = describe_shard(store, batch, ShardTask(1))
+    assert "shard 1 " in named
+    assert batch.batch in named
+    assert named.endswith(f"file://{images}/b.png")
 
 
 def test_shards_divide_the_images(store: ObjectStore, model: ModelVersion, images: Path, tmp_path: Path):

@@ -310,22 +310,22 @@ def test_line_that_can_not_be_parsed_is_one_row_of_quarantine(
     found = outcomes(tmp_path / name)
     assert {file: outcome.split(" ")[0] for file, outcome in found.items()} == {
         "a.png": "predicted",
-        f"{name}#row={row}": kind,
+        f"{name}/line={row}": kind,
         "c.png": "predicted",
     }
-    assert f"{row}" in reasons(tmp_path / name)[f"{name}#row={row}"]
+    assert f"{row}" in reasons(tmp_path / name)[f"{name}/line={row}"]
 
 
 def test_null_in_a_parquet_list_is_one_row_of_quarantine(tmp_path: Path):
     save_files(tmp_path, {"a.png": png(1)})
     pq.write_table(pa.table({"path": ["a.png", None]}), tmp_path / "list.parquet")
-    assert outcomes(tmp_path / "list.parquet") == {"a.png": "predicted", "list.parquet#row=1": "missing"}
+    assert outcomes(tmp_path / "list.parquet") == {"a.png": "predicted", "list.parquet/row=1": "missing"}
 
 
 def test_password_in_an_entry_is_not_written_down(tmp_path: Path):
     save_files(tmp_path, {"a.png": png(1)})
     path = save_list(tmp_path / "list.txt", "s3://user:secret@bucket/a.png", "http://user:secret@host/a.png", "a.png")
-    assert sorted(reasons(path)) == ["list.txt#row=1", "list.txt#row=2"]
+    assert sorted(reasons(path)) == ["list.txt/line=1", "list.txt/line=2"]
     assert "secret" not in str(plan_of(path).to_pylist())
 
 
@@ -368,8 +368,8 @@ def test_unexpected_error_about_one_entry_does_not_stop_the_others(tmp_path: Pat
     monkeypatch.setattr("tasks.classification.lists.stat_input", fails)
     save_files(tmp_path, {"a.png": png(1), "b.png": png(2)})
     path = save_list(tmp_path / "list.txt", "a.png", "b.png")
-    assert outcomes(path) == {"a.png": "predicted", "list.txt#row=2": "damaged"}
-    assert "KeyError" in reasons(path)["list.txt#row=2"]
+    assert outcomes(path) == {"a.png": "predicted", "list.txt/line=2": "damaged"}
+    assert "KeyError" in reasons(path)["list.txt/line=2"]
 
 
 # Checks before a run starts

@@ -14,6 +14,7 @@ import pytest
 from fmnist_model.images import TRANSFORM_VERSION
 from fmnist_model.predictions import prediction_schema
 from infra.errors import JobStopped, RequestError
+from infra.storage.input_files import InputNotFound
 from infra.storage.keys import number_key, plan_key, table_folder
 from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.tables.delta import ensure_delta
@@ -183,9 +184,11 @@ def test_finished_batch_is_not_planned_again(table: Table, images: Path):
     assert table.plan(images).plans == []
 
 
-def test_container_without_images_is_not_planned(table: Table, tmp_path: Path):
-    work = table.plan(save_parquet(tmp_path / "a.parquet", []))
-    assert (work.plans, work.done.images, table.batches()) == ([], 0, [])
+def test_container_without_images_is_refused(table: Table, tmp_path: Path):
+    with pytest.raises(InputNotFound) as error:
+        table.plan(save_parquet(tmp_path / "a.parquet", []))
+    assert "a.parquet" in str(error.value)
+    assert table.batches() == []
 
 
 @pytest.mark.parametrize(

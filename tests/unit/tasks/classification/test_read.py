@@ -1,5 +1,6 @@
 """A shard's images are read in plan order, exactly as many as were planned, whatever happened to their files."""
 
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from fmnist_model.images.decode import decode_images
 from infra.errors import RequestError
-from infra.storage.input_files import InputsUnavailable
+from infra.storage.input_files import InputsUnavailable, InputUnreadable
 from infra.storage.tables.planning.plan import Piece
 from infra.storage.uris import canonical_uri, percent_encode
 from tasks.classification import read as reading
@@ -498,7 +499,12 @@ def test_unexpected_exception_in_a_container_leaves_the_images_read_before_it(
 
 @pytest.mark.parametrize(
     "error",
-    [RequestError("no credentials"), InputsUnavailable("S3 doesn't answer"), OSError("AWS Error")],
+    [
+        RequestError("no credentials"),
+        InputsUnavailable("S3 doesn't answer"),
+        ConnectionResetError("connection reset"),
+        OSError(errno.EMFILE, "too many open files"),
+    ],
     ids=repr,
 )
 @pytest.mark.parametrize("reader", ["read_input", "read"])
@@ -511,8 +517,70 @@ def test_store_failure_fails_the_shard(tmp_path: Path, reader: str, error: Excep
         raise error
 
     monkeypatch.setattr(reading, reader, fail)
-    with pytest.raises(type(error)):
+    expected = InputsUnavailable if isinstance(error, OSError) else type(error)
+    with pytest.raises(expected) as raised:
         read_plan(plan)
+    assert str(tmp_path) in " ".join([str(raised.value), *getattr(raised.value, "__notes__", [])])
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (OSError("zstd decompression failed"), "damaged"),
+        (OSError(errno.EIO, "Input/output error"), "unreadable"),
+        (MemoryError(), "damaged"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("reader", ["read_input", "read"])
+def test_failure_of_one_file_leaves_the_others(
+    tmp_path: Path, reader: str, error: Exception, kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    save_tar(tmp_path / "a.tar", [("1.png", png(0))])
+    save_files(tmp_path, {"b.png": png(2)})
+    plan = plan_of(tmp_path)
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(reading, reader, fail)
+    reasons = dict(zip(("read", "read_input"), kinds_of_reasons(read_plan(plan)), strict=True))
+    assert reasons.pop(reader) == kind
+    assert list(reasons.values()) == [None]
+
+
+class FailingFile(pa.PythonFile):  # type: ignore[misc]
+    """A file on S3, as a reader of Parquet sees it: its error arrives as one of pyarrow's."""
+
+    def __init__(self, _: object) -> None:
+        self.failure: Exception | None = None
+
+    def fail_from_now_on(self, failure: Exception) -> None:
+        self.failure = failure
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [(InputsUnavailable("S3 doesn't answer"), None), (InputUnreadable("archived: it is in GLACIER"), "archived")],
+    ids=repr,
+)
+def test_error_that_a_file_remembers_counts(
+    tmp_path: Path, failure: Exception, reason: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    path = save_parquet(tmp_path / "a.parquet", [png(0), png(1)])
+    plan = plan_of(path)
+
+    def fail(_: str, file: FailingFile, *arguments: Any, **options: Any) -> Any:
+        file.fail_from_now_on(failure)
+        raise OSError("pyarrow's text")
+
+    monkeypatch.setattr("tasks.classification.containers.open_input", lambda *_, **__: FailingFile(path.open("rb")))
+    monkeypatch.setattr(reading, "read", fail)
+    if reason is None:
+        with pytest.raises(type(failure)):
+            read_plan(plan)
+    else:
+        assert kinds_of_reasons(read_plan(plan)) == [reason, reason]
 
 
 # Containers that change while they are read

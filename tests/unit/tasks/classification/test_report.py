@@ -31,6 +31,7 @@ from fmnist_model.reports.batch_page import (
 from fmnist_model.reports.markdown import code, escaped
 from fmnist_model.reports.page import printable, shortened
 from infra.orchestration.events import BATCH_COMMITTED, BATCH_OVER_ERROR_SHARE, CLASS_MIX_MOVED
+from infra.storage.input_files import InputsUnavailable
 from infra.storage.keys import part_name, plan_key, quarantine_folder, table_folder
 from infra.storage.object_store import ObjectStore, open_store
 from infra.storage.tables.books import BatchBooks, list_tables, read_books
@@ -538,6 +539,36 @@ def test_report_without_a_plan_lacks_only_the_pictures(store: ObjectStore, tmp_p
     store.delete(plan_key("mine", batch.batch))
     assert all(image.pixels is None and "plan" in image.missing for image in gallery(store, batch))
     assert report_of(store, batch).all("img") == []
+
+
+@pytest.mark.parametrize("error", [KeyError("offset"), MemoryError(), InputsUnavailable("no answer")], ids=repr)
+def test_image_that_can_not_be_read_again_lacks_only_its_picture(
+    store: ObjectStore, tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = loose(tmp_path / "in", 3)
+    save_tar(folder / "c.tar", [("1.png", png(7))])
+    batch = committed(store, classified(store, tmp_path / "scratch", folder))
+
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("tasks.classification.gallery.container_batches", fail)
+    found = {image.uri.rpartition("/")[2]: image for image in gallery(store, batch)}
+    assert found.pop("c.tar#member=1.png").missing
+    assert all(image.pixels is not None for image in found.values())
+    assert len(found) == 3
+
+
+def test_shard_with_a_deadly_image_is_not_read_again(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = committed(store, classified(store, tmp_path / "scratch", loose(tmp_path / "in", 3)))
+    reason = Reason(kind="crashed", reason="crashed: …", images=1, example="file:///a.png")
+    deadly = [record.model_copy(update={"reasons": [reason]}) for record in batch.classified.records.values()]
+    monkeypatch.setattr("tasks.classification.gallery.read_shard", lambda *_: 1 / 0)
+    found = show_least_confident(store, batch.classified.plan, deadly)
+    assert len(found) == 3
+    assert all(image.pixels is None and "kill" in image.missing for image in found)
 
 
 def test_batch_with_only_broken_images_has_a_report(store: ObjectStore, tmp_path: Path) -> None:

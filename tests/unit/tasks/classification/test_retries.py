@@ -1,16 +1,19 @@
 """Quarantine is not for ever: what is tried again, when, and what counts after that."""
 
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import gettempdir, mkdtemp
 
 import numpy as np
 import pytest
 
+from infra.storage.input_files import InputUnreadable
 from infra.storage.model_registry import ModelVersion
 from infra.storage.object_store import ObjectStore
 from infra.storage.tables.books import BatchBooks, read_books
 from infra.storage.tables.newest import newest_rows
+from infra.storage.tables.planning import index
 from tasks.classification.actor import ShardClassifier, ShardTask
 from tasks.classification.classify import ClassifiedBatch
 from tasks.classification.commit import TooManyErrors, check_error_share, check_quarantine, commit_classified
@@ -102,6 +105,19 @@ def listed(images: Path) -> Path:
     path = images.parent / "list.txt"
     path.write_text("images/a.png\nimages/late.png\n")
     return path
+
+
+def test_unusable_entries_of_a_list_make_one_batch(table: Table, images: Path):
+    path = images.parent / "list.csv"
+    path.write_text("path,label\nimages/a.png,3\nimages,1\ngs://bucket/b.png,1\n,1\n")
+    assert table.run(path) == [(1, 3)]
+    with path.open("a") as opened:
+        opened.write("~/c.png,1\n")
+    assert table.run(path) == [(0, 1)]
+    assert table.run(path) == []
+    done = table.plan(path).done
+    assert (done.images, done.quarantined) == (5, 4)
+    assert set(table.newest()[1]) == {"images", "b.png", "line=5", "c.png"}
 
 
 def test_image_that_a_list_names_is_predicted_when_it_appears(table: Table, images: Path, listed: Path):
@@ -201,6 +217,91 @@ def test_unreadable_container_is_tried_again_when_it_changes(table: Table, image
     assert set(table.newest()[1]) == {"damaged.png"}
 
 
+def test_restored_file_is_predicted(table: Table, images: Path):
+    """Its version is known, but the newest one is in quarantine."""
+    assert table.run(images / "a.png") == [(1, 0)]
+    kept = (images / "a.png").rename(images.parent / "backup.png")
+    save_files(images, {"a.png": b"overwritten by something else"})
+    assert table.run(images / "a.png") == [(0, 1)]
+    kept.replace(images / "a.png")  # keeps its modification time
+    assert table.run(images / "a.png") == [(1, 0)]
+    assert [set(rows) for rows in table.newest()] == [{"a.png"}, set()]
+    assert table.run(images / "a.png") == []
+
+
+def test_image_that_a_list_names_stays_predicted_after_it_vanishes_again(table: Table, images: Path, listed: Path):
+    table.run(listed)
+    save_files(images, {"late.png": png(7)})
+    table.run(listed)
+    (images / "late.png").unlink()
+    work = table.plan(listed)
+    assert (work.plans, work.done.images, work.done.quarantined) == ([], 2, 0)
+
+
+def test_images_that_are_tried_again_are_not_done(table: Table, images: Path):
+    table.run(images)
+    done = table.plan(images, retry_quarantined=True).done
+    assert (done.images, done.quarantined) == (2, 0)
+
+
+def test_images_whose_retry_is_unfinished_are_not_done(table: Table, images: Path):
+    table.run(images)
+    table.plan(images, retry_quarantined=True)
+    work = table.plan(images)
+    assert [plan.is_retry for plan in work.plans] == [True]
+    assert (work.done.images, work.done.quarantined) == (2, 0)
+
+
+def test_file_that_fails_although_a_look_finds_it_readable_is_tried_again_once(
+    table: Table, images: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*arguments: object) -> bytes:
+        raise InputUnreadable("unreadable: Input/output error")
+
+    monkeypatch.setattr("tasks.classification.read.read_input", fail)
+    (images / "b.png").unlink()
+    (images / "damaged.png").unlink()
+    assert [table.run(images) for _ in range(4)] == [[(0, 1)], [(0, 1)], [], []]
+    monkeypatch.undo()
+    monkeypatch.setenv("FMNIST_STORE", table.store.root)
+    assert table.run(images, retry_quarantined=True) == [(1, 0)]
+
+
+def test_file_that_vanishes_again_and_again_is_tried_each_time(table: Table, images: Path):
+    path, away = images / "b.png", images.parent / "away.png"
+    for _ in range(4):
+        work = table.plan(path)
+        path.rename(away)
+        [books] = table.classify(work)
+        assert books.quarantined == 1
+        away.rename(path)
+    assert table.run(path) == [(1, 0)]
+
+
+def test_entry_that_can_not_be_used_makes_one_batch(table: Table, images: Path, monkeypatch: pytest.MonkeyPatch):
+    listed = images.parent / "other.txt"
+    listed.write_text("images/a.png\ngs://bucket/b.png\n")
+    assert table.run(listed) == [(1, 1)]
+    assert [table.run(listed, retry_quarantined=again) for again in (False, True)] == [[], []]
+
+
+def test_retries_of_many_batches_come_from_the_index(table: Table, images: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(index, "BATCHES", 2)
+    monkeypatch.setattr(index, "FANOUT", 2)
+    table.run(images)
+    for number in range(4):
+        save_files(images, {f"{number}.png": png(number)})
+        table.run(images)
+    assert table.run(images, retry_quarantined=True) == [(0, 1)]
+    assert (table.plan(images).done.images, table.plan(images).done.quarantined) == (7, 1)
+
+
+def test_quarantine_of_another_model_is_not_tried_again(table: Table, images: Path):
+    table.run(images)
+    table.model = table.model.model_copy(update={"version": 2})
+    assert [(plan.planned, plan.is_retry) for plan in table.plan(images, retry_quarantined=True).plans] == [(3, False)]
+
+
 def test_labels_that_come_later_are_used(table: Table, tmp_path: Path):
     folder = tmp_path / "idx"
     pixels = np.stack([picture(number) for number in range(3)])
@@ -230,7 +331,7 @@ def test_repeating_a_failed_run_fails_again(table: Table, images: Path):
         check_error_share.fn(books, 0.01)
     with pytest.raises(TooManyErrors) as error:
         check_quarantine.fn(table.plan(images), "t", 0.01)
-    assert "1 of 3" in str(error.value)
+    assert all(words in str(error.value) for words in ("3 images", "2 predicted", "1 in quarantine"))
     check_quarantine.fn(table.plan(images), "t", 0.5)
 
 
@@ -241,11 +342,36 @@ def test_entry_that_is_gone_for_good_does_not_fail_later_runs(table: Table, list
     check_quarantine.fn(table.plan(listed), "t", 0.01)
 
 
+def retried_since(moment: datetime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the current run a retry by Prefect of a run that started at a moment."""
+    monkeypatch.setattr("tasks.classification.commit.retried_since", lambda: moment)
+
+
 def test_failed_run_that_prefect_retries_fails_again(table: Table, listed: Path, monkeypatch: pytest.MonkeyPatch):
+    started = datetime.now(UTC)
     table.classify(table.plan(listed))
-    monkeypatch.setattr("tasks.classification.commit.is_retry", lambda: True)
+    retried_since(started, monkeypatch)
     with pytest.raises(TooManyErrors):
         check_quarantine.fn(table.plan(listed), "t", 0.01)
+
+
+def test_retry_by_prefect_fails_for_any_batch_of_the_run(
+    table: Table, images: Path, listed: Path, monkeypatch: pytest.MonkeyPatch
+):
+    started = datetime.now(UTC)
+    table.run(listed)
+    assert table.run(images / "b.png") == [(1, 0)]
+    retried_since(started, monkeypatch)
+    with pytest.raises(TooManyErrors):
+        check_quarantine.fn(table.plan(listed), "t", 0.01)
+
+
+def test_retry_by_prefect_does_not_fail_for_batches_of_earlier_runs(
+    table: Table, listed: Path, monkeypatch: pytest.MonkeyPatch
+):
+    table.run(listed)
+    retried_since(datetime.now(UTC), monkeypatch)
+    check_quarantine.fn(table.plan(listed), "t", 0.01)
 
 
 def test_image_that_vanishes_once_more_does_not_count(table: Table, images: Path, listed: Path):
