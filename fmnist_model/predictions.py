@@ -45,7 +45,7 @@ def prediction_schema() -> pa.Schema:
                 "probability of each class, in class order: softmax at the temperature of the batch's books",
             ),
             field("label", pa.int16(), "true class, if the input has one", nullable=True),
-            field("file_version", pa.int32(), "number of the batch that first planned this version of the file"),
+            field("file_version", pa.int32(), "number of the batch that planned this version of the file"),
             field(
                 "model_version", pa.dictionary(pa.int32(), pa.string()), "number of the model version that predicted"
             ),
@@ -69,7 +69,7 @@ def prediction_batch(
         images: URIs of `n` images.
         predictions: predictions for these images, in the same order.
         labels: integers `[n]`, true classes, null where unknown.
-        file_version: number of the batch that first planned this version of the files.
+        file_version: number of the batch that planned this version of the files.
         model_version: number of the model version, repeated in every row.
         transform: version of the transform that decoded the images.
     """
@@ -104,7 +104,7 @@ def quarantine_schema() -> pa.Schema:
             field("reason", pa.string(), "why the image could not be classified"),
             field("retryable", pa.bool_(), "whether the cause lies with the image's place, which may change"),
             field("label", pa.int16(), "true class, if the input has one", nullable=True),
-            field("file_version", pa.int32(), "number of the batch that first planned this version of the file"),
+            field("file_version", pa.int32(), "number of the batch that planned this version of the file"),
             field("model_version", pa.dictionary(pa.int32(), pa.string()), "number of the batch's model version"),
             field("transform", pa.int16(), "version of the transform that could not decode the image"),
         ]
@@ -136,7 +136,7 @@ def quarantine_batch(
         images: URIs of `n` images.
         rejections: the rejection of each quarantined image, by its index in `images`.
         labels: integers `[n]`, true classes, null where unknown.
-        file_version: number of the batch that first planned this version of the files.
+        file_version: number of the batch that planned this version of the files.
         model_version: number of the model version that could not classify them.
         transform: version of the transform that could not decode them.
     """

@@ -155,16 +155,19 @@ def _decode(data: bytes) -> NDArray[np.uint8]:
     with load_picture(data) as loaded:
         picture = to_eight_bits(loaded)
         plain = picture.mode == "L" and picture.size == (IMAGE_SIZE, IMAGE_SIZE) and not picture.has_transparency_data
-        pixels = np.asarray(picture if plain else _to_model_input(picture))
+        if plain:
+            pixels = np.asarray(picture)
+        else:
+            pixels = np.asarray(_to_model_input(picture, loaded.box) if loaded.box else _to_model_input(picture))
         return turn_upright(pixels, loaded.file.orientation)
 
 
-def _to_model_input(picture: "Image") -> "Image":
+def _to_model_input(picture: "Image", box: tuple[float, float, float, float] | None = None) -> "Image":
     from PIL import Image
 
     grey = _to_grey(picture)
     if grey.size != (IMAGE_SIZE, IMAGE_SIZE):
-        grey = grey.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)
+        grey = grey.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR, box)
     return grey
 
 

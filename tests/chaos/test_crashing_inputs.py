@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from fmnist_model.images.decode import encode_png
 from infra.storage.keys import quarantine_folder, table_folder
@@ -18,6 +19,7 @@ from tests.harness.tables import check_committed_batches
 IMAGES = 200
 
 
+@pytest.mark.timeout(600)
 def test_image_that_kills_its_workers_is_quarantined(tmp_path: Path) -> None:
     images, store = tmp_path / "images", open_store(f"file://{tmp_path}/store")
     images.mkdir()

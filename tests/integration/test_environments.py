@@ -23,6 +23,8 @@ from tests.harness.commands import (
     wait_until_gone,
 )
 
+pytestmark = pytest.mark.slow  # many commands, each with a Ray and a Prefect of its own
+
 IMAGES = 3
 NOBODY = 12345
 """A user id without an entry in /etc/passwd, as container platforms assign them."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
@@ -35,7 +35,7 @@ from infra.orchestration import one_at_a_time as concurrency
 from infra.orchestration import server as prefect_server
 from infra.orchestration.events import MODEL_PROMOTED
 from infra.orchestration.flow_progress import shows_progress
-from infra.orchestration.flow_run import task_run_id
+from infra.orchestration.flow_run import retried_since, task_run_id
 from infra.orchestration.one_at_a_time import one_at_a_time
 from infra.storage.checkpoints import WEIGHTS, write_checkpoint
 from infra.storage.model_registry import ModelRegistry
@@ -506,6 +506,24 @@ def test_retry_continues_the_same_training_run(store: ObjectStore) -> None:
 def test_retry_resumes_from_the_checkpoint(store: ObjectStore) -> None:
     first, second = begin_twice(lambda run: write_first_epoch(store, run))
     assert second == RunToTrain(first.id, replace(first.recipe, seed=4321))
+
+
+@pytest.mark.usefixtures("running_services")
+def test_retry_knows_when_the_flow_run_first_started() -> None:
+    found: list[datetime | None] = []
+
+    @flow(name="test: is retried", retries=1, retry_delay_seconds=0)
+    def is_retried() -> None:
+        found.append(retried_since())
+        if len(found) == 1:
+            raise RuntimeError("once")
+
+    before = datetime.now(UTC)
+    is_retried()
+    first, second = found
+    assert first is None
+    assert second is not None
+    assert before - timedelta(seconds=1) <= second <= datetime.now(UTC)
 
 
 def test_each_flow_run_begins_a_new_training_run(store: ObjectStore) -> None:

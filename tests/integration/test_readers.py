@@ -483,11 +483,27 @@ def test_documented_snippet_runs(pipeline: Pipeline, snippet: tuple[str, str, st
     pipeline.save("a.parquet", 1, 2, 3)
     (pipeline.images / "b.png").write_bytes(b"not an image")
     pipeline.classify()
-    language, _, text = snippet
+    language, name, text = snippet
     if language == "python":
         exec(text, {})  # noqa: S102
     else:
-        assert run_sql(text).num_rows == 3
+        assert run_sql(text).num_rows == (1 if name == " quarantine" else 3)
+
+
+def test_documented_queries_of_the_quarantine_leave_out_what_was_predicted_later(
+    pipeline: Pipeline,
+) -> None:
+    pipeline.save("a.parquet", 1, 2, 3)
+    for name in ("b.png", "c.png"):
+        (pipeline.images / name).write_bytes(b"not an image")
+    pipeline.classify()
+    pipeline.save("b.png", 4)
+    pipeline.classify()
+    code = {language: text for language, name, text in SNIPPETS if name == " quarantine"}
+    assert pipeline.names(run_sql(code["sql"]).column("image").to_pylist()) == ["c.png"]
+    printed: list[Any] = []
+    exec(code["python"], {"print": printed.append})  # noqa: S102
+    assert pipeline.names(printed[0]["image"].to_list()) == ["c.png"]
 
 
 def test_documented_query_is_the_one_that_counts(pipeline: Pipeline) -> None:

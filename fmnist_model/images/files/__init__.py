@@ -8,6 +8,7 @@ import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
@@ -60,7 +61,11 @@ _FORMATS: Final = {
 }
 
 _DRAFT_SIZE: Final = 4 * IMAGE_SIZE
-"""Width and height that libjpeg keeps at least when it scales while decoding."""
+"""Width and height that libjpeg keeps at least when it scales while decoding.
+
+Measured with smooth pictures with noise, quality 88: 1024x768 takes 3.1 ms instead of 5.2, 1600x1200 takes 6.3 instead
+of 12.4, and 4000x3000 takes 37 instead of 76. The largest difference of a pixel in the model's input is 1 of 255.
+"""
 
 _TAILS: Final = (b"\xff\xd9", bytes((7 * n * n + 31 * n) % 251 for n in range(1, 8192)) + b"\xff\xd9")
 """Endings for a JPEG that has none: the marker alone, and after many other bytes, none of which is 0xFF."""
@@ -75,6 +80,9 @@ class LoadedPicture:
     format: str
     """Pillow's name of the format."""
     file: CleanFile
+    box: tuple[float, float, float, float] | None = None
+    """Left, top, right and bottom of what the file shows, if the picture was scaled. The last column and row may lie
+    partly outside, because libjpeg rounds up."""
 
 
 @contextmanager
@@ -92,8 +100,10 @@ def load_picture(data: bytes) -> Iterator[LoadedPicture]:
         raise ImageRejected(f"too large: {len(data):,} bytes")
     file = _FORMATS[name].clean(data)
     with _open(name, file.data if file.has_end else _completed_jpeg(file.data)) as picture:
+        box = None
         if name == "JPEG" and min(picture.size) >= 2 * _DRAFT_SIZE:
-            picture.draft("L", (_DRAFT_SIZE, _DRAFT_SIZE))
+            drafted = picture.draft("L", (_DRAFT_SIZE, _DRAFT_SIZE))
+            box = drafted[1] if drafted else None
         if name == "AVIF":  # Pillow states what the boxes `irot` and `imir` say as EXIF
             file = replace(file, orientation=exif_orientation(picture.info.get("exif", b"")) or UPRIGHT)
         try:
@@ -102,7 +112,7 @@ def load_picture(data: bytes) -> Iterator[LoadedPicture]:
             if file.is_cut:
                 raise ImageRejected("truncated: the file ends before its pixels do") from None
             raise
-        yield LoadedPicture(picture, name, file)
+        yield LoadedPicture(picture, name, file, box)
 
 
 def _open(name: str, data: bytes) -> "ImageFile":
@@ -110,12 +120,11 @@ def _open(name: str, data: bytes) -> "ImageFile":
     file_format = _FORMATS[name]
     if name == "TIFF":
         silence_libtiff()
+    reader = _reader(file_format.plugin, file_format.reader)
+    if reader is None:
+        raise ImageRejected(f"unsupported: {name}, which this version of Pillow can't decode")
     try:
-        reader = getattr(import_module(f"PIL.{file_format.plugin}"), file_format.reader)
-    except (ImportError, AttributeError):
-        raise ImageRejected(f"unsupported: {name}, which this version of Pillow can't decode") from None
-    try:
-        picture: ImageFile = reader(io.BytesIO(data))
+        picture = reader(io.BytesIO(data))
     except SyntaxError as error:
         if name == "TIFF" and "unknown" in str(error):
             raise ImageRejected("unsupported: a TIFF whose kind of pixels Pillow can't read. Save it as PNG.") from None
@@ -125,6 +134,15 @@ def _open(name: str, data: bytes) -> "ImageFile":
     if pixels > file_format.max_pixels or memory > _MAX_BYTES:
         raise ImageRejected(f"too large: {picture.width} x {picture.height} pixels in {len(data):,} bytes")
     return picture
+
+
+@cache
+def _reader(plugin: str, name: str) -> "Callable[[io.BytesIO], ImageFile] | None":
+    try:
+        reader: Callable[[io.BytesIO], ImageFile] = getattr(import_module(f"PIL.{plugin}"), name)
+    except (ImportError, AttributeError):
+        return None
+    return reader
 
 
 def _completed_jpeg(data: bytes) -> bytes:
@@ -144,9 +162,14 @@ def _completed_jpeg(data: bytes) -> bytes:
 
 
 def _without_padding(data: bytes) -> bytes:
-    """Remove zeros after the pixels, which is how a download looks that was cut and whose space was reserved before."""
-    end = len(data.rstrip(b"\0"))
-    return data[: end + 1] if data[end - 1] == 0xFF else data[:end]
+    """Remove half a marker, and zeros after the pixels.
+
+    Zeros are left by a download that was cut and whose space was reserved before. They would be decoded as pixels.
+    """
+    pixels = data.rstrip(b"\0")
+    if not pixels.endswith(b"\xff"):
+        return pixels
+    return pixels.rstrip(b"\xff") if len(pixels) == len(data) else pixels + b"\0"  # 0xFF is stored with a zero after it
 
 
 def _decode_grey(data: bytes) -> bytes:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from fmnist_model.errors import InvalidDataset
+from fmnist_model.errors import InvalidDataset, NoImages
 from fmnist_model.formats import idx_images
 from fmnist_model.formats.idx_images import label_file_name, pieces, read
 from fmnist_model.formats.interface import ContainerPiece, ImageBatch
@@ -197,6 +197,27 @@ def test_damaged_gzip_file_is_refused_when_reading():
 def test_file_of_an_unknown_format_is_refused_with_its_first_bytes(data: bytes):
     with pytest.raises(InvalidDataset, match=f"{ORIGIN} .*IDX.* {data[:4].hex(' ') or 'nothing'} "):
         cut(data)
+
+
+@pytest.mark.parametrize("data", [b"v1.2 50\njpg 512 6000 0.jpg\n", b"\xfftOc\0\0\0\2", b"0\t0\n1\t350\n"])
+def test_index_of_another_program_holds_no_images(data: bytes):
+    with pytest.raises(NoImages):
+        list(pieces(pa.BufferReader(data), "file:///data/00000.idx", target_rows=1, target_bytes=1))
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 10)])
+def test_array_of_labels_holds_no_images(shape: tuple[int, ...]):
+    with pytest.raises(NoImages, match=r"\[5"):
+        cut(encode_idx(random_images(*shape)))
+
+
+@pytest.mark.parametrize("gzipped", [False, True])
+def test_header_that_promises_more_than_the_file_can_hold_is_refused(gzipped: bool):
+    data = bytes([0, 0, 8, 3]) + struct.pack(">3I", 2**32 - 1, 1, 1)
+    # gzip records the length modulo 2**32, which is what the header promises.
+    data = data[:15] if gzipped else data
+    with pytest.raises(InvalidDataset, match=f"{ORIGIN} .*truncated"):
+        cut(gzip.compress(data) if gzipped else data)
 
 
 def test_values_of_another_type_are_refused():

@@ -35,6 +35,7 @@ from fmnist_model.images.decode import (
     huggingface_schema,
 )
 from tests.harness.absent import needs
+from tests.unit.fmnist_model.images.picture_files import photo
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 RAW = pa.binary(784)
@@ -362,6 +363,15 @@ def test_picture_of_the_models_size_is_not_resampled():
     np.testing.assert_array_equal(decoded, pixels)
 
 
+@pytest.mark.parametrize("size", [(224, 224), (300, 400), (768, 1024), (1000, 230), (2000, 2500)])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_large_jpeg_looks_as_if_it_were_not_scaled(size: tuple[int, int], mode: str, progressive: bool):
+    data = encode(photo(*size).convert(mode), "JPEG", quality=88, progressive=progressive)
+    full = Image.open(io.BytesIO(data)).convert("L").resize((28, 28), Image.Resampling.BILINEAR)
+    np.testing.assert_allclose(decode_image(data).astype(int), np.asarray(full), atol=1)
+
+
 # Rejected images
 
 
@@ -500,6 +510,31 @@ def test_unexpected_exception_rejects_one_image_by_its_class(error: Exception, m
     assert [row for row, _ in decoded.rejected] == [1]
     assert decoded.rejected[0][1].startswith(f"damaged: {type(error).__name__}")
     assert len(decoded.rejected[0][1].splitlines()) == 1
+
+
+class Panic(BaseException):
+    """Stands for what extensions in Rust raise, which is no `Exception`."""
+
+
+class Unprintable(Exception):
+    """An exception whose text can't be made."""
+
+    def __str__(self) -> str:
+        raise Unforeseen
+
+
+@pytest.mark.parametrize(
+    "error", [Panic(), Unprintable(), RecursionError(), ValueError("\udcff"), Unforeseen("x" * 9999)]
+)
+def test_odd_exception_rejects_one_image(error: BaseException, monkeypatch: pytest.MonkeyPatch):
+    def fail(picture: Image.Image) -> Image.Image:
+        raise error
+
+    monkeypatch.setattr(images, "_to_model_input", fail)
+    decoded = decode_images(pa.array([SMALL["PNG"], encode_png(random_grey(28, 28))], pa.binary()))
+    [(row, reason)] = decoded.rejected
+    assert row == 0
+    assert len(reason.encode()) < 1000
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])

@@ -79,4 +79,4 @@ def test_long_list_is_read_in_bounded_memory(tmp_path: Path, name: str):
     save_long_list(tmp_path / name, [f"s3://bucket/a/folder/with/images/{n:010}.png" for n in range(300_000)])
     count, mebibytes = peak_memory(tmp_path / name)
     assert count == 300_000
-    assert mebibytes < 100  # a list that is read at once takes 300
+    assert mebibytes < 110  # as a CSV file, all entries at once take 154

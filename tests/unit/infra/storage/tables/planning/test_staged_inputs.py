@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infra.storage.input_files import NOT_THERE
 from infra.storage.tables.planning import staged_inputs
 from infra.storage.tables.planning.index import INDEX_SCHEMA
-from infra.storage.tables.planning.staged_inputs import FILE_SCHEMA, PlannedFiles, StagedInputs
+from infra.storage.tables.planning.staged_inputs import FILE_SCHEMA, UNUSABLE, PlannedFiles, StagedInputs
 
 File = tuple[str, str, int | None]
 """URI, fingerprint, label."""
@@ -209,6 +210,106 @@ def test_file_whose_version_is_planned_is_not_superseding(tmp_path: Path):
     assert staged(tmp_path, [("file:///a", "1", None)]).compare(committed(*done)).superseded == 0
 
 
+# Versions of a file
+
+
+@pytest.mark.parametrize("listed", ["1", "1+", "1+2"])
+def test_fingerprint_without_label_file_counts_for_any_label_file(tmp_path: Path, listed: str):
+    done = plans(tmp_path, [("file:///a", "1", 1)])
+    assert new_files(tmp_path, [("file:///a", listed, None)], done=done) == []
+
+
+@pytest.mark.parametrize("listed", ["1+", "1+3", "10+2", "1"])
+def test_file_with_another_label_file_comes_again(tmp_path: Path, listed: str):
+    done = plans(tmp_path, [("file:///a", "1+2", 1)])
+    assert new_files(tmp_path, [("file:///a", listed, None)], done=done) == [("file:///a", listed, None)]
+
+
+@pytest.mark.parametrize("kind", ["image", UNUSABLE])
+def test_listed_file_that_is_gone_has_no_new_version(tmp_path: Path, kind: str):
+    done = plans(tmp_path, [("file:///a", "1", 3)])
+    inputs = StagedInputs(tmp_path)
+    fingerprint = NOT_THERE if kind == "image" else "permission: denied to request 47"
+    row = {"uri": "file:///a", "fingerprint": fingerprint, "kind": kind, "size": 0, "label": None}
+    inputs.stage([pa.RecordBatch.from_pylist([row], schema=FILE_SCHEMA)])
+    compared = inputs.compare(committed(*done))
+    assert (list(compared.new_files()), compared.done.images) == ([], 3)
+
+
+# Files that are tried again
+
+
+QUARANTINE = ("uri", "number", "images", "retryable", "uncertain")
+
+
+def retried(
+    folder: Path,
+    listed: list[File],
+    planned: list[Path],
+    quarantined: list[tuple[str, int, int, int, int]],
+    *,
+    readable: str = "",
+    retry_all: bool = False,
+) -> tuple[list[str], int]:
+    """Return the names of the files to try again, and how many images are done apart from these.
+
+    Args:
+        folder: folder for all files.
+        listed: the listed files.
+        planned: plans of committed batches.
+        quarantined: rows of `write_quarantined_files`.
+        readable: names of the files that a look finds readable.
+        retry_all: try all files again that have images in quarantine.
+    """
+    path = folder / "quarantined.parquet"
+    rows = [dict(zip(QUARANTINE, row, strict=True)) for row in quarantined]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    held = PlannedFiles("1", plans=dict(enumerate(planned, 1)), quarantined=path)
+    compared = staged(folder, listed).compare(held, retry_all=retry_all)
+    list(compared.new_files())
+
+    def look(files: pa.RecordBatch) -> pa.Array:
+        return pa.array([uri[-1] in readable for uri in files.column("uri").to_pylist()])
+
+    found = [uri[-1] for batch in compared.retries(look) for uri in batch.column("uri").to_pylist()]
+    return found, compared.done.images
+
+
+LISTED: list[File] = [(f"file:///{name}", "1", None) for name in "abcd"]
+
+
+def test_files_of_the_place_that_can_be_read_are_tried_again(tmp_path: Path):
+    planned = plans(tmp_path, [(uri, "1", 1) for uri, _, _ in LISTED])
+    rows = [("file:///a", 1, 1, 0, 0), ("file:///b", 1, 1, 1, 0), ("file:///c", 1, 1, 1, 0)]
+    assert retried(tmp_path, LISTED, planned, rows, readable="abd") == (["b"], 3)
+
+
+def test_all_files_in_quarantine_are_tried_again_on_request(tmp_path: Path):
+    planned = plans(tmp_path, [(uri, "1", 2) for uri, _, _ in LISTED])
+    rows = [("file:///a", 1, 1, 0, 0), ("file:///b", 1, 2, 2, 2)]
+    assert retried(tmp_path, LISTED, planned, rows, retry_all=True) == (["a", "b"], 4)
+
+
+def test_file_is_not_tried_again_after_it_was_predicted(tmp_path: Path):
+    planned = plans(tmp_path, [("file:///a", "1", 1)], [("file:///a", "1", 1)])
+    for retry_all in (False, True):
+        rows = [("file:///a", 1, 1, 1, 0)]
+        assert retried(tmp_path, LISTED[:1], planned, rows, readable="a", retry_all=retry_all) == ([], 1)
+
+
+def test_reason_beyond_a_look_is_tried_again_once(tmp_path: Path):
+    planned = plans(tmp_path, [("file:///a", "1", 1), ("file:///b", "1", 1)], [("file:///b", "1", 1)])
+    rows = [("file:///a", 1, 1, 1, 1), ("file:///b", 1, 1, 1, 1), ("file:///b", 2, 1, 1, 1)]
+    assert retried(tmp_path, LISTED[:2], planned, rows, readable="ab") == (["a"], 1)
+
+
+def test_retries_come_once_each_and_in_order_from_many_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(staged_inputs, "RANGE_FILES", 1)
+    planned = plans(tmp_path, [(uri, "1", 1) for uri, _, _ in LISTED])
+    rows = [(uri, 1, 1, 1, 0) for uri, _, _ in LISTED]
+    assert retried(tmp_path, [*LISTED[::-1], *LISTED], planned, rows, readable="abcd") == (list("abcd"), 0)
+
+
 # Names and sizes
 
 
@@ -253,7 +354,7 @@ def test_new_files_are_listed_files_without_planned_ones(
     assert {(uri, fingerprint) for uri, fingerprint, _ in found}.isdisjoint(held)
 
 
-@settings(deadline=None, print_blob=True, max_examples=15)
+@settings(deadline=None, print_blob=True, max_examples=8)
 @given(listed=any_files, done=any_files, range_files=st.integers(1, 8))
 def test_comparing_in_ranges_gives_the_same_files(
     tmp_path_factory: pytest.TempPathFactory, listed: list[File], done: list[File], range_files: int
