@@ -9,7 +9,7 @@ Source: https://parquet.apache.org/docs/file-format (parquet.thrift), and Thrift
 
 import io
 from bisect import bisect_right
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -293,7 +293,8 @@ class ThriftReader:
             return self._zigzag()
         if kind in (7, 8):
             return self._bytes(8 if kind == 7 else self._varint())
-        nested: Any = {9: self._list, 10: self._list, 11: self._map, 12: self.struct}.get(kind)
+        nested_types: dict[int, Callable[[int], Any]] = {9: self._list, 10: self._list, 11: self._map, 12: self.struct}
+        nested = nested_types.get(kind)
         if nested is None:
             raise ValueError(f"no type has the number {kind}")
         return nested(depth + 1)

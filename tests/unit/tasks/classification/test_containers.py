@@ -15,6 +15,7 @@ import pytest
 from fmnist_model.classes import CLASS_NAMES
 from fmnist_model.errors import InvalidDataset, NoImages
 from fmnist_model.images.decode import decode_images
+from infra.errors import RequestError
 from infra.storage.tables.planning.plan import Piece
 from tasks.classification import container_paths, containers
 from tasks.classification.inputs import check_inputs, list_files, pieces_of
@@ -55,9 +56,9 @@ def passed_over(*locations: str | Path) -> dict[str, int]:
     return counts.to_record()
 
 
-def save_table(path: Path, **columns: Any) -> Path:
-    pq.write_table(pa.table(columns), path)
-    return path
+def save_table(to: Path, **columns: Any) -> Path:
+    pq.write_table(pa.table(columns), to)
+    return to
 
 
 # Sidecars
@@ -84,7 +85,7 @@ def test_sidecars_of_tars_are_passed_over_and_counted(tmp_path: Path, pattern: s
 @pytest.mark.parametrize("name", ["00000.parquet", "00000.idx"])
 def test_sidecar_that_is_named_itself_is_refused(tmp_path: Path, name: str):
     save_shard(tmp_path, "00000", 1)
-    with pytest.raises(NoImages, match=name):
+    with pytest.raises((NoImages, RequestError), match=name):  # a column of URLs makes it a list
         check_inputs([f"{tmp_path}/{name}"], OPTIONS)
 
 
@@ -94,7 +95,7 @@ CONTAINERS = ["00000.tar", "00000.tar.gz", "00000.parquet", "00000-images-idx3-u
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
-@pytest.mark.parametrize("data", [b"", b"\0" * 2000, b"version https://git-lfs.github.com/spec/v1\n"])
+@pytest.mark.parametrize("data", [b"", b"\xff" * 2000, b"version https://git-lfs.github.com/spec/v1\n"])
 @pytest.mark.parametrize("first", [True, False])
 def test_container_without_its_content_costs_no_other_image(tmp_path: Path, name: str, data: bytes, first: bool):
     save_tar(tmp_path / "00001.tar", [(f"{number}.png", png(number)) for number in range(5)])
@@ -103,8 +104,8 @@ def test_container_without_its_content_costs_no_other_image(tmp_path: Path, name
     check_inputs([str(tmp_path)], OPTIONS)
     labels, reasons = classify(tmp_path)
     assert len(labels) == 5
-    if name.endswith(".idx") and data.startswith(b"version"):
-        assert reasons == {}  # a text is the index of another program
+    if name.endswith(".idx") and data:
+        assert reasons == {}  # it is taken for the index of another program
     else:
         assert list(reasons) == [name]
         assert reasons[name].startswith("unreadable: ")
@@ -144,14 +145,13 @@ def test_unexpected_error_in_one_container_costs_no_other(
 
 def test_damaged_row_group_costs_no_other_image(tmp_path: Path):
     path = save_parquet(tmp_path / "a.parquet", [png(number) for number in range(30)], group=10)
+    start = pq.read_metadata(path).row_group(1).column(0).dictionary_page_offset
     data = bytearray(path.read_bytes())
-    start = data.index(png(12)[:60])
-    data[start - 3000 : start + 200] = b"\xff" * 3200
+    data[start : start + 200] = b"\xff" * 200
     path.write_bytes(data)
     labels, reasons = classify(path)
-    assert {f"a.parquet#row={number}" for number in range(20, 30)} <= labels.keys()
-    assert "a.parquet#row=12" in reasons
-    assert {reason.partition(":")[0] for reason in reasons.values()} <= {"damaged", "not an image", "truncated"}
+    assert labels.keys() == {f"a.parquet#row={number}" for number in [*range(10), *range(20, 30)]}
+    assert {reason.partition(":")[0] for reason in reasons.values()} == {"damaged"}
 
 
 def test_damaged_header_of_a_tar_costs_no_other_image(tmp_path: Path):
