@@ -21,7 +21,7 @@ IMAGE_COLUMNS = (
 _UNSPECIFIC_NAMES = frozenset({"bytes", "content", "data"})
 """Default names that say little, so the values have to look like images too."""
 
-_SMALLEST_TOLD_BYTES = 4
+_SMALLEST_KNOWN_BYTES = 4
 """Size from which a value's start tells what it is."""
 
 _IMAGE_STARTS = (
@@ -213,8 +213,8 @@ def _look_like_images(kind: pa.DataType, values: pa.Array | None) -> bool | None
     found: list[Any] = [value for value in images.to_pylist() if value]
     if pa.types.is_list(encoded_type) or pa.types.is_large_list(encoded_type):
         return any(len(value) == 28 * 28 for value in found) if found else None
-    told = [value for value in found if len(value) >= _SMALLEST_TOLD_BYTES]
-    return any(map(looks_like_an_image, told)) if told else None
+    telling = [value for value in found if len(value) >= _SMALLEST_KNOWN_BYTES]
+    return any(map(looks_like_an_image, telling)) if telling else None
 
 
 def looks_like_an_image(data: bytes) -> bool:

@@ -102,7 +102,7 @@ def save_unusual(folder: Path) -> dict[str, Expected]:
 
 
 PASSED_OVER = {".heic": 1, ".csv": 1, ".docx": 1, ".txt": 1, "hidden file": 1, "looping link": 1, "metadata file": 1}
-"""What the inputs hold besides images, by kind."""
+"""What the inputs hold apart from images, by kind."""
 
 
 def save_containers(folder: Path) -> dict[str, Expected]:

@@ -174,7 +174,7 @@ def _read_directory(data: bytes) -> _Directory:
     order = "<" if data.startswith(b"II") else ">"
     layout = _BIG if b"+" in data[:4] else _CLASSIC
     first = _unpack(order + layout.offset, data, layout.header)
-    entries = _unpack(order + layout.count, data, first)
+    entries = min(_unpack(order + layout.count, data, first), 1 << 16)  # there are no more tags
     start = first + struct.calcsize(layout.count)
     tags: dict[int, bytes] = {}
     for entry in _entries(data, start, entries, layout.entry):

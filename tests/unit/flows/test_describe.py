@@ -21,3 +21,16 @@ def test_unexpected_exception_in_an_image_is_one_line(tmp_path: Path, monkeypatc
     assert "odd.jpg" in str(error.value)
     assert "AttributeError: two lines" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_odd_exif_is_read(tmp_path: Path) -> None:
+    resolution = b"II*\0\x08\0\0\0\3\0" + b"".join(
+        tag + count + value
+        for tag, count, value in (
+            (b"\x12\1\3\0", b"\1\0\0\0", b"\6\0\0\0"),
+            (b"\x1a\1\1\0", b"\1\0\0\0", b"\1\0\0\0"),
+            (b"\x28\1\3\0", b"\1\0\0\0", b"\2\0\0\0"),
+        )
+    )
+    Image.new("RGB", (40, 30), "white").save(tmp_path / "odd.jpg", exif=b"Exif\0\0" + resolution + bytes(4))
+    assert _read_image(str(tmp_path / "odd.jpg")).min() == 255

@@ -41,7 +41,7 @@ def write_quarantined_files(
         uncertain_kinds: kinds of reasons that a look at the file can't rule out.
 
     Raises:
-        PartUnreadable: a part of the quarantine is damaged.
+        ObjectNotFound, PartUnreadable: a part of the quarantine is missing or damaged.
         StoreUnavailable, StoreMisconfigured: the store fails.
 
     Returns:

@@ -268,7 +268,7 @@ class StagedInputs:
         new = {"new": [files.new], "held": [held]}
         superseded = query("SELECT count(DISTINCT uri) FROM new SEMI JOIN held USING (uri)", new, self._folder)
         totals = ", ".join(f"coalesce(sum({name}), 0)::BIGINT" for name in _DONE)
-        newest = ", ".join(f"arg_max({name}, number) AS {name}" for name in _DONE)
+        newest = ", ".join(f"max({name}) AS {name}" for name in _DONE)
         done = query(
             f"SELECT {totals} FROM (SELECT {newest} FROM ({compared}) WHERE is_done GROUP BY uri)",  # noqa: S608
             views,

@@ -42,7 +42,7 @@ print(peak() - before)
 
 
 def deflated(size: int, value: bytes = b"\x50") -> bytes:
-    """Compress so many equal bytes. Blocks that are flushed can be repeated, which saves most of the time."""
+    """Compress a number of equal bytes. Blocks that are flushed can be repeated, which saves most of the time."""
     block, checksum = value * (1 << 20), 1
     compressor = zlib.compressobj()
     first = compressor.compress(block) + compressor.flush(zlib.Z_FULL_FLUSH)

@@ -1,4 +1,4 @@
-"""A cluster whose workers can run on another machine is told apart from one on this machine."""
+"""A cluster whose workers can run on another machine differs from one on this machine."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A Parquet file with locations is told from one with images, and each row of it is an entry."""
+"""A Parquet file with locations differs from one with images, and each of its rows is an entry."""
 
 import io
 from pathlib import Path
