@@ -14,7 +14,7 @@ ContainerKind = Literal["parquet", "tar", "idx"]
 
 _ENDINGS: dict[ContainerKind, tuple[str, ...]] = {
     "parquet": (".parquet",),
-    "tar": (".tar", ".tar.gz", ".tgz"),
+    "tar": (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.bz2", ".tbz2", ".tbz"),
     "idx": ("idx3-ubyte", "idx3-ubyte.gz", ".idx", ".idx.gz", ".idx3", ".idx3.gz"),
 }
 

@@ -1,16 +1,19 @@
-"""Read a plain or gzipped file from start to end in large blocks."""
+"""Read a plain or compressed file from start to end in large blocks."""
 
+import bz2
 import gzip
 import io
-import zlib
-from typing import Any, Protocol
+import re
+from collections.abc import Callable
+from typing import Any, Protocol, cast
 
-from fmnist_model.errors import InvalidDataset
+from fmnist_model.errors import InvalidDataset, one_line
 
 BLOCK_BYTES = 4 * 2**20
 """Bytes per read. The latency of a request to an object store equals the transfer time of a few MiB."""
 
-_GUNZIP_BYTES = 2**20
+_DECOMPRESSED_BYTES = 2**18
+"""Bytes to decompress at once. At most as many are lost where a file of Zstandard is truncated."""
 
 
 class ForwardBytes(Protocol):
@@ -26,23 +29,28 @@ class ForwardBytes(Protocol):
 def open_forward(
     file: Any, origin: str, *, block_bytes: int = BLOCK_BYTES, start: int = 0, end: int | None = None
 ) -> ForwardBytes:
-    """Open a file for forward reading, and decompress it if it is gzipped.
+    """Open a file for forward reading, and decompress it if it starts as a file of gzip, bzip2 or Zstandard.
 
     Args:
         file: random-access `pyarrow.NativeFile`. Its position is neither used nor moved.
         origin: URI of the file, for error messages.
         block_bytes: number of bytes per read.
-        start: offset of the first byte to read. It must be 0 if the file is gzipped.
+        start: offset of the first byte to read. It must be 0 if the file is compressed.
         end: expected end of reading in a plain file. Blocks don't extend beyond it.
     """
-    if start == 0 and is_gzipped(file):
-        return GunzippedBytes(file, origin, block_bytes)
-    return PlainBytes(file, block_bytes, end)
+    kind = compression_of(file) if start == 0 else None
+    return PlainBytes(file, block_bytes, end) if kind is None else DecompressedBytes(file, origin, kind, block_bytes)
 
 
 def is_gzipped(file: Any) -> bool:
     """Return whether a file starts with the magic number of gzip."""
-    return bool(file.read_at(2, 0) == b"\x1f\x8b")
+    return compression_of(file) == "gzip"
+
+
+def compression_of(file: Any) -> str | None:
+    """Return `gzip`, `bzip2` or `Zstandard` by a file's first bytes, or None if it isn't compressed."""
+    start = file.read_at(10, 0)
+    return next((kind for kind, magic in _MAGIC_NUMBERS.items() if re.match(magic, start)), None)
 
 
 def skip_zeros(data: ForwardBytes, offset: int) -> int:
@@ -84,12 +92,14 @@ class PlainBytes:
         self._start = offset
 
 
-class GunzippedBytes:
-    """Forward reader of a gzip file with any number of members. It stops early where a file is truncated."""
+class DecompressedBytes:
+    """Forward reader of a compressed file with any number of streams. It stops early where a file is truncated."""
 
-    def __init__(self, file: Any, origin: str, block_bytes: int = BLOCK_BYTES) -> None:
+    def __init__(self, file: Any, origin: str, kind: str, block_bytes: int = BLOCK_BYTES) -> None:
         self._origin = origin
-        self._stream = gzip.GzipFile(fileobj=io.BufferedReader(_Sequential(file), block_bytes))
+        self._kind = kind
+        self._source = _Sequential(file)
+        self._decompress_some = _DECOMPRESSORS[kind](io.BufferedReader(self._source, block_bytes))
         self._held = bytearray()
         self._start = 0
         self._ended = False
@@ -102,7 +112,6 @@ class GunzippedBytes:
         """
         while not self._ended and self._start + len(self._held) < offset + size:
             self._drop_before(offset)
-            # Unlike read, read1 returns all bytes before the point where the file is truncated.
             self._held += self._decompress()
         self._drop_before(offset)
         return bytes(self._held[:size])
@@ -114,13 +123,36 @@ class GunzippedBytes:
 
     def _decompress(self) -> bytes:
         try:
-            data = self._stream.read1(_GUNZIP_BYTES)
+            data = self._decompress_some(_DECOMPRESSED_BYTES)
         except EOFError:
             data = b""
-        except (gzip.BadGzipFile, zlib.error) as error:
-            raise InvalidDataset(f"{self._origin} is a damaged gzip file: {error}. Restore or recreate it.") from None
+        except Exception as error:  # noqa: BLE001 (each decompressor raises exceptions of its own)
+            if self._source.failure is not None:
+                raise self._source.failure from None
+            if "truncated" in str(error).lower():  # pyarrow has no class of its own for this
+                data = b""
+            else:
+                raise InvalidDataset(
+                    f"{self._origin} is a damaged {self._kind} file: {one_line(error)}. Restore or recreate it."
+                ) from None
         self._ended = not data
         return data
+
+
+def _zstandard(source: io.BufferedReader) -> "Callable[[int], bytes]":
+    import pyarrow as pa
+
+    return cast("Callable[[int], bytes]", pa.CompressedInputStream(pa.PythonFile(source, mode="r"), "zstd").read)
+
+
+_MAGIC_NUMBERS = {"gzip": rb"\x1f\x8b", "bzip2": rb"BZh[1-9]1AY&SY", "Zstandard": rb"\x28\xb5\x2f\xfd"}
+_DECOMPRESSORS: "dict[str, Callable[[io.BufferedReader], Callable[[int], bytes]]]" = {
+    # Unlike read, read1 returns all bytes before the point where the file is truncated.
+    "gzip": lambda source: gzip.GzipFile(fileobj=source).read1,
+    "bzip2": lambda source: bz2.BZ2File(source).read1,
+    "Zstandard": _zstandard,
+}
+"""By the kind of compression, a function that returns up to so many decompressed bytes of a file."""
 
 
 class _Sequential(io.RawIOBase):
@@ -129,12 +161,18 @@ class _Sequential(io.RawIOBase):
     def __init__(self, file: Any) -> None:
         self._file = file
         self._position = 0
+        self.failure: Exception | None = None
+        """The error of the file, if a read failed."""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        data = self._file.read_at(len(buffer), self._position)
+        try:
+            data = self._file.read_at(len(buffer), self._position)
+        except Exception as error:
+            self.failure = error
+            raise
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)

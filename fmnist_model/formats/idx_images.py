@@ -17,7 +17,7 @@ import pyarrow as pa
 from fmnist_model.classes import IMAGE_SIZE
 from fmnist_model.errors import InvalidDataset, NoImages
 from fmnist_model.formats.content import describe_start
-from fmnist_model.formats.forward import ForwardBytes, is_gzipped, open_forward
+from fmnist_model.formats.forward import ForwardBytes, compression_of, is_gzipped, open_forward
 from fmnist_model.formats.interface import BATCH_BYTES, ContainerPiece, ImageBatch, even_cuts, row_fragments
 from fmnist_model.formats.labels import parse_labels
 from fmnist_model.images.idx import UNSIGNED_BYTE
@@ -56,7 +56,7 @@ def pieces(
         _check_length(labels, _labels_header(labels, header.count, origin), _labels_origin(origin))
     if header.count == 0:
         return
-    if is_gzipped(file):
+    if compression_of(file):
         yield ContainerPiece(0, header.count, 0, file.size())
         return
     rows = max(1, min(target_rows, target_bytes // header.image_bytes))
@@ -190,11 +190,11 @@ def _header(file: Any, origin: str) -> _Header:
 
 def _check_length(file: Any, header: _Header, origin: str) -> None:
     expected = header.offset_of(header.count)
-    if not is_gzipped(file):
+    if not compression_of(file):
         found = file.size()
-    elif expected > file.size() * _MAX_GZIP_RATIO:
+    elif is_gzipped(file) and expected > file.size() * _MAX_GZIP_RATIO:
         found = 0
-    elif _recorded_length(file) == expected % 2**32:
+    elif is_gzipped(file) and _recorded_length(file) == expected % 2**32:
         # The recorded length is right, so don't decompress the file to count its bytes. Reading it detects damage.
         return
     else:

@@ -1,4 +1,4 @@
-"""Read WebDataset tars and other tars with image files, plain or gzipped.
+"""Read WebDataset tars and other tars with image files, plain or compressed by gzip, bzip2 or Zstandard.
 
 A member is an image if its name has the suffix of an image file. Consecutive members whose names are equal up to the
 first dot of the last path component form a *sample*, and share its label. The label comes from the sample's `.cls`
@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from fmnist_model.errors import InvalidDataset
-from fmnist_model.formats.forward import BLOCK_BYTES, ForwardBytes, is_gzipped, open_forward
+from fmnist_model.formats.forward import BLOCK_BYTES, ForwardBytes, compression_of, open_forward
 from fmnist_model.formats.interface import (
     BATCH_BYTES,
     MAX_IMAGE_BYTES,
@@ -65,8 +65,8 @@ def pieces(
 ) -> Iterator[ContainerPiece]:
     """Cut a tar into pieces between samples.
 
-    A gzipped tar is a single piece, and is decompressed to count its images. A truncated tar has all images that start
-    before its end.
+    A compressed tar is a single piece, and is decompressed to count its images. A truncated tar has all images that
+    start before its end.
 
     Args:
         file: random-access `pyarrow.NativeFile` of the tar.
@@ -79,7 +79,7 @@ def pieces(
     Raises:
         InvalidDataset: the file isn't a tar, or is damaged.
     """
-    if is_gzipped(file):
+    if compression_of(file):
         scan = _Scan(file.size(), 2**62, 2**62)
         found = [replace(piece, offset=0, size=file.size()) for piece in scan.run(file, origin, block_bytes)]
     else:
@@ -259,8 +259,11 @@ def _read_image(data: ForwardBytes, member: TarMember) -> _Image:
 
 def _with_label(images: list[_Image], labels: dict[bytes, int | None]) -> Iterator[_Image]:
     label = next((labels[extension] for extension in _LABEL_RANKS if labels.get(extension) is not None), None)
-    for image in images:
-        yield image._replace(label=label)
+    if label is None:
+        yield from images
+        return
+    for name, encoded, _, reason, start in images:
+        yield _Image(name, encoded, label, reason, start)
 
 
 class _Samples:
@@ -316,17 +319,27 @@ def _is_image_suffix(suffix: bytes) -> bool:
 _LABEL_RANKS = {b"cls": 0, b"json": 1, b"txt": 2}
 """Extensions of members that can hold the label. The one with the lowest rank counts."""
 
+_CACHED_BYTES = 32
+"""Size of a text up to which its class is remembered."""
+
 _LABEL_FIELDS = (*LABEL_COLUMNS, "cls", "class_name")
 """Fields of a `.json` member that can hold the label, in order of preference. Matching ignores case."""
 
 
 def _read_label(extension: bytes, data: bytes, origin: str) -> int | None:
     """Return the label in a member. A `.cls` or `.json` member that names no class is logged."""
+    if extension != b"json" and len(data) <= _CACHED_BYTES and (label := _parse_text(data)) is not None:
+        return label
     values = _values_in_json(data) if extension == b"json" else [data]
     label = next((found for value in values if (found := parse_label(value)) is not None), None)
     if label is None and extension != b"txt" and (unknown := next(filter(is_unknown_label, values), None)) is not None:
         report_unknown_label(origin, unknown)
     return label
+
+
+@lru_cache(maxsize=1024)
+def _parse_text(data: bytes) -> int | None:
+    return parse_label(data)
 
 
 def _values_in_json(data: bytes) -> list[object]:

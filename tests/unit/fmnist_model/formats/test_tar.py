@@ -1,5 +1,6 @@
 """Every image of a tar is read exactly once under its name, also from unusual, truncated and damaged tars."""
 
+import bz2
 import gzip
 import io
 import itertools
@@ -9,7 +10,7 @@ import re
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -282,6 +283,42 @@ def test_hidden_members_are_skipped(name: str):
 def test_tar_without_images_has_no_pieces():
     assert cut(make_tar([("readme.txt", b"x")])) == []
     assert cut(make_tar([])) == []
+
+
+# Compression
+
+
+def zstandard(data: bytes) -> bytes:
+    return pa.compress(data, codec="zstd", asbytes=True)
+
+
+COMPRESSORS = {"gzip": gzip.compress, "bzip2": bz2.compress, "Zstandard": zstandard}
+
+
+@pytest.mark.parametrize("compress", COMPRESSORS.values(), ids=COMPRESSORS)
+@pytest.mark.parametrize("parts", [1, 3])
+def test_compressed_tar_is_read(compress: Callable[[bytes], bytes], parts: int):
+    data = make_tar([(f"{number}.png", random_bytes(30_000, number)) for number in range(40)])
+    cuts = [len(data) * number // parts for number in range(parts + 1)]
+    compressed = b"".join(compress(data[start:end]) for start, end in itertools.pairwise(cuts))
+    assert read_all(compressed, rows=7) == read_all(data)
+
+
+@pytest.mark.parametrize("compress", COMPRESSORS.values(), ids=COMPRESSORS)
+def test_truncated_compressed_tar_has_the_images_before_its_end(compress: Callable[[bytes], bytes]):
+    data = make_tar([(f"{number}.png", random_bytes(30_000, number)) for number in range(100)])
+    compressed = compress(data)
+    found = read_all(compressed[: len(compressed) // 2])
+    assert 25 <= len(found) <= 51
+    assert found[:-1] == read_all(data)[: len(found) - 1]
+
+
+@pytest.mark.parametrize("kind", COMPRESSORS)
+def test_damaged_compressed_tar_is_refused(kind: str):
+    compressed = bytearray(COMPRESSORS[kind](make_tar([("1.png", random_bytes(300_000))])))
+    compressed[11:60] = b"\xff" * 49
+    with pytest.raises(InvalidDataset, match=f"{ORIGIN} is a damaged {kind} file"):
+        read_all(bytes(compressed))
 
 
 # Names
