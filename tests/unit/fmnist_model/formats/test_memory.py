@@ -29,7 +29,7 @@ with pa.OSFile(path) as file:
         for batch in read(kind, file, "x", piece, batch_rows=4096):
             images += len(batch.encoded)
             reasons |= {reason.partition(":")[0] for reason in batch.reasons.values()}
-print(peak() - before, images, *sorted(reasons), sep="\n")
+print(peak() - before, images, *sorted(reasons), sep=", ")
 """
 
 
