@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from infra.provenance import Provenance
 from infra.storage.keys import PREDICTIONS, books_folder, table_folder
 from infra.storage.object_store import ObjectStore, StoreUnavailable, explained_delta
+from infra.storage.retries import retry_on
 from infra.storage.tables.delta import DeltaSnapshot, ensure_delta, open_delta, retry_broken
 from infra.storage.tables.records import ConfusionCell, PredictionSummary, Reason
 
@@ -140,10 +141,20 @@ def list_tables(store: ObjectStore) -> list[str]:
     return list(store.list_folders(PREDICTIONS))
 
 
+class BooksChanged(StoreUnavailable):
+    """Another process has merged the small files of a table of books at the same moment."""
+
+
+@retry_on(BooksChanged, attempts=10, first_wait_seconds=0.1, longest_wait_seconds=2)
 def write_books(store: ObjectStore, books: Sequence[BatchBooks]) -> bool:
-    """Commit the books of batches of one table that have none yet. Return whether this call committed them all."""
+    """Commit the books of batches of one table that have none yet. Return whether this call committed them all.
+
+    Raises:
+        BooksChanged: other processes have replaced files of the table again and again.
+        StoreUnavailable, StoreMisconfigured: the store fails.
+    """
     from deltalake import CommitProperties, Transaction, write_deltalake
-    from deltalake.exceptions import DeltaError
+    from deltalake.exceptions import CommitFailedError, DeltaError
 
     folder = books_folder(books[0].table)
     snapshot = ensure_delta(
@@ -168,11 +179,16 @@ def write_books(store: ObjectStore, books: Sequence[BatchBooks]) -> bool:
                     app_transactions=[Transaction(app_id=entry.batch, version=1) for entry in new]
                 ),
             )
-    except (DeltaError, StoreUnavailable):
+    except (DeltaError, StoreUnavailable) as error:
         # Another run committed them, or the answer to our own request was lost.
         committed = False
         after = open_delta(store, folder)
         if after is None or not all(after.holds(entry.batch) for entry in new):
+            if isinstance(error, CommitFailedError):
+                raise BooksChanged(
+                    f"The books of {books[0].table} could not be written, because another process has changed the "
+                    "table of books. Run it again."
+                ) from error
             raise
     after = open_delta(store, folder)
     if after is not None:
