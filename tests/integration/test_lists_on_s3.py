@@ -86,7 +86,7 @@ def test_missing_object_is_an_image_that_is_not_there(prefix: str):
 
 
 def test_list_of_which_nothing_exists_is_refused(prefix: str):
-    listed(prefix, "nowhere.png 3", "s3a://nowhere/b.png")
+    listed(prefix, "nowhere.png 3", f"s3a://{prefix}/no/b.png 4")
     with pytest.raises(RequestError, match=rf"s3://{prefix}/list.txt.*nowhere.png.*s3://{prefix}/nowhere.png"):
         check_inputs([f"s3://{prefix}/list.txt"], OPTIONS)
 

@@ -162,8 +162,8 @@ def test_damaged_header_of_a_tar_costs_no_other_image(tmp_path: Path):
     path.write_bytes(data)
     labels, reasons = classify(path)
     assert len(labels) == 8
-    assert list(reasons) == [f"a.tar#byte={start}"]
-    assert reasons[f"a.tar#byte={start}"].startswith("damaged: ")
+    assert list(reasons) == [f"a.tar#member=@{start}"]
+    assert reasons[f"a.tar#member=@{start}"].startswith("damaged: ")
 
 
 # Labels
