@@ -372,7 +372,7 @@ class _Batch:
     def append(self, image: _Image, label: int | None) -> None:
         if image.reason is not None:
             self._reasons[len(self)] = image.reason
-        fragment = member_fragment(image.name) if image.name else member_fragment(f"@{image.start}")
+        fragment = member_fragment(image.name) if image.name else f"#member=@{image.start}"
         self._fragments.append(f"{fragment};row={self.next_row}" if self._names_repeat else fragment)
         self._encoded.append(image.encoded)
         self._labels.append(label)

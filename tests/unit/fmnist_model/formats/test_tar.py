@@ -509,7 +509,14 @@ def test_overwritten_part_of_a_tar_counts_as_one_image():
     data = bytearray(make_tar([(f"{number}.png", bytes([number]) * 600) for number in range(9)], tarfile.USTAR_FORMAT))
     data[3000:9000] = b"\xff" * 6000
     names = [name for name, _, _ in read_all(bytes(data))]
-    assert names == ["#member=0.png", "#member=1.png", "#member=@3072", "#member=6.png", "#member=7.png", "#member=8.png"]
+    assert names == [
+        "#member=0.png",
+        "#member=1.png",
+        "#member=@3072",
+        "#member=6.png",
+        "#member=7.png",
+        "#member=8.png",
+    ]
 
 
 def test_bytes_after_the_end_mark_count_as_one_damaged_image():
