@@ -251,60 +251,80 @@ class StagedInputs:
         listed = f"(SELECT * FROM listed WHERE {condition})"  # noqa: S608 (URIs are encoded)
         views: dict[str, Sequence[Path]] = {"listed": [self._listed]}
         if not planned.views:
-            self._copy(f"SELECT * FROM {listed} ORDER BY {_ORDER}", views, files.new)  # noqa: S608 (our own names)
+            self._copy(f"SELECT * FROM {listed} AS listed ORDER BY {_ORDER}", views, files.new)  # noqa: S608 (our own names)
             return 0, DoneImages()
         held = self._write_held(planned, listed)
-        views |= {"held": [held]}
-        compared = _compared(listed, retry_all=retry_all)
+        matched = self._write_matched(listed, held)
+        views = {"matched": [matched], "held": [held]}
         columns = ", ".join(FILE_SCHEMA.names)
-        self._copy(f"SELECT {columns} FROM ({compared}) WHERE is_new ORDER BY {_ORDER}", views, files.new)  # noqa: S608
+        self._copy(
+            f"SELECT {columns} FROM matched AS listed ANTI JOIN ({_OF_THE_PLACE}) USING (uri) "  # noqa: S608
+            f"WHERE number IS NULL ORDER BY {_ORDER}",
+            views,
+            files.new,
+        )
         if planned.quarantined:
-            columns += f", look, {', '.join(_DONE)}"
-            self._copy(
-                f"SELECT {columns} FROM ({compared}) WHERE is_retry ORDER BY {_ORDER}, number DESC NULLS LAST",  # noqa: S608
-                views,
-                files.retries,
-            )
+            found = self._folder / "found.parquet"
+            self._copy(_retries(retry_all=retry_all), views, found)
+            order = f"{_ORDER}, number DESC NULLS LAST"
+            # Joining and sorting 5,000,000 files in one query takes more than DuckDB's memory.
+            self._copy(f"SELECT * FROM found AS listed ORDER BY {order}", {"found": [found]}, files.retries)  # noqa: S608
+            found.unlink()
         new = {"new": [files.new], "held": [held]}
         superseded = query("SELECT count(DISTINCT uri) FROM new SEMI JOIN held USING (uri)", new, self._folder)
         totals = ", ".join(f"coalesce(sum({name}), 0)::BIGINT" for name in _DONE)
-        newest = ", ".join(f"max({name}) AS {name}" for name in _DONE)
-        done = query(
-            f"SELECT {totals} FROM (SELECT {newest} FROM ({compared}) WHERE is_done GROUP BY uri)",  # noqa: S608
-            views,
-            self._folder,
-        )
+        once = ", ".join(f"max({name}) AS {name}" for name in _DONE)
+        done_files = f"SELECT {once} FROM matched WHERE is_done GROUP BY uri"  # noqa: S608 (our own names)
+        done = query(f"SELECT {totals} FROM ({done_files})", views, self._folder)  # noqa: S608 (our own names)
         held.unlink()
+        matched.unlink()
         return superseded[0], DoneImages(*done)
 
+    def _write_matched(self, listed: str, held: Path) -> Path:
+        """Write the listed files with the version that a batch holds, if one does. A file can have several rows."""
+        matched = self._folder / "matched.parquet"
+        counts = ", ".join(f"CASE WHEN held.committed THEN held.{name} ELSE 0 END AS {name}" for name in _DONE)
+        self._copy(
+            f"SELECT listed.*, held.number, held.committed AS is_done, {counts} FROM {listed} AS listed "  # noqa: S608
+            f"LEFT JOIN held ON held.uri = listed.uri AND {_is_listed_version('held')}",
+            {"listed": [self._listed], "held": [held]},
+            matched,
+        )
+        return matched
+
     def _write_held(self, planned: PlannedFiles, listed: str) -> Path:
-        """Write the versions of the listed files that batches hold, with their images in quarantine."""
-        known, held = self._folder / "known.parquet", self._folder / "held.parquet"
+        """Write the versions of the listed files that batches hold, with their images in quarantine.
+
+        `is_newest` marks the newest version of a file, and `is_again` a version that several batches hold. Few files
+        have more than one version or batch, so the joins that these need are left to them.
+        """
+        known, files, held = (self._folder / f"{name}.parquet" for name in ("known", "files", "held"))
         views: dict[str, Sequence[Path]] = {"listed": [self._listed]} | planned.views
         self._copy(f"SELECT * FROM ({planned.sql}) SEMI JOIN {listed} AS listed USING (uri)", views, known)  # noqa: S608
-        views = {"known": [known]}
-        in_quarantine = (
-            "(SELECT NULL::VARCHAR AS uri, NULL AS number, NULL AS images, NULL AS retryable, NULL AS uncertain)"
+        self._copy(
+            "SELECT uri, min(fingerprint) AS fingerprint, min(number) AS number, sum(images)::BIGINT AS images, "
+            "min(fingerprint) < max(fingerprint) OR min(number) < max(number) AS is_several FROM known GROUP BY uri",
+            {"known": [known]},
+            files,
         )
+        views = {"known": [known], "files": [files]}
+        in_quarantine = "(SELECT *, 0 AS retryable, 0 AS uncertain FROM known WHERE false)"
         if planned.quarantined:
             in_quarantine = "in_quarantine"
             views["in_quarantine"] = [planned.quarantined]
         unfinished = ", ".join(map(str, planned.unfinished)) or "NULL"
+        counts = ", ".join(
+            f"coalesce(q.{count}, 0)::BIGINT AS {name}"
+            for count, name in (("images", "quarantined"), ("retryable", "retryable"), ("uncertain", "uncertain"))
+        )
         self._copy(
-            "WITH newest AS (SELECT uri, fingerprint, max(number) AS number, min(number) < max(number) AS is_again "  # noqa: S608
-            "FROM known GROUP BY uri, fingerprint), "
-            "held AS (SELECT uri, fingerprint, number, is_again, sum(images)::BIGINT AS images "
-            "FROM known JOIN newest USING (uri, fingerprint, number) GROUP BY ALL), "
-            "last AS (SELECT uri, max(number) AS number FROM known GROUP BY uri) "
-            f"SELECT held.*, (held.number IN ({unfinished})) IS NOT TRUE AS committed, "
-            "held.number = last.number AS is_newest, coalesce(q.images, 0)::BIGINT AS quarantined, "
-            "coalesce(q.retryable, 0)::BIGINT AS retryable, coalesce(q.uncertain, 0)::BIGINT AS uncertain "
-            f"FROM held JOIN last USING (uri) LEFT JOIN {in_quarantine} AS q "
-            "ON q.uri = held.uri AND q.number = held.number",
+            f"SELECT held.*, (held.number IN ({unfinished})) IS NOT TRUE AS committed, {counts} "  # noqa: S608
+            f"FROM ({_VERSIONS}) AS held LEFT JOIN {in_quarantine} AS q ON q.uri = held.uri AND q.number = held.number",
             views,
             held,
         )
         known.unlink()
+        files.unlink()
         return held
 
     def _copy(self, sql: str, views: Mapping[str, Sequence[Path]], path: Path) -> None:
@@ -324,35 +344,52 @@ class StagedInputs:
         yield from zip(["", *bounds], [*bounds, None], strict=True)
 
 
-_ORDER = "uri, label NULLS LAST"
+_ORDER = "listed.uri, listed.label NULLS LAST"
 
 
-def _compared(listed: str, *, retry_all: bool) -> str:
-    """Return the query for the listed files, and what becomes of each. A file can have several rows.
+_VERSIONS = """
+    WITH several AS (
+        SELECT * FROM known SEMI JOIN (SELECT uri FROM files WHERE is_several) USING (uri)
+    ), newest AS (
+        SELECT uri, fingerprint, max(number) AS number, min(number) < max(number) AS is_again
+        FROM several GROUP BY uri, fingerprint
+    ), versions AS (
+        SELECT uri, fingerprint, number, is_again, sum(images)::BIGINT AS images
+        FROM several JOIN newest USING (uri, fingerprint, number) GROUP BY ALL
+    ), last AS (
+        SELECT uri, max(number) AS number FROM several GROUP BY uri
+    )
+    SELECT uri, fingerprint, number, images, false AS is_again, true AS is_newest FROM files WHERE NOT is_several
+    UNION ALL
+    SELECT uri, fingerprint, versions.number, images, is_again, versions.number = last.number AS is_newest
+    FROM versions JOIN last USING (uri)
+"""
+"""Each version of a file once, with the number of the last batch that holds it."""
+
+_OF_THE_PLACE = "SELECT uri FROM held WHERE is_newest AND committed AND retryable > 0"
+"""Files whose newest version is in quarantine for a reason of its place. Another version of one is a retry."""
+
+
+def _retries(*, retry_all: bool) -> str:
+    """Return the query for the files to try again, and whether to look at each one first.
 
     Args:
-        listed: the listed files, as SQL that can follow `FROM`.
         retry_all: try all files again that have images in quarantine, whatever the reason.
     """
     is_newest = f"coalesce({_is_listed_version('newest')}, false)"
     may_have_changed = "newest.retryable > newest.uncertain OR NOT newest.is_again"
     wanted = "newest.quarantined > 0" if retry_all else f"newest.retryable > 0 AND ({may_have_changed})"
-    counts = ", ".join(f"CASE WHEN held.committed THEN held.{name} ELSE 0 END AS {name}" for name in _DONE)
+    columns = ", ".join(f"listed.{name} AS {name}" for name in (*FILE_SCHEMA.names, "number", *_DONE))
     return f"""
-        SELECT *, number IS NULL AND is_retry IS NOT TRUE AS is_new
-        FROM (
-            SELECT listed.*, held.number, held.committed AS is_done, {counts},
-                {"false" if retry_all else is_newest} AS look,
-                newest.committed AND CASE
-                    WHEN held.number IS NULL THEN newest.retryable > 0
-                    WHEN {_IS_GONE} THEN false
-                    WHEN {is_newest} THEN {wanted}
-                    ELSE newest.quarantined > 0
-                END AS is_retry
-            FROM {listed} AS listed
-            LEFT JOIN (SELECT * FROM held WHERE is_newest) AS newest USING (uri)
-            LEFT JOIN held ON held.uri = listed.uri AND {_is_listed_version("held")}
-        )
+        SELECT {columns}, {"false" if retry_all else is_newest} AS look
+        FROM matched AS listed
+        JOIN (SELECT * FROM held WHERE is_newest AND committed AND quarantined > 0) AS newest ON newest.uri = listed.uri
+        WHERE CASE
+            WHEN listed.number IS NULL THEN newest.retryable > 0
+            WHEN {_IS_GONE} THEN false
+            WHEN {is_newest} THEN {wanted}
+            ELSE newest.quarantined > 0
+        END
     """  # noqa: S608 (our own names)
 
 

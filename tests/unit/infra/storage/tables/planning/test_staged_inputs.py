@@ -310,6 +310,22 @@ def test_retries_come_once_each_and_in_order_from_many_ranges(tmp_path: Path, mo
     assert retried(tmp_path, [*LISTED[::-1], *LISTED], planned, rows, readable="abcd") == (list("abcd"), 0)
 
 
+def test_memory_does_not_grow_with_the_files_in_quarantine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """DuckDB raises an error if a query takes more memory than it may have."""
+    monkeypatch.setattr(staged_inputs, "_MEMORY", "64MB")
+    count = 600_000
+    uris = pa.array([f"file:///{'folder/' * 6}{number:06d}" for number in range(count)])
+    ones, text, images = (pa.repeat(pa.scalar(value), count) for value in (1, "1", "image"))
+    plan, quarantined = tmp_path / "plan.parquet", tmp_path / "quarantined.parquet"
+    pq.write_table(pa.table({"uri": uris, "fingerprint": text, "rows": ones}), plan)
+    pq.write_table(pa.table(dict(zip(QUARANTINE, (uris, ones, ones, ones, ones), strict=True))), quarantined)
+    listed = pa.table([uris, text, images, ones, pa.nulls(count, pa.int16())], schema=FILE_SCHEMA)
+    inputs = StagedInputs(tmp_path)
+    inputs.stage(listed.to_batches(16_384))
+    compared = inputs.compare(PlannedFiles("1", plans={1: plan}, quarantined=quarantined), retry_all=True)
+    assert sum(len(batch) for batch in compared.retries(lambda _: pytest.fail("no file needs a look"))) == count
+
+
 # Names and sizes
 
 
