@@ -152,7 +152,7 @@ _DECOMPRESSORS: "dict[str, Callable[[io.BufferedReader], Callable[[int], bytes]]
     "bzip2": lambda source: bz2.BZ2File(source).read1,
     "Zstandard": _zstandard,
 }
-"""By the kind of compression, a function that returns up to so many decompressed bytes of a file."""
+"""Functions that return a number of decompressed bytes of a file, by kind of compression."""
 
 
 class _Sequential(io.RawIOBase):

@@ -43,7 +43,7 @@ _EXAMPLES = 3
 _SHOWN = 200
 """Characters of an entry to show."""
 _REASONS_IF_THERE = ("permission:", "archived:", "refused:")
-"""Starts of the reasons that don't mean that there is no such file."""
+"""Starts of the reasons that leave open whether the file exists."""
 
 _OTHER_ENDINGS = tuple(UNSUPPORTED_IMAGE_SUFFIXES)
 
@@ -253,7 +253,7 @@ def _is_folder_on_s3(uri: str) -> bool:
         return False
     try:
         return next(list_input_files(f"{uri.rstrip('/')}/"), None) is not None
-    except RequestError:  # there is no such folder, or it may not be listed
+    except RequestError:  # the folder doesn't exist, or listing it is denied
         return False
 
 
