@@ -30,6 +30,8 @@ from tests.unit.tasks.classification.image_inputs import model_version
 
 pytest_plugins = ["tests.harness.gateways"]
 
+pytestmark = pytest.mark.slow  # commits many batches during each backup
+
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 BACKUP, RESTORE = re.findall(
     r"```bash\n(.*?)```", OPERATIONS.read_text().partition("## Backup and restore")[2], re.DOTALL

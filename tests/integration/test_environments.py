@@ -276,9 +276,7 @@ def test_full_disk_behind_the_output_is_named(place: Place) -> None:
     assert result.returncode == 1
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)], ids=lambda number: number.name
-)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_ended_training_run_says_how_to_resume_and_leaves_nothing_running(
     number: signal.Signals, own_store: dict[str, str], tmp_path: Path
 ) -> None:

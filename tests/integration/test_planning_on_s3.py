@@ -48,6 +48,7 @@ def grow(store: ObjectStore, folder: Path, first: int, last: int) -> None:
     compact_index(store, read_catalog(store, "t"), folder)
 
 
+@pytest.mark.slow  # writes the books of many batches through a server
 def test_requests_for_planning_are_bounded(
     moto_server: S3Server, moto_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):

@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+pytestmark = pytest.mark.slow  # one process for each file, and some files are large
+
 MIB = 2**20
 PROGRAM = """
 import resource, sys
@@ -115,12 +117,12 @@ class _Zeros(io.RawIOBase):
     [
         (one_value_64_times, "parquet", 64, []),
         (shared_dictionary, "parquet", 64, []),
-        pytest.param(repeated_prefix, "parquet", 44, [], marks=pytest.mark.slow),
-        pytest.param(large_page, "parquet", 44, ["too large"], marks=pytest.mark.slow),
+        (repeated_prefix, "parquet", 44, []),
+        (large_page, "parquet", 44, ["too large"]),
         (large_value, "parquet", 3, ["too large"]),
         (large_images_among_small_ones, "parquet", 5040, []),
         (large_labels, "parquet", 64, []),
-        pytest.param(long_list, "parquet", 1, ["too large"], marks=pytest.mark.slow),
+        (long_list, "parquet", 1, ["too large"]),
         (large_member, "tar", 3, ["too large"]),
         (zeros_in_idx, "idx", 1024 * MIB // 784, []),
     ],

@@ -13,6 +13,8 @@ from PIL import Image
 from tests.harness.absent import needs
 from tests.unit.fmnist_model.images.picture_files import chunk, encode, insert, reason
 
+pytestmark = pytest.mark.slow  # one process for each image
+
 MEBIBYTES = 1536
 """Memory that a decoding thread may take."""
 

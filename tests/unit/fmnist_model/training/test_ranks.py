@@ -21,6 +21,8 @@ from fmnist_model.training.recipe import PRESETS, TrainingRecipe
 from tests.unit.fmnist_model.images.striped_images import stripes, vector
 from tests.unit.fmnist_model.training.toy_training import CPU, RECIPE, train
 
+pytestmark = pytest.mark.slow  # four processes train
+
 SHARED = {
     "batch that divides": replace(RECIPE, global_batch_size=60),
     "batch that does not divide": replace(RECIPE, global_batch_size=61),
