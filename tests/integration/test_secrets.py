@@ -148,6 +148,7 @@ def test_rejected_credentials_show_nowhere(place: Place, ceph_gateway: S3Server)
                 assert_nowhere(secret, ran, place)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [["store", "check"], ["models", "list"], ["train"], ["classify", "s3://fmnist/images", "--table", "t"]],
@@ -215,6 +216,7 @@ def test_secret_in_an_image_uri_is_refused_but_not_repeated(place: Place) -> Non
     assert "canary-in-image" not in ran.printed
 
 
+@pytest.mark.slow
 def test_secret_in_the_endpoint_shows_nowhere(place: Place) -> None:
     endpoint = place.environment["AWS_ENDPOINT_URL"].replace("://", "://user:canary-in-endpoint@")
     for command in (["store", "check"], ["models", "list"]):

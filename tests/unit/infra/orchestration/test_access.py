@@ -29,7 +29,7 @@ _FOREIGN = [
 ]
 
 
-@pytest.fixture(scope="module", params=["run", "serve"])
+@pytest.fixture(scope="module", params=[pytest.param("run", marks=pytest.mark.slow), "serve"])
 def address(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Yield the address of a real server: an embedded one, and the one of `fmnist serve`."""
     folder = tmp_path_factory.mktemp("prefect")

@@ -110,6 +110,7 @@ def test_old_parts_stay_as_they_are(store: ObjectStore, images: list[Path]) -> N
     assert {key for key, stat in before.items() if after[key] != stat} == {old_log_key("mine")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("done", [False, True])
 def test_upgrade_killed_at_any_write_can_be_repeated(tmp_path: Path, images: list[Path], done: bool) -> None:
     for write in range(1, 100):

@@ -162,6 +162,7 @@ def test_batches_committed_during_a_compaction_are_kept(store: ObjectStore) -> N
     assert (len(parts(store)), len(read_books(store, TABLE))) == (1, 16)
 
 
+@pytest.mark.slow
 def test_killed_compactions_lose_no_row_and_the_next_one_finishes(store: ObjectStore) -> None:
     for number in range(1, 25):
         commit(store, number, images(number), images(100 + number))

@@ -204,6 +204,7 @@ def test_unfinished_batch_without_the_image_is_left_alone(store: ObjectStore) ->
     assert uris(store) == []
 
 
+@pytest.mark.slow
 def test_killed_deletion_is_finished_by_repeating_it(store: ObjectStore) -> None:
     committed = [commit(store, number, images(number, 100), images(200 + number, 300)) for number in range(1, 13)]
     for books in committed:
