@@ -227,7 +227,12 @@ class _GroupReader:
             PageTooLarge, FewerRows: see there. pyarrow may raise its own instead, so see `refusal` and `failure`.
         """
         dictionaries = {field.name for field in self._images.schema if pa.types.is_dictionary(field.type)}
-        self._guard = PageGuard(self._images.file, self._chunks, rows, dictionaries)
+        widths = {
+            field.name: field.type.byte_width
+            for field in self._images.schema
+            if pa.types.is_fixed_size_binary(field.type)
+        }
+        self._guard = PageGuard(self._images.file, self._chunks, rows, dictionaries, widths)
         # Without a buffer size, pyarrow reads a whole column of a row group into memory.
         parquet = pq.ParquetFile(
             self._guard.open(),

@@ -9,9 +9,10 @@ Source: https://parquet.apache.org/docs/file-format (parquet.thrift), and Thrift
 
 import io
 from bisect import bisect_right
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -104,12 +105,22 @@ class PageGuard:
         chunks: the column chunks that will be read.
         rows: number of rows that are decoded at once.
         dictionaries: names of the columns that are returned as dictionaries, so that values aren't repeated.
+        widths: bytes of each value, by column, for columns whose values have the same size.
     """
 
-    def __init__(self, file: Any, chunks: Sequence[ColumnChunk], rows: int, dictionaries: Container[str] = ()) -> None:
+    def __init__(
+        self,
+        file: Any,
+        chunks: Sequence[ColumnChunk],
+        rows: int,
+        dictionaries: Container[str] = (),
+        widths: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         self._file = file
         self._size: int = file.size()
-        walks = (_PageWalk(chunk, rows, chunk.path[0] in dictionaries) for chunk in chunks)
+        walks = (
+            _PageWalk(chunk, rows, chunk.path[0] in dictionaries, widths.get(".".join(chunk.path))) for chunk in chunks
+        )
         self._walks = sorted(walks, key=lambda walk: walk.next)
         self._starts = [walk.next for walk in self._walks]
         self.failure: Exception | None = None
@@ -167,13 +178,14 @@ class PageGuard:
 class _PageWalk:
     """The way through the pages of a column chunk."""
 
-    def __init__(self, chunk: ColumnChunk, rows: int, keeps_dictionary: bool) -> None:
+    def __init__(self, chunk: ColumnChunk, rows: int, keeps_dictionary: bool, width: int | None) -> None:
         self.next = chunk.start
         """Offset of the first page that wasn't checked."""
         self.end = chunk.start + chunk.size
         self._chunk = chunk
         self._rows = rows
         self._keeps_dictionary = keeps_dictionary
+        self._width = width
         self._is_list = len(chunk.path) > 1 and chunk.path[-1] in ("element", "item", "array")
         self._dictionary_bytes = 0
 
@@ -187,7 +199,7 @@ class _PageWalk:
         memory = max(2 * compressed, compressed + size if self._chunk.is_compressed else 0)
         if kind == _DICTIONARY_PAGE:
             self._dictionary_bytes = size * (7 if self._keeps_dictionary else 2)  # measured
-            self._check(memory, size, size, is_repeated=not self._keeps_dictionary)
+            self._check(memory, size, self._width or size, is_repeated=not self._keeps_dictionary)
         elif kind in (_DATA_PAGE, _DATA_PAGE_V2):
             details = header.get(5 if kind == _DATA_PAGE else 8) or {}
             values = max(1, details.get(1, 1))

@@ -64,6 +64,10 @@ def large_page(path: Path) -> None:
     save_table(path, pa.array([image(24 * MIB)] * 44), use_dictionary=False)
 
 
+def large_labels_of_fixed_size(path: Path) -> None:
+    save_table(path, pa.array([image(1)] * 64), pa.array([bytes(24 * MIB)] * 64, pa.binary(24 * MIB)))
+
+
 def large_value(path: Path) -> None:
     save_table(path, pa.array([b"x", image(300 * MIB), b"y"]), use_dictionary=False)
 
@@ -118,6 +122,7 @@ class _Zeros(io.RawIOBase):
         (one_value_64_times, "parquet", 64, []),
         (shared_dictionary, "parquet", 64, []),
         (repeated_prefix, "parquet", 44, []),
+        (large_labels_of_fixed_size, "parquet", 64, []),
         (large_page, "parquet", 44, ["too large"]),
         (large_value, "parquet", 3, ["too large"]),
         (large_images_among_small_ones, "parquet", 5040, []),
