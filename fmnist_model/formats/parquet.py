@@ -42,6 +42,9 @@ _STREAM_BLOCK_BYTES = 4 * 2**20
 _CHUNK_ROWS = 64
 """Maximum number of rows to decode at once if images vary in size."""
 
+_GATHERED_BYTES = 4 * 2**20
+"""Size at which chunks of rows aren't combined any further before their images and labels are taken out."""
+
 _SAMPLE_ROWS = 16
 """Number of rows that show what a column holds."""
 
@@ -321,7 +324,7 @@ class _Rows:
                 yield from self._give_up(end, _reason(problem, groups[0]))
 
     def _read_from_here(self, found: Iterator[pa.RecordBatch], start: int, end: int) -> Iterator[pa.RecordBatch]:
-        for chunk in found:
+        for chunk in _gathered(found, self._batch_rows):
             to_skip = max(0, self._row - start)
             start += len(chunk)
             taken = chunk.slice(min(to_skip, len(chunk)), end - self._row)
@@ -408,14 +411,44 @@ def _batches(chunks: Iterator[pa.RecordBatch], batch_rows: int) -> Iterator[pa.R
     for chunk in chunks:
         for part in _small_parts(chunk):
             if held and (rows + len(part) > batch_rows or size + part.nbytes > BATCH_BYTES):
-                batch = pa.concat_batches(held)
+                batch = _combined(held)
                 held, rows, size = [], 0, 0  # free the chunks first: the batch is a copy
                 yield batch
             held.append(part)
             rows += len(part)
             size += part.nbytes
     if held:
-        yield pa.concat_batches(held)
+        yield _combined(held)
+
+
+def _gathered(chunks: Iterator[pa.RecordBatch], batch_rows: int) -> Iterator[pa.RecordBatch]:
+    """Combine small chunks, because each one costs as much as many rows. If reading fails, yield what was read."""
+    held: list[pa.RecordBatch] = []
+    rows = size = 0
+    try:
+        for chunk in chunks:
+            held.append(chunk)
+            rows += len(chunk)
+            size += chunk.nbytes
+            if rows + len(chunk) > batch_rows or size > _GATHERED_BYTES or _has_dictionary(chunk.schema):
+                whole = _combined(held)
+                held, rows, size = [], 0, 0
+                yield whole
+    except Exception:
+        if held:
+            yield _combined(held)
+        raise
+    if held:
+        yield _combined(held)
+
+
+def _has_dictionary(schema: pa.Schema) -> bool:
+    """Return whether chunks may have dictionaries of their own, so that they can't be combined."""
+    return any(pa.types.is_dictionary(kind) for kind in schema.types)
+
+
+def _combined(chunks: list[pa.RecordBatch]) -> pa.RecordBatch:
+    return chunks[0] if len(chunks) == 1 else pa.concat_batches(chunks)
 
 
 def _small_parts(chunk: pa.RecordBatch) -> Iterator[pa.RecordBatch]:

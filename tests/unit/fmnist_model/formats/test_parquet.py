@@ -493,6 +493,7 @@ def test_page_that_is_too_large_costs_only_the_rest_of_its_row_group(monkeypatch
 def test_large_values_are_decoded_few_at_once(values: Values, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(parquet_pages, "MANY_BYTES", 50_000)
     monkeypatch.setattr(parquet_pages, "_FEW_BYTES", 40_000)
+    monkeypatch.setattr(parquet, "_GATHERED_BYTES", 0)
     largest: list[int] = []
     take = Columns.take
     monkeypatch.setattr(Columns, "take", lambda self, rows: (largest.append(rows.nbytes), take(self, rows))[1])
