@@ -85,6 +85,7 @@ def measure_show(batches: int) -> dict[str, Any]:
     """Commit `batches` batches of 100 rows one by one, then run `fmnist predictions show`."""
     from infra.storage.object_store import open_store
     from infra.storage.tables.commit import commit_batch
+    from infra.storage.tables.maintenance.rewrite import tidy_books
     from infra.storage.tables.planning.batches import read_catalog
     from infra.storage.tables.planning.index_compaction import compact_index
     from tests.benchmarks import made_batches
@@ -100,6 +101,7 @@ def measure_show(batches: int) -> dict[str, Any]:
                 store, plan, records, made_batches.SCHEMAS, model=made_batches.MODEL, temperature=1.0, seconds=1.0
             )
             commits.append(time.perf_counter() - began)
+            tidy_books(store, TABLE)  # runs do it after each commit
         compact_index(store, read_catalog(store, TABLE), Path(folder))  # planners do it after each batch
         command = [sys.executable, "-m", "flows.cli.main", "predictions", "show", TABLE]
         environment = os.environ | {"FMNIST_STORE": store.root, "FMNIST_STATE_DIR": f"{folder}/state"}
