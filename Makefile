@@ -30,7 +30,7 @@ slow: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## 
 	@$(bin)/python -m pytest tests/unit tests/integration -m slow --numprocesses logical --maxprocesses 2 --dist loadscope
 
 browser: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## Test Prefect's UI in Chromium, with cancels=N random cancels
-	@$(bin)/python -m pytest -s tests/browser $(if $(cancels),--cancels $(cancels))
+	@$(bin)/python -m pytest -s tests/browser --timeout=900 $(if $(cancels),--cancels $(cancels))
 
 screenshots: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## Create the README's screenshots
 	@$(bin)/python -m tests.browser.screenshots docs

@@ -52,7 +52,7 @@ def test_run_cancelled_while_its_process_starts_leaves_ray_empty(
     draw = random.Random(cancel_seed)
     name = draw.choice(["train", "classify"])
     run = served.start(name, **({} if name == "train" else {"table": f"cancelled-early-{cancel_seed}"}))
-    until(served.flow_processes, 30)
+    until(served.flow_processes, 60)
     time.sleep(draw.uniform(0, 2))
     served.set_state(run, "CANCELLING", "Cancelling")
     began = time.monotonic()

@@ -18,7 +18,7 @@ def test_events_report_a_high_error_share_and_a_moved_class_mix(served: Served, 
     run = served.start("classify", inputs=[str(tmp_path)])
     assert served.wait(run) == "Failed"
     words = ("3 of 63", " 1%")
-    until(lambda: all(word in served.messages(run) for word in words), 15)  # the last lines arrive after the state
+    until(lambda: all(word in served.messages(run) for word in words), 60)  # the last lines arrive after the state
 
     over = event(served, "fmnist.batch.over-error-share", run)
     assert over["resource"]["prefect.resource.id"] == "fmnist.table.predictions"
@@ -48,7 +48,7 @@ def event(served: Served, name: str, run: str) -> dict[str, Any]:
         events = served.post("/events/filter", {"filter": {"event": {"name": [name]}}})["events"]
         return [one for one in events if f"prefect.flow-run.{run}" in resources(one)]
 
-    [emitted] = until(found, 30)
+    [emitted] = until(found, 60)
     return dict(emitted)
 
 

@@ -41,7 +41,7 @@ def test_lost_runs_are_found_by_the_heartbeats_that_they_miss(served: Served) ->
 
 @pytest.mark.timeout(720)
 def test_run_whose_process_is_killed_is_crashed_and_resumed_by_a_retry(served: Served, re_score: str) -> None:
-    until(served.has_worker, 20)  # another test may have killed it
+    until(served.has_worker, 60)  # another test may have killed it
     with short_silence(served) as automation:
         run = served.start("train", preset="full")
         served.wait_for_progress(run, "train", beyond=10)

@@ -14,7 +14,7 @@ CANCEL_SECONDS = 15
 
 def test_new_champion_starts_a_classification(served: Served, re_score: str) -> None:
     assert served.run(re_score)["created_by"]["type"] == "AUTOMATION"
-    until(lambda: "10,000 images" in served.messages(re_score), 15)
+    until(lambda: "10,000 images" in served.messages(re_score), 60)
 
 
 def test_schedules_create_runs(served: Served) -> None:
@@ -42,7 +42,7 @@ def test_quick_run_without_new_images_completes_and_says_so(served: Served, re_s
     quick_run(page, served, "classify")
     newest = served.runs("classify")[0]
     assert served.wait(newest["id"]) == "Completed"
-    lines = until(lambda: [x for x in served.messages(newest["id"]).splitlines() if "Nothing new" in x], 15)
+    lines = until(lambda: [x for x in served.messages(newest["id"]).splitlines() if "Nothing new" in x], 60)
     assert "table predictions holds all 10,000 images" in lines[0]
     open_run(page, served, newest["id"], "Logs")
     expect(page.get_by_text(lines[0]).first).to_be_visible()
@@ -72,7 +72,7 @@ def test_run_from_the_form_shows_its_progress_logs_and_plots(served: Served, re_
     served.wait_for_progress(run, "train", beyond=0)
     seen = {_shown_progress(page, served, run) for _ in range(4)}
     assert len(seen) > 1, seen  # it advances
-    until(lambda: "Rank 1 of 2 trains on cpu" in served.messages(run), 15)  # lines arrive in batches
+    until(lambda: "Rank 1 of 2 trains on cpu" in served.messages(run), 60)  # lines arrive in batches
     open_run(page, served, run, "Logs")
     expect(page.get_by_text("[rank 1] Rank 1 of 2 trains on cpu").first).to_be_visible()
     newest_first(page)

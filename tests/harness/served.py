@@ -58,7 +58,7 @@ class PrefectApi:
         body = {"state": {"type": kind, "name": name}}
         assert self.post(f"/flow_runs/{flow_run}/set_state", body)["status"] == "ACCEPT"
 
-    def wait(self, flow_run: str, *states: str, seconds: float = 150) -> str:
+    def wait(self, flow_run: str, *states: str, seconds: float = 400) -> str:
         """Wait until a run is in one of these states or in a final one, and return its state."""
         return until(lambda: (state := self.state(flow_run)) in (*states, *FINAL) and state, seconds)
 
