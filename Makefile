@@ -30,7 +30,7 @@ slow: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## 
 	@$(bin)/python -m pytest tests/unit tests/integration -m slow --numprocesses logical --maxprocesses 2 --dist loadscope
 
 browser: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## Test Prefect's UI in Chromium, with cancels=N random cancels
-	@$(bin)/python -m pytest -s tests/browser --timeout=900 $(if $(cancels),--cancels $(cancels))
+	@$(bin)/python -m pytest -s tests/browser $(if $(cancels),--cancels $(cancels))
 
 screenshots: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json ## Create the README's screenshots
 	@$(bin)/python -m tests.browser.screenshots docs
@@ -39,7 +39,7 @@ chaos_suites := $(patsubst tests/chaos/test_%.py,chaos-%,$(wildcard tests/chaos/
 chaos: $(chaos_suites) ## Test faults and kills in many rounds, with short=1 in a few
 .PHONY: $(chaos_suites)
 $(chaos_suites): chaos-%: .venv/.installed-dev var/test-data/datasets/fashion-mnist/dataset.json
-	@$(bin)/python -m pytest -s tests/chaos/test_$*.py --timeout=900 $(if $(short),--short)
+	@$(bin)/python -m pytest -s tests/chaos/test_$*.py $(if $(short),--short)
 
 deployment: .venv/.installed-dev ## Test the container image, Compose and the Kubernetes manifests
 	@$(bin)/python -m pytest tests/deploy

@@ -186,7 +186,7 @@ def test_training_continues_without_a_node_and_grows_when_one_joins(
         command.until(lambda line: "2 workers" in line, 120)
         command.until(lambda line: "2 workers" in line, 60)
         command.process.send_signal(signal.SIGINT)
-        command.process.wait(timeout=60)
+        command.process.wait(timeout=400)
     [run_id] = set(list_runs(store)) - runs
     assert f"--resume {run_id}" in command.rest()
     epochs = list_checkpoints(store, run_id)
@@ -219,7 +219,7 @@ def test_local_folder_is_refused_unless_all_machines_share_it(
     ensure_nodes(place.cluster, 2)
     (tmp_path / "a.png").write_bytes(encode_png(np.zeros((28, 28), np.uint8)))
     with running("classify", str(tmp_path), "--table", "local", **place.environment) as command:
-        command.process.wait(timeout=120)
+        command.process.wait(timeout=400)
     printed = command.rest()
     assert command.process.returncode == 2, printed
     assert f"FMNIST_SHARED_FOLDERS={tmp_path}" in printed
@@ -247,7 +247,7 @@ def test_run_whose_head_is_lost_fails_and_is_resumed_on_another_cluster(
             # Start the other cluster while the command waits for the head to come back.
             other = stack.enter_context(ray_cluster(tmp_path, ceph_or_moto.environment))
             other.add_node("one", cpus=2)
-            command.process.wait(timeout=120)
+            command.process.wait(timeout=400)
         printed = command.rest()
         print(printed)
         assert command.process.returncode == 1

@@ -101,7 +101,7 @@ def undisturbed(place: Place) -> list[tuple[Any, ...]]:
         env=user_environment() | place.environment,
         check=True,
         capture_output=True,
-        timeout=200,
+        timeout=800,
     )
     rows = place.rows("undisturbed")
     assert len(rows) == len({row[0] for row in rows}) == IMAGES
@@ -118,14 +118,14 @@ def test_running_a_killed_command_again_completes_the_table(place: Place, undist
         read_until(process, chance.choice(["Starting Ray", "Starting the classifiers", "Classifying"]))
         time.sleep(chance.uniform(0, 2))
         kill(process, victim)
-        exit_codes.append(process.wait(timeout=200))
+        exit_codes.append(process.wait(timeout=800))
     for _ in range(3):
         again = subprocess.run(  # noqa: PLW1510 (its exit code is checked below)
             place.command(table),
             env=user_environment() | place.environment,
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=800,
         )
         exit_codes.append(again.returncode)
         assert "Traceback" not in again.stderr

@@ -68,7 +68,7 @@ def test_killed_run_ends_with_the_weights_of_an_undisturbed_one(
         time.sleep(chance.uniform(0, 2))
         children = descendants(process)
         killed = kill(process, victim)
-        process.communicate(timeout=200)
+        process.communicate(timeout=800)
     [run] = set(runs(module_store)) - before
     print(f"seed {seed}: {victim} {killed} killed, exit code {process.returncode}")
     if victim == "worker":

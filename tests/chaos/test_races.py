@@ -286,7 +286,7 @@ def test_suspended_actor_changes_no_row_that_another_command_commits(place: Plac
             place.images.rename(place.folder / "archived")
         finally:
             suspended.resume()
-        _, printed = first.communicate(timeout=60)
+        _, printed = first.communicate(timeout=400)
         assert first.returncode == 0, printed
     assert place.contents(TABLE) == committed
     assert len(committed[0]) == FILES * ROWS

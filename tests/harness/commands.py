@@ -26,7 +26,7 @@ def fmnist(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[
         env=user_environment() | environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=800,
         check=False,
     )
 
@@ -45,7 +45,7 @@ def printed(program: str, folder: Path, **settings: str) -> list[str]:
         env=os.environ | paths | settings,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
         check=False,
     )
     assert done.returncode == 0, done.stderr
