@@ -62,8 +62,6 @@ def parse_labels(
         column = column.storage
     if pa.types.is_null(column.type):
         return pa.nulls(len(column), pa.int16())
-    if names is None and _are_class_numbers(column):
-        return column.cast(pa.int16())
     if not pa.types.is_dictionary(column.type):
         column = _with_simple_type(column).dictionary_encode()
     values = _short(column.dictionary).to_pylist()
@@ -71,14 +69,6 @@ def parse_labels(
     if origin is not None and _UNKNOWN in classes:
         report_unknown_label(origin, values[classes.index(_UNKNOWN)])
     return pa.array([None if found == _UNKNOWN else found for found in classes], pa.int16()).take(column.indices)
-
-
-def _are_class_numbers(column: pa.Array) -> bool:
-    """Return whether all values of a column are numbers of classes."""
-    if not pa.types.is_integer(column.type) or column.null_count or not len(column):
-        return False
-    values = column.to_numpy()
-    return bool(values.min() >= 0 and values.max() < len(CLASS_NAMES))
 
 
 def is_unknown_label(value: object) -> bool:

@@ -363,8 +363,7 @@ def _checked(rows: pa.RecordBatch) -> pa.RecordBatch:
     """Add the column `reason`, and replace the images that are too large by null."""
     images = rows.column("image")
     reasons = pa.nulls(len(rows), pa.string())
-    may_be_too_large = images.nbytes > MAX_IMAGE_BYTES  # cheaper than to look at each image
-    if may_be_too_large and (pa.types.is_binary(images.type) or pa.types.is_large_binary(images.type)):
+    if pa.types.is_binary(images.type) or pa.types.is_large_binary(images.type):
         sizes = pc.binary_length(images)
         if (pc.max(sizes).as_py() or 0) > MAX_IMAGE_BYTES:
             texts = [too_large(size) if size and size > MAX_IMAGE_BYTES else None for size in sizes.to_pylist()]
@@ -422,7 +421,10 @@ def _batches(chunks: Iterator[pa.RecordBatch], batch_rows: int) -> Iterator[pa.R
 
 
 def _gathered(chunks: Iterator[pa.RecordBatch], batch_rows: int) -> Iterator[pa.RecordBatch]:
-    """Combine small chunks, because each one costs as much as many rows. If reading fails, yield what was read."""
+    """Combine small chunks, because each one costs as much as many rows. If reading fails, yield what was read first.
+
+    The caller gives up the rows that it hasn't got, so without these they would be lost.
+    """
     held: list[pa.RecordBatch] = []
     rows = size = 0
     try:
